@@ -1,0 +1,20 @@
+"""Aggregators: a set of local features (B, N, D) becomes K embeddings (B, K, H).
+
+Every aggregator is ``aggregator(features, mask=None, context=None) -> Aggregated`` and runs on any tensor, without
+the rest of the package. Padding never matters: see :mod:`vse.sets`.
+"""
+
+from torch import nn
+
+from vse.aggregators.gpo import GPO
+from vse.aggregators.pooling import GlobalContext, KMaxPool, MaxPool, MeanPool
+
+AGGREGATORS: dict[str, type[nn.Module]] = {
+    "global": GlobalContext,
+    "mean": MeanPool,
+    "max": MaxPool,
+    "kmax": KMaxPool,
+    "gpo": GPO,
+}
+
+__all__ = ["AGGREGATORS", "GPO", "GlobalContext", "KMaxPool", "MaxPool", "MeanPool"]

@@ -1,0 +1,77 @@
+"""Checkpoints: dicts of tensors and plain values, written whole or not at all."""
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vse.errors import InputError
+
+FORMAT = "vse checkpoint 1"
+
+
+def write_file(path: Path, write: Any) -> None:
+    """Call ``write(binary file)`` for a new file that takes ``path``'s place only once it is complete on disk.
+
+    Raises InputError when the disk is full or the place cannot be written; what stood at ``path`` is kept.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        # torch.save reports a failed write as a RuntimeError around the file's OSError.
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        kept = "; the previous one is kept" if path.exists() else ""
+        raise InputError(f"{path}: cannot be written ({cause.strerror}){kept}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint atomically."""
+    write_file(path, lambda file: torch.save({"format": FORMAT, **state}, file))
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint of this package onto the CPU; nothing in the file is executed.
+
+    Raises InputError, naming the file, when it is missing, truncated, or of another kind.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such checkpoint") from None
+    except pickle.UnpicklingError:
+        raise InputError(f"{path}: not a checkpoint of vse (it is no torch file, or holds more than tensors)") from None
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read: truncated, or not a checkpoint ({first_clause(error)})") from None
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        found = ", ".join(sorted(map(str, state))[:6]) if isinstance(state, dict) else type(state).__name__
+        raise InputError(f"{path}: not a checkpoint of vse (found: {found})")
+    return state
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """Return a run folder's best.pt (last.pt before the first validation), or the file itself."""
+    path = Path(path)
+    if path.is_dir():
+        for name in ("best.pt", "last.pt"):
+            if (path / name).is_file():
+                return path / name
+        raise InputError(f"{path}: no best.pt or last.pt in this folder; expected a run folder or a checkpoint")
+    if not path.exists():
+        raise InputError(f"{path}: no such run folder or checkpoint")
+    return path
+
+
+def first_clause(error: BaseException) -> str:
+    """Start of an error's message, fit for one line."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:120]

@@ -1,0 +1,1 @@
+"""Data: corpora, vocabulary, and the batches made of them."""

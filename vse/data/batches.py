@@ -1,0 +1,123 @@
+"""Training batches: some captions, the images they describe (each once), and which belongs to which."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from vse.data.corpora import Corpus
+from vse.data.vocabulary import Vocabulary
+from vse.errors import InputError
+from vse.model import pad
+
+_ORDER, _AUGMENT = 1, 2  # random streams: no two purposes share one
+
+
+class Batch(NamedTuple):
+    """What one training step needs."""
+
+    images: Tensor  # (A, regions, width)
+    image_mask: Tensor | None  # (A, regions)
+    tokens: Tensor  # (C, length)
+    token_mask: Tensor  # (C, length)
+    positives: Tensor  # (A, C) bool
+
+    def to(self, device: torch.device) -> "Batch":
+        """Copy to a device."""
+        return Batch._make(None if t is None else t.to(device, non_blocking=True) for t in self)
+
+    def pin_memory(self) -> "Batch":
+        """Copy to page-locked memory (the loader calls this)."""
+        return Batch._make(None if t is None else t.pin_memory() for t in self)
+
+
+class BatchSampler(Sampler[tuple[int, np.ndarray]]):
+    """Caption indices of every batch of an epoch: a function of seed and epoch alone.
+
+    ``sampling`` "pair" shuffles captions; "image" shuffles images and takes all captions of each. An incomplete last
+    batch is left out, unless it is the only one. Set ``epoch`` and ``first`` before iterating.
+    """
+
+    def __init__(self, image_of_caption: np.ndarray, images: int, batch_size: int, sampling: str, seed: int) -> None:
+        self.captions_of_image: list[np.ndarray] | None = None
+        self.count = len(image_of_caption)
+        if sampling == "image":
+            order = np.argsort(image_of_caption, kind="stable")
+            ends = np.cumsum(np.bincount(image_of_caption, minlength=images))
+            self.captions_of_image = [part for part in np.split(order, ends[:-1]) if len(part)]
+            self.count = len(self.captions_of_image)
+        self.batch_size = min(batch_size, self.count)
+        self.seed = seed
+        self.epoch = 0
+        self.first = 0
+
+    def __len__(self) -> int:
+        """Return the number of batches of a whole epoch."""
+        return self.count // self.batch_size
+
+    def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield the epoch and caption indices of each batch from number ``first`` on."""
+        order = np.random.default_rng((_ORDER, self.seed, self.epoch, 0)).permutation(self.count)
+        for number in range(self.first, len(self)):
+            chosen = order[number * self.batch_size : (number + 1) * self.batch_size]
+            if self.captions_of_image is not None:
+                chosen = np.concatenate([self.captions_of_image[i] for i in chosen])
+            yield self.epoch, chosen
+
+
+class TrainingData(Dataset[Batch | InputError]):
+    """Turns the sampler's (epoch, caption indices) into a batch.
+
+    Augmentation is drawn from seed, epoch and caption index, so it does not depend on the loader's workers. A mistake
+    in the data is returned, not raised: an exception that crosses the loader becomes a page of text.
+    """
+
+    def __init__(self, corpus: Corpus, vocabulary: Vocabulary, drop: float, seed: int) -> None:
+        self.corpus = corpus
+        self.vocabulary = vocabulary
+        self.drop = drop
+        self.seed = seed
+        self._ids: dict[int, np.ndarray] = {}
+
+    def __getitem__(self, key: tuple[int, np.ndarray]) -> Batch | InputError:
+        """Return the batch of some captions."""
+        epoch, captions = key
+        images, row = np.unique(self.corpus.image_of_caption[captions], return_inverse=True)
+        try:
+            features = torch.from_numpy(self.corpus.images.read(images))
+        except InputError as error:
+            return error
+        tokens, mask = pad([torch.from_numpy(self._tokens(epoch, int(index))) for index in captions])
+        positives = torch.from_numpy(np.arange(len(images))[:, None] == row[None, :])
+        return Batch(features, None, tokens, mask, positives)
+
+    def _tokens(self, epoch: int, index: int) -> np.ndarray:
+        if index not in self._ids:
+            self._ids[index] = self.vocabulary.encode(self.corpus.captions[index])
+        ids = self._ids[index]
+        if self.drop == 0:
+            return ids
+        return self.vocabulary.augment(ids, self.drop, np.random.default_rng((_AUGMENT, self.seed, epoch, index)))
+
+
+def make_loader(data: TrainingData, sampler: BatchSampler, workers: int, pin_memory: bool) -> DataLoader[Any]:
+    """Loader of whole batches; it draws nothing from the global generators."""
+    return DataLoader(
+        data,
+        batch_size=None,
+        sampler=sampler,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=pin_memory,
+        worker_init_fn=_leave_interrupts_to_the_parent,
+        generator=torch.Generator(),
+    )
+
+
+def _leave_interrupts_to_the_parent(_: int) -> None:
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

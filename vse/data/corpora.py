@@ -1,0 +1,284 @@
+"""Corpora: one function per dataset format, each returning a :class:`Corpus`."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vse.data.synthetic import read_patches, render_world
+from vse.errors import InputError
+
+SPLITS = ("train", "dev", "test", "testall")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Images and the captions that describe them. Raises InputError when the parts do not fit."""
+
+    name: str  # what messages call it: the file or folder it came from
+    images: Any  # indexable and lazily read: Features, or a list of picture paths
+    captions: list[str]
+    image_of_caption: np.ndarray  # (captions,) index of each caption's image
+    image_ids: Sequence[Any]  # unique
+    caption_ids: Sequence[Any]
+
+    def __post_init__(self) -> None:
+        if not len(self.images) or not self.captions:
+            raise InputError(f"{self.name}: holds {len(self.images)} images and {len(self.captions)} captions")
+        if len(set(self.image_ids)) != len(self.images):
+            raise InputError(
+                f"{self.name}: {len(self.images)} images but {len(set(self.image_ids))} different image ids"
+            )
+        if not len(self.image_of_caption) == len(self.caption_ids) == len(self.captions):
+            raise InputError(
+                f"{self.name}: {len(self.captions)} captions but {len(self.caption_ids)} caption ids and "
+                f"{len(self.image_of_caption)} image indices"
+            )
+
+    @property
+    def positives(self) -> np.ndarray:
+        """(images, captions) bool: which caption describes which image."""
+        return np.arange(len(self.images))[:, None] == self.image_of_caption[None, :]
+
+
+class Features:
+    """Precomputed features, read from a memory-mapped .npy file (rows, regions, width) as they are asked for.
+
+    Raises InputError, naming the file, when the header is not that of a 3-D float array or the file is truncated; and,
+    naming file and image, when a row that is read holds NaN or Inf.
+    """
+
+    def __init__(self, path: Path, rows: np.ndarray | None = None, ids: Sequence[Any] = ()) -> None:
+        self.path = path
+        self._array: np.ndarray | None = None
+        array = self._open()
+        if array.ndim != 3 or array.dtype not in (np.float32, np.float16) or 0 in array.shape:
+            raise InputError(
+                f"{path}: expected a float32 or float16 array (rows, regions, width), "
+                f"found {array.dtype} of shape {array.shape}"
+            )
+        self.rows = np.arange(len(array)) if rows is None else rows
+        self.ids = ids
+        self.width = array.shape[2]
+
+    def _open(self) -> np.ndarray:
+        if self._array is None:
+            try:
+                # np.load would hand anything that is no .npy file to the unpickler.
+                self._array = np.lib.format.open_memmap(self.path, mode="r")
+            except FileNotFoundError:
+                raise InputError(f"{self.path}: no such file") from None
+            except (ValueError, OSError, EOFError) as error:
+                raise InputError(f"{self.path}: not a complete .npy file of numbers ({first_line(error)})") from None
+        return self._array
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_array": None}  # a loader process opens the file itself
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """Return one image's features (regions, width) float32."""
+        return self.read(np.array([index]))[0]
+
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        """Features (n, regions, width) float32 of some images."""
+        values = self._open()[self.rows[indices]].astype(np.float32)
+        bad = ~np.isfinite(values).all((1, 2))
+        if bad.any():
+            index = int(indices[int(bad.argmax())])
+            label = f"image {self.ids[index]}" if len(self.ids) else f"image {index}"
+            raise InputError(f"{self.path}: NaN or Inf in the features of {label} (row {int(self.rows[index])})")
+        return values
+
+    def same_rows(self, first: int, second: int) -> bool:
+        """Whether two rows of the file are equal."""
+        array = self._open()
+        return np.array_equal(array[first], array[second], equal_nan=True)
+
+
+def precomp(root: str, split: str) -> Corpus:
+    """Precomputed region features in the layout that the field shares (SCAN, VSE∞, ...).
+
+    ``root`` or ``root/precomp`` holds ``{split}_ims.npy`` (rows, regions, width), ``{split}_caps.txt`` (UTF-8, one
+    caption a line, image by image) and ``{split}_ids.txt`` (one id per row, per image or per caption). Dev and test
+    files often repeat each image once per caption: that is recognised, checked on a sample of rows, and one is kept.
+    Raises InputError, naming the file, when something is missing or does not fit.
+    """
+    folder = Path(root) / "precomp" if (Path(root) / "precomp").is_dir() else Path(root)
+    layout = f"expected {split}_ims.npy, {split}_caps.txt and {split}_ids.txt in {root} or {Path(root) / 'precomp'}"
+    if not folder.is_dir():
+        raise InputError(f"data.root: no folder {root}; {layout}")
+    paths = {kind: folder / f"{split}_{kind}" for kind in ("ims.npy", "caps.txt", "ids.txt")}
+    for path in paths.values():
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; {layout}")
+    features = Features(paths["ims.npy"])
+    captions = read_lines(paths["caps.txt"], "caption")
+    ids = read_lines(paths["ids.txt"], "id")
+    first_row, image_of_caption, image_ids = _group(features, captions, ids, paths)
+    images = Features(paths["ims.npy"], first_row, image_ids)
+    name = str(folder / split)
+    return Corpus(name, images, captions, image_of_caption, image_ids, list(range(len(captions))))
+
+
+def _group(
+    features: Features, captions: list[str], ids: list[str], paths: dict[str, Path]
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Which rows are the images, which image each caption has, and the images' ids."""
+    rows, count = len(features), len(captions)
+    ims, caps, ids_path = paths.values()
+    if rows > count or count % rows:
+        raise InputError(
+            f"{ims} holds {rows} rows but {caps} {count} captions; expected one row per caption, or a fixed number of "
+            f"captions per row"
+        )
+    if len(ids) not in (rows, count) and (rows != count or count % len(ids)):
+        raise InputError(f"{ids_path} holds {len(ids)} ids, which fits neither the {rows} rows nor {count} captions")
+    if rows < count:  # one row per image
+        first_row = np.arange(rows)
+        image_of_caption = np.repeat(first_row, count // rows)
+        if len(ids) == count:
+            _check_runs(ids, image_of_caption, ids_path)
+            ids = ids[:: count // rows]
+    else:  # one row per caption: either each image is repeated, or each has one caption
+        if len(ids) < rows:
+            image_of_caption = np.repeat(np.arange(len(ids)), rows // len(ids))
+        elif len(set(ids)) < rows:  # equal neighbouring ids are one image
+            image_of_caption = np.cumsum([0, *(a != b for a, b in zip(ids, ids[1:], strict=False))])
+        else:
+            repeats = 1
+            while repeats < rows and features.same_rows(0, repeats):
+                repeats += 1
+            if rows % repeats:
+                raise InputError(f"{ims}: its first {repeats} rows are equal, but {rows} rows are no multiple of that")
+            image_of_caption = np.repeat(np.arange(rows // repeats), repeats)
+        first_row = np.flatnonzero(np.diff(image_of_caption, prepend=-1))
+        _check_repeats(features, image_of_caption, ims)
+        ids = [ids[row] for row in first_row] if len(ids) == rows else ids
+    seen: dict[str, int] = {}
+    for image, label in enumerate(ids):
+        if seen.setdefault(label, image) != image:
+            raise InputError(f"{ids_path}: id {label} names two images, number {seen[label]} and number {image}")
+    return first_row, image_of_caption, ids
+
+
+def _check_runs(ids: list[str], image_of_caption: np.ndarray, path: Path) -> None:
+    """Every caption of an image must carry the image's id."""
+    for line, (label, image) in enumerate(zip(ids, image_of_caption, strict=True)):
+        expected = ids[int(np.searchsorted(image_of_caption, image))]
+        if label != expected:
+            raise InputError(f"{path}: line {line + 1} has id {label} where image {image} has id {expected}")
+
+
+def _check_repeats(features: Features, image_of_caption: np.ndarray, path: Path, sample: int = 64) -> None:
+    """On a sample of rows: rows of one image must be equal, and its first row must differ from the one before."""
+    for row in np.unique(np.linspace(1, len(image_of_caption) - 1, sample).astype(int)):
+        if image_of_caption[row] == image_of_caption[row - 1] and not features.same_rows(row - 1, row):
+            raise InputError(
+                f"{path}: rows {row - 1} and {row} should repeat image {image_of_caption[row]}, but they differ"
+            )
+
+
+def karpathy(root: str, split: str, annotations: str | None = None, pictures: str = "images") -> Corpus:
+    """Karpathy's split files (COCO, Flickr30K, Flickr8k): ``root/dataset_*.json`` and a folder of pictures.
+
+    ``annotations`` names the JSON file when ``root`` holds several; ``pictures`` is the folder below ``root``.
+    ``restval`` counts as train, ``val`` is dev. Any number of captions per image; images are paths. Raises InputError,
+    naming the file, when something is missing or does not fit.
+    """
+    folder = Path(root)
+    layout = f"expected dataset_*.json and a folder {pictures}/ in {root}"
+    if not folder.is_dir():
+        raise InputError(f"data.root: no folder {root}; {layout}")
+    found = [folder / annotations] if annotations else sorted(folder.glob("dataset_*.json"))
+    if len(found) > 1:
+        raise InputError(f"{root}: holds {', '.join(p.name for p in found)}; choose one with data.options.annotations")
+    if not found or not found[0].is_file():
+        raise InputError(f"{found[0] if found else root}: no annotations; {layout}")
+    if not (folder / pictures).is_dir():
+        raise InputError(f"{folder / pictures}: no such folder; {layout}")
+    path = found[0]
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))["images"]
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path}: not a JSON file in UTF-8 ({first_line(error)})") from None
+    except (KeyError, TypeError):
+        raise InputError(f"{path}: expected a JSON object with a list 'images'") from None
+    wanted = {"train": ("train", "restval"), "dev": ("val",), "test": ("test",), "testall": ("test",)}[split]
+    images, ids, captions, image_of_caption, caption_ids = [], [], [], [], []
+    for number, entry in enumerate(entries):
+        try:
+            if entry["split"] not in wanted:
+                continue
+            images.append(folder / pictures / entry.get("filepath", "") / entry["filename"])
+            ids.append(entry["imgid"])
+            for sentence in entry["sentences"]:
+                captions.append(sentence["raw"].strip())
+                caption_ids.append(sentence["sentid"])
+                image_of_caption.append(len(images) - 1)
+                if not captions[-1]:
+                    raise InputError(f"{path}: caption {sentence['sentid']} of image {entry['imgid']} is empty")
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{path}: entry {number} of 'images' lacks or garbles {error}") from None
+    if not images:
+        raise InputError(f"{path}: no image in split {split} (looked for {' or '.join(wanted)})")
+    return Corpus(f"{path} ({split})", images, captions, np.array(image_of_caption, dtype=np.int64), ids, caption_ids)
+
+
+def synthetic(root: str, split: str, seed: int = 0, train_scenes: int = 2000, eval_scenes: int = 200) -> Corpus:
+    """The demo's own small world (see :mod:`vse.data.synthetic`), rendered once under ``root``.
+
+    The pictures' patches are the regions. Splits train (``train_scenes``), dev and test (``eval_scenes`` each).
+    """
+    if split not in ("train", "dev", "test"):
+        raise InputError(f"the synthetic corpus has the splits train, dev and test, not {split}")
+    render_world(Path(root), {"train": train_scenes, "dev": eval_scenes, "test": eval_scenes}, seed)
+    corpus = karpathy(root, split)
+    return replace(corpus, images=ArrayFeatures(read_patches(corpus.images)))
+
+
+class ArrayFeatures:
+    """Features (images, regions, width) held in memory as bytes, read as float32 in [-1, 1]."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+        self.width = array.shape[2]
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """Return one image's features (regions, width) float32."""
+        return self.read(np.array([index]))[0]
+
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        """Features (n, regions, width) float32 of some images."""
+        return self.array[indices].astype(np.float32) / 127.5 - 1
+
+
+def read_lines(path: Path, what: str) -> list[str]:
+    """Lines of a UTF-8 text file, stripped; raises InputError with the line's number for an empty or garbled one."""
+    # Split bytes at the newline only: str.splitlines also breaks at characters that occur inside captions.
+    raw = path.read_bytes().removeprefix(b"\xef\xbb\xbf").removesuffix(b"\n").split(b"\n")
+    lines = []
+    for number, line in enumerate(raw, start=1):
+        try:
+            lines.append(line.decode("utf-8").strip())
+        except UnicodeDecodeError:
+            raise InputError(f"{path}: line {number} is not UTF-8") from None
+        if not lines[-1]:
+            raise InputError(f"{path}: line {number} is empty; expected one {what} on every line")
+    return lines
+
+
+def first_line(error: BaseException) -> str:
+    """First line of an error's message."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+CORPORA: dict[str, Callable[..., Corpus]] = {"precomp": precomp, "karpathy": karpathy, "synthetic": synthetic}

@@ -1,0 +1,157 @@
+"""A small world to try the package on: rendered scenes of coloured shapes, and captions that tell a part of each.
+
+A scene is a 4 x 4 grid with five or six shapes. Each of its five captions names two of them, often without their
+size, so that several scenes fit a caption and no caption tells all of its scene.
+"""
+
+import json
+import math
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+from tqdm import tqdm
+
+from vse.errors import InputError
+
+CELL, GRID = 24, 4  # pixels per cell, cells per side
+COLOURS = {
+    "red": (214, 48, 49),
+    "green": (46, 160, 67),
+    "blue": (41, 98, 217),
+    "yellow": (240, 200, 40),
+    "purple": (142, 68, 173),
+    "orange": (235, 130, 30),
+    "white": (250, 250, 250),
+    "black": (25, 25, 25),
+}
+SHAPES = ("circle", "square", "triangle", "diamond", "star", "cross", "ring")
+SIZES = {"small": 5.0, "large": 9.0}  # radius in pixels
+_SIZE_WORDS = {"small": ("small", "little", "tiny"), "large": ("large", "big")}
+_TEMPLATES = (
+    "{a} and {b}.",
+    "there is {a} and {b}",
+    "{a}, {b}, and more.",
+    "a picture of {a} and {b}.",
+    "{a} among others, such as {b}",
+)
+_CAPTIONS_PER_SCENE = 5
+
+
+def render_world(root: Path, sizes: dict[str, int], seed: int) -> None:
+    """Write the scenes and their captions under ``root``, once, as a Karpathy-style corpus.
+
+    ``root/images/*.png``, ``root/dataset_synthetic.json`` and, last, ``root/world.json`` with what made them. Raises
+    InputError when ``root`` holds anything else.
+    """
+    recipe = {"version": 1, "seed": seed, **sizes}
+    marker = root / "world.json"
+    if marker.is_file():
+        found = json.loads(marker.read_text())
+        if found != recipe:
+            raise InputError(f"{marker}: holds another world ({found}, not {recipe}); remove {root} or set data.root")
+        return
+    if root.exists() and any(root.iterdir()):
+        raise InputError(f"{root}: not empty, and holds no rendered world; change data.root")
+    root.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
+    try:
+        (unfinished / "images").mkdir()
+        entries: list[dict[str, object]] = []
+        scenes = [(split, number) for split, size in sizes.items() for number in range(size)]
+        for split, number in tqdm(scenes, desc=f"rendering {root}", unit="scene", leave=False):
+            rng = np.random.default_rng((seed, ("train", "dev", "test").index(split), number))
+            picture, captions = draw_scene(rng)
+            name = f"{split}_{number:05d}.png"
+            picture.save(unfinished / "images" / name)
+            first = len(entries) * _CAPTIONS_PER_SCENE
+            sentences = [{"raw": caption, "sentid": first + i} for i, caption in enumerate(captions)]
+            entries.append(
+                {
+                    "filename": name,
+                    "imgid": len(entries),
+                    "split": {"dev": "val"}.get(split, split),
+                    "sentences": sentences,
+                }
+            )
+        annotations = {"dataset": "synthetic", "images": entries}
+        (unfinished / "dataset_synthetic.json").write_text(json.dumps(annotations))
+        (unfinished / "world.json").write_text(json.dumps(recipe))
+        unfinished.chmod(0o755)
+        if root.exists():
+            root.rmdir()
+        unfinished.rename(root)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def draw_scene(rng: np.random.Generator) -> tuple[Image.Image, list[str]]:
+    """One scene: its picture, 96 x 96 RGB, and its captions."""
+    colours = list(COLOURS)
+    side = CELL * GRID
+    shade = rng.uniform(110, 190, size=3)
+    noise = rng.normal(0, 6, size=(side, side, 3))
+    slope = np.linspace(-15, 15, side)[:, None, None] * rng.choice([-1, 1])
+    picture = Image.fromarray((shade + slope + noise).clip(0, 255).astype(np.uint8))
+    things = []
+    for cell in rng.permutation(GRID * GRID)[: rng.integers(5, 7)]:
+        thing = (rng.choice(list(SIZES)), colours[rng.integers(len(colours))], SHAPES[rng.integers(len(SHAPES))])
+        radius = SIZES[thing[0]] * rng.uniform(0.9, 1.1)
+        room = CELL / 2 - radius - 1
+        centre = np.array([cell % GRID, cell // GRID]) * CELL + CELL / 2 + rng.uniform(-room, room, size=2)
+        draw_shape(picture, thing[2], centre, radius, COLOURS[thing[1]], rng.uniform(-0.2, 0.2))
+        things.append(thing)
+    captions = []
+    for _ in range(_CAPTIONS_PER_SCENE):
+        pair = rng.permutation(len(things))[:2]
+        a, b = (_describe(things[i], rng) for i in pair)
+        captions.append(_TEMPLATES[rng.integers(len(_TEMPLATES))].format(a=a, b=b))
+    return picture, captions
+
+
+def _describe(thing: tuple[str, str, str], rng: np.random.Generator) -> str:
+    size, colour, shape = thing
+    words = [colour, shape]
+    if rng.random() < 0.5:
+        words.insert(0, _SIZE_WORDS[size][rng.integers(len(_SIZE_WORDS[size]))])
+    return ("an " if words[0][0] in "aeiou" else "a ") + " ".join(words)
+
+
+def draw_shape(
+    picture: Image.Image, shape: str, centre: np.ndarray, radius: float, colour: tuple[int, int, int], turn: float
+) -> None:
+    """Draw one shape into the picture, turned by ``turn`` radians."""
+    draw = ImageDraw.Draw(picture)
+    x, y = centre
+    box = (x - radius, y - radius, x + radius, y + radius)
+
+    def polygon(*corners: tuple[float, float]) -> None:
+        """Corners as (angle in turns from the top, distance in radii)."""
+        angles = [(2 * math.pi * angle + turn, radius * distance) for angle, distance in corners]
+        draw.polygon([(x + r * math.sin(a), y - r * math.cos(a)) for a, r in angles], fill=colour)
+
+    if shape == "circle":
+        draw.ellipse(box, fill=colour)
+    elif shape == "ring":
+        draw.ellipse(box, outline=colour, width=max(2, round(radius / 3)))
+    elif shape == "square":
+        polygon(*((i / 4 + 1 / 8, 1.2) for i in range(4)))
+    elif shape == "diamond":
+        polygon((0, 1.2), (0.25, 0.7), (0.5, 1.2), (0.75, 0.7))
+    elif shape == "triangle":
+        polygon(*((i / 3, 1.2) for i in range(3)))
+    elif shape == "star":
+        polygon(*((i / 10, 1.2 if i % 2 == 0 else 0.5) for i in range(10)))
+    else:  # cross: twelve corners, an arm 0.7 radii wide
+        inner, arm = math.hypot(0.35, 0.35), math.hypot(0.35, 1.1)
+        lean = math.atan2(0.35, 1.1) / (2 * math.pi)
+        polygon(*(c for q in (0, 0.25, 0.5, 0.75) for c in ((q - lean, arm), (q + lean, arm), (q + 0.125, inner))))
+
+
+def read_patches(paths: list[Path]) -> np.ndarray:
+    """Cut pictures into their cells: (pictures, cells, pixels and channels of a cell) bytes."""
+    pictures = np.stack([np.asarray(Image.open(path).convert("RGB")) for path in paths])
+    cells = pictures.reshape(len(paths), GRID, CELL, GRID, CELL, 3).transpose(0, 1, 3, 2, 4, 5)
+    return np.ascontiguousarray(cells).reshape(len(paths), GRID * GRID, CELL * CELL * 3)

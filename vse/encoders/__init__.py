@@ -1,0 +1,14 @@
+"""Encoders: an input becomes a :class:`vse.sets.FeatureSet`.
+
+``encoder(inputs, mask=None) -> FeatureSet``; ``encoder.dim`` is the width D of the local features and
+``encoder.context_dim`` the width C of the context, or None when the encoder has none.
+"""
+
+from torch import nn
+
+from vse.encoders.bigru import BiGRU
+from vse.encoders.regions import Regions
+
+ENCODERS: dict[str, type[nn.Module]] = {"regions": Regions, "bigru": BiGRU}
+
+__all__ = ["ENCODERS", "BiGRU", "Regions"]

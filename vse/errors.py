@@ -1,0 +1,18 @@
+"""The one exception that means "the user gave something wrong"."""
+
+
+class InputError(ValueError):
+    """A mistake of the user's: the command line prints its one line and exits with code 2.
+
+    Anything else that is raised is a bug and keeps its traceback.
+    """
+
+
+def close_match(word: str, known: list[str]) -> str:
+    """Return "did you mean 'x'?" when a known word is close, else the list of known words."""
+    from difflib import get_close_matches
+
+    close = get_close_matches(word, known, n=1, cutoff=0.6)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return f"known: {', '.join(sorted(known))}" if known else "none are known"

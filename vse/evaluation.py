@@ -1,0 +1,81 @@
+"""Encode a corpus once, score it in chunks, report."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from vse.checkpoint import write_file
+from vse.data.corpora import Corpus
+from vse.errors import InputError
+from vse.metrics import retrieval_metrics
+from vse.model import VSEModel
+from vse.runtime import autocast
+
+_CHUNK = 1 << 25  # products of embeddings held at a time while scoring
+
+
+def evaluate(
+    model: VSEModel, corpus: Corpus, batch_size: int, precision: str = "fp32", progress: bool = True
+) -> dict[str, Any]:
+    """Plain retrieval among all of a corpus's images and captions: :func:`vse.metrics.retrieval_metrics`' dict.
+
+    Every image and caption is encoded once. Raises InputError for features of another width than the model's, for
+    NaN or Inf in them, and when the model itself gives NaN.
+    """
+    width = getattr(model.image.encoder, "in_dim", None)
+    if width is not None and getattr(corpus.images, "width", None) != width:
+        found = getattr(corpus.images, "width", None)
+        raise InputError(
+            f"{corpus.name}: its features are {found} wide, but the model reads {width}"
+            if found
+            else f"{corpus.name}: has pictures, but the model reads features {width} wide"
+        )
+    with autocast(model.device, precision):
+        images, captions = encode_corpus(model, corpus, batch_size, progress)
+    scores = score(model.similarity, images, captions)
+    if scores.isnan().any():
+        raise InputError(f"{corpus.name}: the model gives NaN; its weights have diverged")
+    return retrieval_metrics(scores, corpus.positives)
+
+
+def encode_corpus(model: VSEModel, corpus: Corpus, batch_size: int, progress: bool = True) -> tuple[Tensor, Tensor]:
+    """Embeddings of all images (n, K, H) and all captions (m, L, H)."""
+    parts = []
+    total = len(corpus.images) + len(corpus.captions)
+    with tqdm(total=total, desc="encoding", unit=" items", unit_scale=True, leave=False, disable=not progress) as bar:
+        for start in range(0, len(corpus.images), batch_size):
+            rows = np.arange(start, min(start + batch_size, len(corpus.images)))
+            parts.append(model.encode_images(list(torch.from_numpy(corpus.images.read(rows))), batch_size))
+            bar.update(len(rows))
+        captions = model.encode_texts(corpus.captions, batch_size, bar.update)
+    return torch.cat(parts), captions
+
+
+@torch.no_grad()
+def score(similarity: Callable[[Tensor, Tensor], Tensor], images: Tensor, captions: Tensor) -> Tensor:
+    """Scores (images, captions), float32 on the CPU, computed in chunks of bounded memory."""
+    per_image = images.shape[1] * captions.shape[0] * captions.shape[1]
+    rows = max(1, _CHUNK // per_image)
+    return torch.cat([similarity(part.float(), captions.float()).float().cpu() for part in images.split(rows)])
+
+
+def format_table(metrics: dict[str, Any], title: str) -> str:
+    """Metrics as the papers print them."""
+    header = f"{'':14}{'R@1':>7}{'R@5':>7}{'R@10':>7}{'MedR':>8}{'MeanR':>9}"
+    lines = [title, header]
+    for side, name in (("i2t", "Image to text"), ("t2i", "Text to image")):
+        m = metrics[side]
+        lines.append(f"{name:14}{m['r1']:7.1f}{m['r5']:7.1f}{m['r10']:7.1f}{m['medr']:8.1f}{m['meanr']:9.1f}")
+    lines.append(f"{'RSUM':14}{metrics['rsum']:7.1f}")
+    return "\n".join(lines)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file whole or not at all. Raises InputError when the place cannot be written."""
+    write_file(path, lambda file: file.write((json.dumps(content, indent=2) + "\n").encode()))

@@ -1,0 +1,72 @@
+"""Retrieval metrics: numbers in, numbers out."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_CHUNK = 1 << 24  # score entries handled at a time: bounds the memory of the comparisons
+
+
+def query_ranks(scores: Any, positives: Any) -> Tensor:
+    """0-based rank (Q,) of each query's best positive among its negatives, by counting.
+
+    ``scores`` (Q, N) and ``positives`` (Q, N) bool, tensors or arrays. rank_q = the number of negatives that score at
+    least as high as the best positive: a tie counts against the model. Queries without a positive are left out.
+    Raises ValueError for shapes that differ, a NaN score, or when no query has a positive.
+
+    >>> query_ranks([[0.9, 0.5], [0.9, 0.9]], [[True, False], [False, True]]).tolist()
+    [0, 1]
+    """
+    scores, positives = torch.as_tensor(scores), torch.as_tensor(positives)
+    if scores.dim() != 2 or scores.shape != positives.shape:
+        raise ValueError(
+            f"scores and positives must be (queries, items) alike, "
+            f"got {tuple(scores.shape)} and {tuple(positives.shape)}"
+        )
+    if positives.dtype != torch.bool:
+        raise ValueError(f"positives must be bool, got {positives.dtype}")
+    rows = max(1, _CHUNK // max(1, scores.shape[1]))
+    ranks = []
+    for part, real in zip(scores.split(rows), positives.split(rows), strict=True):
+        part = part.float()
+        if part.isnan().any():
+            raise ValueError("scores contain NaN: a model that gives NaN cannot be ranked")
+        best = part.masked_fill(~real, float("-inf")).amax(1, keepdim=True)
+        rank = ((part >= best) & ~real).sum(1)
+        ranks.append(rank[real.any(1)])
+    result = torch.cat(ranks) if ranks else torch.empty(0)
+    if not len(result):
+        raise ValueError("no query has a positive: there is nothing to rank")
+    return result
+
+
+def summarise_ranks(ranks: Tensor) -> dict[str, float]:
+    """R@1, R@5, R@10 in percent, and the field's 1-based median and mean rank, of 0-based ranks (Q,).
+
+    median = floor(median of the 0-based ranks) + 1, as all four official codes count it; a median that falls between
+    two ranks is their mean before the floor.
+
+    >>> summarise_ranks(torch.tensor([0, 7]))
+    {'r1': 50.0, 'r5': 50.0, 'r10': 100.0, 'medr': 4.0, 'meanr': 4.5}
+    """
+    ranks = ranks.double()
+    recall = {f"r{k}": 100.0 * float((ranks < k).double().mean()) for k in (1, 5, 10)}
+    return {**recall, "medr": float(ranks.quantile(0.5).floor()) + 1, "meanr": float(ranks.mean()) + 1}
+
+
+def retrieval_metrics(scores: Any, positives: Any) -> dict[str, Any]:
+    """Image-to-text and text-to-image retrieval metrics of one score matrix.
+
+    ``scores`` (A, C): images are rows, captions columns; ``positives`` (A, C) bool. Returns
+    ``{"i2t": {"r1", "r5", "r10", "medr", "meanr"}, "t2i": {...}, "rsum"}``; recalls are percentages, rsum is their sum
+    over both directions (at most 600). Ranks are those of :func:`query_ranks`, on float32 scores; a tie counts against
+    the model. Raises ValueError for shapes that differ, NaN scores, or when no pair is positive.
+
+    >>> retrieval_metrics(torch.eye(3), torch.eye(3, dtype=torch.bool))["rsum"]
+    600.0
+    """
+    scores, positives = torch.as_tensor(scores), torch.as_tensor(positives)
+    i2t = summarise_ranks(query_ranks(scores, positives))
+    t2i = summarise_ranks(query_ranks(scores.T, positives.T))
+    return {"i2t": i2t, "t2i": t2i, "rsum": sum(side[k] for side in (i2t, t2i) for k in ("r1", "r5", "r10"))}

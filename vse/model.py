@@ -1,0 +1,133 @@
+"""A tower is an encoder and an aggregator; a model is two towers and a similarity."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from vse.sets import Aggregated, lengths_to_mask
+
+if TYPE_CHECKING:
+    from vse.data.vocabulary import Vocabulary
+
+
+class Tower(nn.Module):
+    """Encoder, then aggregator, then L2 normalisation of every embedding: x / (|x| + 1e-8).
+
+    ``tower(inputs, mask=None)`` returns an :class:`Aggregated` whose embeddings (B, K, H) are float32 (or float64) of
+    length 1.
+    """
+
+    def __init__(self, encoder: nn.Module, aggregator: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.aggregator = aggregator
+
+    def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Aggregated:
+        """Embed a batch."""
+        result: Aggregated = self.aggregator(*self.encoder(inputs, mask))
+        embeddings = result.embeddings
+        if embeddings.dtype in (torch.float16, torch.bfloat16):
+            embeddings = embeddings.float()
+        norm = torch.linalg.vector_norm(embeddings, dim=-1, keepdim=True)
+        return result._replace(embeddings=embeddings / (norm + 1e-8))
+
+
+class VSEModel(nn.Module):
+    """A visual-semantic embedding model.
+
+    ``model.image(inputs, mask=None)`` and ``model.text(tokens, mask=None)`` are the towers;
+    ``model.similarity(a, b)`` compares embedding sets (A, K, H) and (C, L, H) and gives scores (A, C).
+    :meth:`encode_images` and :meth:`encode_texts` go from a user's own lists to embeddings.
+    """
+
+    def __init__(
+        self,
+        image: Tower,
+        text: Tower,
+        similarity: Callable[[Tensor, Tensor], Tensor],
+        vocabulary: "Vocabulary | None" = None,
+    ) -> None:
+        super().__init__()
+        self.image = image
+        self.text = text
+        self.similarity = similarity
+        self.vocabulary = vocabulary
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device
+
+    def encode_texts(
+        self, texts: Sequence[str], batch_size: int = 256, progress: Callable[[int], object] = lambda n: None
+    ) -> Tensor:
+        """Embeddings (n, K, H) of captions, on the model's device; in evaluation mode, without gradients.
+
+        ``progress`` is called with the number of captions done, batch by batch.
+
+        Raises ValueError for an empty list or an empty caption, or when the model came without a vocabulary.
+
+        >>> model.encode_texts(["a dog runs", "two red kites"]).shape
+        torch.Size([2, 1, 1024])
+        """
+        if isinstance(texts, str):
+            raise ValueError("texts must be a list of captions, got a single string")
+        if self.vocabulary is None:
+            raise ValueError("this model has no vocabulary: pass one to vse.load(path, vocabulary=...)")
+        for position, text in enumerate(texts):
+            if not text.strip():
+                raise ValueError(f"caption {position} is empty")
+        ids = [torch.as_tensor(self.vocabulary.encode(text)) for text in texts]
+        return self._encode(self.text, ids, batch_size, progress)
+
+    def encode_images(self, images: Sequence[Any], batch_size: int = 256) -> Tensor:
+        """Embeddings (n, K, H) of images, each a tensor (regions, width); the numbers of regions may differ.
+
+        In evaluation mode, without gradients, on the model's device. Raises ValueError for an empty list, and for
+        anything but tensors: this model reads precomputed features.
+
+        >>> model.encode_images([torch.randn(36, 2048), torch.randn(20, 2048)]).shape
+        torch.Size([2, 1, 1024])
+        """
+        for position, image in enumerate(images):
+            if not isinstance(image, Tensor) or image.dim() != 2:
+                found = f"shape {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
+                raise ValueError(f"image {position}: expected a (regions, width) tensor of features, got {found}")
+        return self._encode(self.image, images, batch_size)
+
+    @torch.no_grad()
+    def _encode(
+        self,
+        tower: Tower,
+        items: Sequence[Tensor],
+        batch_size: int,
+        progress: Callable[[int], object] = lambda n: None,
+    ) -> Tensor:
+        """Embed items (length, ...) of any lengths: similar lengths share a batch, the order is kept."""
+        if not len(items):
+            raise ValueError("nothing to encode: the list is empty")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        training = self.training
+        self.eval()
+        try:
+            order = sorted(range(len(items)), key=lambda i: len(items[i]))
+            parts = []
+            for start in range(0, len(order), batch_size):
+                inputs, mask = pad([items[i] for i in order[start : start + batch_size]])
+                parts.append(tower(inputs.to(self.device), mask.to(self.device)).embeddings)
+                progress(len(inputs))
+        finally:
+            self.train(training)
+        inverse = torch.empty(len(order), dtype=torch.long)
+        inverse[torch.tensor(order)] = torch.arange(len(order))
+        return torch.cat(parts)[inverse.to(self.device)]
+
+
+def pad(items: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Stack items of different lengths into (B, longest, ...), zero behind each, with their mask (B, longest)."""
+    lengths = torch.tensor([len(item) for item in items])
+    return pad_sequence(list(items), batch_first=True), lengths_to_mask(lengths)

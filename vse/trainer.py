@@ -1,0 +1,268 @@
+"""The training loop."""
+
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from vse import build, runtime
+from vse.checkpoint import load_checkpoint, save_checkpoint, write_file
+from vse.config import Config
+from vse.data.batches import Batch, BatchSampler, TrainingData, make_loader
+from vse.data.vocabulary import Vocabulary
+from vse.errors import InputError
+from vse.evaluation import evaluate
+
+# What may change when a run goes on: its length, paths, workers and logging.
+_MAY_CHANGE = {"train.epochs", "data.root", "data.workers", "data.vocabulary.file", "run.dir", "run.resume"}
+_MAY_CHANGE |= {"run.device", "run.save_minutes", "run.log_steps"}
+
+
+class Training:
+    """Everything that a run trains and remembers: built from a config, resumed from ``last.pt`` when that is there."""
+
+    def __init__(self, config: Config, state: dict[str, Any] | None = None) -> None:
+        runtime.seed_everything(config.run.seed)
+        self.config = config
+        self.device = runtime.pick_device(config.run.device)
+        self.train_corpus = build.build_corpus(config, "train")
+        self.dev_corpus = build.build_corpus(config, "dev")
+        self.in_dim = build.image_width(self.train_corpus, config)
+        dev_dim = build.image_width(self.dev_corpus, config)
+        if self.in_dim != dev_dim:
+            raise InputError(
+                f"{self.train_corpus.name} has features {self.in_dim} wide, but {self.dev_corpus.name} {dev_dim}"
+            )
+        if state is None:
+            self.vocabulary = build.build_vocabulary(config, self.train_corpus)
+        else:
+            self.vocabulary = Vocabulary(state["vocabulary"])
+        self.model = build.build_model(config, self.in_dim, self.vocabulary).to(self.device)
+        self.criterion = build.build_criterion(config).to(self.device)
+        self.optimiser = build.build_optimiser(config, self.model, self.criterion)
+        self.schedule = build.build_schedule(config)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.run.precision == "fp16")
+        drop = getattr(self.model.text.encoder, "drop", 0.0)
+        data = TrainingData(self.train_corpus, self.vocabulary, drop, config.run.seed)
+        self.sampler = BatchSampler(
+            self.train_corpus.image_of_caption,
+            len(self.train_corpus.images),
+            config.train.batch_size,
+            config.data.sampling,
+            config.run.seed,
+        )
+        self.loader = make_loader(data, self.sampler, config.data.workers, self.device.type == "cuda")
+        self.epoch = 0  # place of the next step
+        self.step = 0
+        self.best: dict[str, Any] = {"rsum": -1.0, "epoch": None}
+
+    @property
+    def total_steps(self) -> int:
+        """Steps done since the start of the run."""
+        return self.epoch * len(self.sampler) + self.step
+
+    def state(self) -> dict[str, Any]:
+        """Everything needed to go on exactly here."""
+        return {
+            **self.weights(),
+            "epoch": self.epoch,
+            "step": self.step,
+            "best": self.best,
+            "train_captions": len(self.train_corpus.captions),
+            "optimiser": self.optimiser.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "random": runtime.random_states(),
+        }
+
+    def weights(self) -> dict[str, Any]:
+        """What evaluation needs: no other file."""
+        return {
+            "config": self.config.model_dump(),
+            "vocabulary": self.vocabulary.words,
+            "in_dim": self.in_dim,
+            "model": self.model.state_dict(),
+            "criterion": self.criterion.state_dict(),
+        }
+
+    def restore(self, state: dict[str, Any], file: Path) -> None:
+        """Go back to a saved place."""
+        if state["train_captions"] != len(self.train_corpus.captions):
+            raise InputError(
+                f"{file}: this run trained on {state['train_captions']} captions, but {self.train_corpus.name} has "
+                f"{len(self.train_corpus.captions)}"
+            )
+        if state["in_dim"] != self.in_dim:
+            raise InputError(
+                f"{file}: this run reads features {state['in_dim']} wide, {self.train_corpus.name} has {self.in_dim}"
+            )
+        build.load_weights(self.model, state["model"], file)
+        self.criterion.load_state_dict(state["criterion"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
+        runtime.restore_random_states(state["random"])
+
+    def describe(self) -> str:
+        """Sizes of data and model, for the start of a run and for a dry run."""
+        parameters = sum(p.numel() for p in self.model.parameters())
+        return (
+            f"train {len(self.train_corpus.images):,} images, {len(self.train_corpus.captions):,} captions; "
+            f"dev {len(self.dev_corpus.images):,} images, {len(self.dev_corpus.captions):,} captions; "
+            f"{len(self.vocabulary):,} words; {parameters / 1e6:.1f} M parameters on {self.device}; "
+            f"{len(self.sampler):,} steps an epoch"
+        )
+
+    def train_step(self, batch: Batch) -> dict[str, Tensor]:
+        """One update; returns the loss's parts and the gradient's norm."""
+        config = self.config
+        time = self.total_steps / len(self.sampler)
+        for group in self.optimiser.param_groups:
+            group["lr"] = group["initial_lr"] * self.schedule(time, 1 / len(self.sampler))
+        with runtime.autocast(self.device, config.run.precision):
+            image = self.model.image(batch.images, batch.image_mask)
+            text = self.model.text(batch.tokens, batch.token_mask)
+        scores = self.model.similarity(image.embeddings, text.embeddings)  # float32: ranking is sensitive
+        losses: dict[str, Tensor] = self.criterion(scores, batch.positives, image, text)
+        self.optimiser.zero_grad(set_to_none=True)
+        self.scaler.scale(losses["total"]).backward()
+        self.scaler.unscale_(self.optimiser)
+        parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
+        norm = nn.utils.clip_grad_norm_(parameters, config.train.clip_norm or math.inf)
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        return {**{name: loss.detach() for name, loss in losses.items()}, "gradient_norm": norm.detach()}
+
+    def batches(self, stop: runtime.StopSignal) -> Iterator[Batch]:
+        """The rest of the epoch's batches, on the device."""
+        self.sampler.epoch, self.sampler.first = self.epoch, self.step
+        try:
+            for batch in self.loader:
+                if isinstance(batch, InputError):
+                    raise batch
+                yield batch.to(self.device)
+        except RuntimeError:
+            if not stop:  # a signal to the whole process group ends the loader's workers as well
+                raise
+
+
+def train(config: Config) -> None:
+    """Train, validating after each epoch; go on where ``last.pt`` in the run folder left off.
+
+    Raises InputError for the user's mistakes and when the loss is not finite; exits with 128 + signal after SIGTERM or
+    Ctrl-C, the state saved.
+    """
+    folder = Path(config.run.dir)
+    with runtime.claim_folder(folder), runtime.StopSignal() as stop:
+        state = _saved_state(config, folder)
+        if state is not None and state["epoch"] >= config.train.epochs:
+            print(f"{folder}: finished: {state['epoch']} epochs, {_best(state['best'])}; raise train.epochs to go on")
+            return
+        training = Training(config, state)
+        print(f"{folder}: {training.describe()}")
+        if state is not None:
+            training.restore(state, folder / "last.pt")
+            print(f"{folder}: going on at epoch {training.epoch}, step {training.step}; {_best(training.best)}")
+            del state
+        settings = yaml.safe_dump(config.model_dump(), sort_keys=False)
+        write_file(folder / "config.yaml", lambda file: file.write(settings.encode()))
+        with runtime.RunLog(folder, training.total_steps, config.run.precision == "fp16") as log:
+            while training.epoch < config.train.epochs:
+                _train_epoch(training, folder, log, stop)
+                if stop:
+                    save_checkpoint(folder / "last.pt", training.state())
+                    print(f"{folder}: stopped and saved; the same command goes on from here")
+                    raise SystemExit(128 + stop.number)
+                _finish_epoch(training, folder, log)
+        print(f"{folder}: finished: {config.train.epochs} epochs, {_best(training.best)}")
+
+
+def dry_run(config: Config) -> None:
+    """Build everything and compute one loss; train and write nothing."""
+    training = Training(config)
+    with runtime.StopSignal() as stop:
+        batch = next(training.batches(stop))
+    image = training.model.image(batch.images, batch.image_mask)
+    text = training.model.text(batch.tokens, batch.token_mask)
+    scores = training.model.similarity(image.embeddings, text.embeddings)
+    loss = float(training.criterion(scores, batch.positives, image, text)["total"].detach())
+    print(f"dry run: {training.describe()}; first loss {loss:.4f}")
+
+
+def _saved_state(config: Config, folder: Path) -> dict[str, Any] | None:
+    """Content of the run's last.pt, when there is one and this config may go on with it."""
+    file = folder / "last.pt"
+    if not file.exists():
+        return None
+    if config.run.resume == "never":
+        raise InputError(f"run.resume is never, but {folder} holds a run; choose another run.dir or remove it")
+    state = load_checkpoint(file)
+    if "optimiser" not in state:
+        raise InputError(f"{file}: holds no training state; expected the last.pt of a run")
+    old, new = runtime.flatten(state["config"]), runtime.flatten(config.model_dump())
+    differ = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key) and key not in _MAY_CHANGE]
+    if differ:
+        changes = ", ".join(f"{key} ({old.get(key)} there, {new.get(key)} here)" for key in differ)
+        raise InputError(f"{file}: cannot go on under another config: {changes}; choose another run.dir")
+    return state
+
+
+def _train_epoch(training: Training, folder: Path, log: runtime.RunLog, stop: runtime.StopSignal) -> None:
+    """Train to the end of the epoch, or to a signal."""
+    config = training.config
+    check_steps = 1 if training.device.type == "cpu" else config.run.log_steps  # reading a loss waits for a GPU
+    save_time = time.monotonic() + 60 * config.run.save_minutes
+    for module in (*training.model.modules(), *training.criterion.modules()):
+        if callable(set_epoch := getattr(module, "set_epoch", None)):
+            set_epoch(training.epoch)
+    training.model.train()
+    total = len(training.sampler) * training.sampler.batch_size
+    done = training.step * training.sampler.batch_size
+    title = f"epoch {training.epoch + 1}/{config.train.epochs}"
+    with tqdm(total=total, initial=done, desc=title, unit=" samples", unit_scale=True, mininterval=0.5) as bar:
+        for batch in training.batches(stop):
+            losses = training.train_step(batch)
+            log.add(losses, training.sampler.batch_size)
+            training.step += 1
+            bar.update(training.sampler.batch_size)
+            due = stop or time.monotonic() > save_time
+            if due or training.step % check_steps == 0 or training.step == len(training.sampler):
+                bar.set_postfix(loss=f"{log.check(training.epoch, training.step):.3f}", refresh=False)
+            if training.step % config.run.log_steps == 0:
+                rate = training.optimiser.param_groups[0]["lr"]
+                log.write(training.epoch, training.total_steps, {"train": {**log.means(), "lr": rate}})
+            if stop:
+                return
+            if due:
+                save_checkpoint(folder / "last.pt", training.state())
+                save_time = time.monotonic() + 60 * config.run.save_minutes
+
+
+def _finish_epoch(training: Training, folder: Path, log: runtime.RunLog) -> None:
+    """Validate, keep the best, save the place."""
+    config = training.config
+    metrics = evaluate(training.model, training.dev_corpus, config.eval.batch_size, config.run.precision)
+    training.epoch, training.step = training.epoch + 1, 0
+    better = metrics["rsum"] > training.best["rsum"]
+    if better:
+        training.best = {"rsum": metrics["rsum"], "epoch": training.epoch}
+        save_checkpoint(folder / "best.pt", {**training.weights(), "epoch": training.epoch, "dev": metrics})
+    log.write(training.epoch, training.total_steps, {"dev": metrics})
+    log.means()  # the next epoch's begin afresh
+    print(
+        f"epoch {training.epoch}/{config.train.epochs}: dev RSUM {metrics['rsum']:.1f}, "
+        f"I2T R@1 {metrics['i2t']['r1']:.1f}, T2I R@1 {metrics['t2i']['r1']:.1f}{' (best so far)' if better else ''}",
+        flush=True,
+    )
+    save_checkpoint(folder / "last.pt", training.state())
+
+
+def _best(best: dict[str, Any]) -> str:
+    if best["epoch"] is None:
+        return "no validation yet"
+    return f"best dev RSUM {best['rsum']:.1f} at epoch {best['epoch']}"
