@@ -104,7 +104,7 @@ def claim_folder(folder: Path) -> Iterator[None]:
         raise InputError(f"run.dir: cannot write in {folder} ({error.strerror})") from None
     with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not inherited by the loader's workers
         except OSError:
             raise InputError(f"run.dir: another process is training in {folder}") from None
         yield

@@ -1,0 +1,84 @@
+import json
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+WORDS = "red green blue dog cat bird runs sits flies over under beside water grass snow".split()
+
+
+class Outcome(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """The error line, after checking that it is the only thing on stderr but for progress."""
+        lines = [line for line in self.err.replace("\r", "\n").split("\n") if line.startswith("error:")]
+        assert len(lines) == 1 and "Traceback" not in self.err, self.err
+        return lines[0]
+
+
+@pytest.fixture
+def cli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
+    """Run a script in this process: cli("train", "configs/demo.yaml", "train.epochs=1")."""
+
+    def run(script: str, *arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        capfd.readouterr()
+        code: Any = 0
+        try:
+            runpy.run_path(str(ROOT / "scripts" / f"{script}.py"), run_name="__main__")
+        except SystemExit as stop:
+            code = stop.code
+        return Outcome(code, *capfd.readouterr())
+
+    return run
+
+
+def write_precomp(folder: Path, train: int = 24, others: int = 10, width: int = 12, seed: int = 0) -> Path:
+    """A precomp corpus: 5 captions per image, 6 regions; dev and test repeat each image once per caption."""
+    rng = np.random.default_rng(seed)
+    precomp = folder / "precomp"
+    precomp.mkdir(parents=True)
+    for split, count in (("train", train), ("dev", others), ("test", others)):
+        features = rng.standard_normal((count, 6, width)).astype(np.float32)
+        np.save(precomp / f"{split}_ims.npy", features if split == "train" else np.repeat(features, 5, axis=0))
+        captions = [" ".join(rng.choice(WORDS, rng.integers(2, 8))) for _ in range(count * 5)]
+        (precomp / f"{split}_caps.txt").write_text("\n".join(captions) + "\n")
+        (precomp / f"{split}_ids.txt").write_text("".join(f"{1000 + i}\n" for i in range(count)))
+    return folder
+
+
+@pytest.fixture
+def corpus_folder(tmp_path: Path) -> Path:
+    return write_precomp(tmp_path / "data")
+
+
+@pytest.fixture
+def tiny(corpus_folder: Path, tmp_path: Path) -> list[str]:
+    """Config and overrides of a run that takes a second: cli("train", *tiny)."""
+    config = ROOT / "configs" / "vse_infty" / "f30k_region_bigru.yaml"
+    settings = {
+        "run.dir": tmp_path / "run",
+        "data.root": corpus_folder,
+        "data.workers": 0,
+        "data.vocabulary.min_count": 1,
+        "model.embed_dim": 8,
+        "model.text.encoder.word_dim": 6,
+        "train.epochs": 2,
+        "train.batch_size": 16,
+        "run.log_steps": 3,
+        "optim.schedule.milestones": [1],
+    }
+    return [str(config), *(f"{key}={value}" for key, value in settings.items())]
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]

@@ -1,0 +1,202 @@
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import write_precomp
+from PIL import Image
+
+from vse.data.corpora import Features, karpathy, precomp, synthetic
+from vse.errors import InputError
+
+
+def write(folder: Path, features: np.ndarray, captions: int, ids: list[Any], split: str = "dev") -> None:
+    folder.mkdir(exist_ok=True)
+    np.save(folder / f"{split}_ims.npy", features)
+    (folder / f"{split}_caps.txt").write_text("".join(f"caption {i}\n" for i in range(captions)))
+    (folder / f"{split}_ids.txt").write_text("".join(f"{i}\n" for i in ids))
+
+
+def images(count: int, width: int = 3) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((count, 2, width)).astype(np.float32)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_one_row_per_image(tmp_path: Path, dtype: type) -> None:
+    features = images(4).astype(dtype)
+    write(tmp_path, features, 20, ["a", "b", "c", "d"])
+    corpus = precomp(str(tmp_path), "dev")
+    assert len(corpus.images) == 4 and corpus.images.width == 3
+    assert corpus.image_of_caption.tolist() == np.repeat(range(4), 5).tolist()
+    assert list(corpus.image_ids) == ["a", "b", "c", "d"]
+    read = corpus.images.read(np.array([3, 1]))
+    assert read.dtype == np.float32 and np.array_equal(read, features[[3, 1]].astype(np.float32))
+    assert np.array_equal(corpus.images[2], features[2].astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("ids", "expected"),
+    [
+        (range(4), [0, 1, 2, 3]),  # per image
+        (np.repeat([7, 5, 9, 2], 5), [7, 5, 9, 2]),  # per row, equal within an image
+        (range(20), [0, 5, 10, 15]),  # per row, all different: the rows themselves tell
+    ],
+)
+def test_repeated_rows_are_recognised(tmp_path: Path, ids: Any, expected: list[int]) -> None:
+    features = images(4)
+    write(tmp_path, np.repeat(features, 5, axis=0), 20, list(ids))
+    corpus = precomp(str(tmp_path), "dev")
+    assert len(corpus.images) == 4 and [int(i) for i in corpus.image_ids] == expected
+    assert corpus.image_of_caption.tolist() == np.repeat(range(4), 5).tolist()
+    assert np.array_equal(corpus.images.read(np.arange(4)), features)
+    assert corpus.positives.sum() == 20 and corpus.positives[1, 5:10].all()
+
+
+def test_ragged_repeats(tmp_path: Path) -> None:
+    features = images(3)
+    write(tmp_path, np.repeat(features, [1, 3, 2], axis=0), 6, ["a", "b", "b", "b", "c", "c"])
+    corpus = precomp(str(tmp_path), "dev")
+    assert corpus.image_of_caption.tolist() == [0, 1, 1, 1, 2, 2]
+    assert np.array_equal(corpus.images.read(np.arange(3)), features)
+
+
+def test_one_caption_per_image(tmp_path: Path) -> None:
+    write(tmp_path, images(6), 6, range(6))
+    corpus = precomp(str(tmp_path), "dev")
+    assert len(corpus.images) == 6 and corpus.image_of_caption.tolist() == list(range(6))
+
+
+def test_ids_per_caption(tmp_path: Path) -> None:
+    write(tmp_path, images(2), 6, ["x", "x", "x", "y", "y", "y"])
+    assert list(precomp(str(tmp_path), "dev").image_ids) == ["x", "y"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "captions", "ids", "message"),
+    [
+        (4, 18, range(4), "ims.npy holds 4 rows but .*caps.txt 18 captions"),
+        (6, 4, range(6), "ims.npy holds 6 rows but .*caps.txt 4 captions"),
+        (4, 20, range(3), "ids.txt holds 3 ids, which fits neither the 4 rows nor 20 captions"),
+        (6, 6, range(3), "rows 0 and 1 should repeat image 0, but they differ"),
+        (4, 20, [1, 2, 3, 1], "ids.txt: id 1 names two images, number 0 and number 3"),
+        (2, 4, ["x", "y", "y", "y"], "ids.txt: line 2 has id y where image 0 has id x"),
+    ],
+)
+def test_counts_that_do_not_fit(tmp_path: Path, rows: int, captions: int, ids: Any, message: str) -> None:
+    write(tmp_path, images(rows), captions, list(ids))
+    with pytest.raises(InputError, match=message):
+        precomp(str(tmp_path), "dev")
+
+
+def test_features_are_not_scanned(tmp_path: Path) -> None:
+    """NaN is noticed in the rows that are read, and in no others."""
+    features = images(5)
+    features[3, 1, 2] = np.nan
+    write(tmp_path, features, 5, ["a", "b", "c", "d", "e"])
+    corpus = precomp(str(tmp_path), "dev")
+    assert corpus.images.read(np.array([0, 4])).shape == (2, 2, 3)
+    with pytest.raises(InputError, match=r"dev_ims.npy: NaN or Inf in the features of image d \(row 3\)"):
+        corpus.images.read(np.array([0, 3]))
+
+
+def test_a_huge_file_is_not_read_into_memory(tmp_path: Path) -> None:
+    """A sparse file of 33 GB, as large as COCO's, opens at once; a pickled corpus carries no features."""
+    file = tmp_path / "train_ims.npy"
+    with open(file, "wb") as stream:
+        header = {"descr": "<f4", "fortran_order": False, "shape": (113_287, 36, 2048)}
+        np.lib.format.write_array_header_1_0(stream, header)
+        stream.truncate(stream.tell() + 113_287 * 36 * 2048 * 4)
+    features = Features(file)
+    assert features.read(np.array([113_286])).sum() == 0
+    assert len(pickle.dumps(features)) < 2_000_000
+    assert np.array_equal(pickle.loads(pickle.dumps(features))[5], features[5])
+
+
+def karpathy_file(folder: Path, **changes: Any) -> Path:
+    def entry(number: int, split: str, captions: int) -> dict[str, Any]:
+        sentences = [{"raw": f"  Caption {number} {i}", "sentid": number * 10 + i} for i in range(captions)]
+        return {
+            "filename": f"{number}.jpg",
+            "filepath": "val2014",
+            "imgid": number,
+            "split": split,
+            "sentences": sentences,
+        }
+
+    entries = [entry(0, "train", 5), entry(1, "restval", 7), entry(2, "val", 1), entry(3, "test", 20)]
+    entries[0] = {**entries[0], **changes}
+    (folder / "images").mkdir(parents=True)
+    (folder / "dataset_tiny.json").write_text(json.dumps({"images": entries}))
+    return folder
+
+
+def test_karpathy(tmp_path: Path) -> None:
+    root = karpathy_file(tmp_path / "tiny")
+    train = karpathy(str(root), "train")
+    assert list(train.image_ids) == [0, 1] and len(train.captions) == 12
+    assert train.image_of_caption.tolist() == [0] * 5 + [1] * 7
+    assert train.captions[0] == "Caption 0 0" and list(train.caption_ids)[-1] == 16
+    assert train.images[1] == root / "images" / "val2014" / "1.jpg"
+    assert [len(karpathy(str(root), split).captions) for split in ("dev", "test")] == [1, 20]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sentences": [{"raw": " ", "sentid": 4}]}, "caption 4 of image 0 is empty"),
+        ({"sentences": [{"sentid": 4}]}, "entry 0 of 'images' lacks or garbles 'raw'"),
+        ({"imgid": 1}, "2 images but 1 different image ids"),
+    ],
+)
+def test_karpathy_bad_entries(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        karpathy(str(karpathy_file(tmp_path / "tiny", **changes)), "train")
+
+
+def test_karpathy_bad_files(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no folder .*; expected dataset_\*.json and a folder images/"):
+        karpathy(str(tmp_path / "none"), "train")
+    root = karpathy_file(tmp_path / "tiny")
+    (root / "dataset_other.json").write_text("{")
+    with pytest.raises(InputError, match="dataset_other.json, dataset_tiny.json; choose one with data.options"):
+        karpathy(str(root), "train")
+    with pytest.raises(InputError, match="dataset_other.json: not a JSON file"):
+        karpathy(str(root), "train", annotations="dataset_other.json")
+    (root / "dataset_other.json").write_text("[]")
+    with pytest.raises(InputError, match="expected a JSON object with a list 'images'"):
+        karpathy(str(root), "train", annotations="dataset_other.json")
+    (root / "images").rmdir()
+    with pytest.raises(InputError, match="images: no such folder"):
+        karpathy(str(root), "train", annotations="dataset_tiny.json")
+
+
+def test_synthetic_world_is_rendered_once_and_the_same(tmp_path: Path) -> None:
+    small = {"train_scenes": 6, "eval_scenes": 4}
+    first = synthetic(str(tmp_path / "a"), "train", **small)
+    picture = tmp_path / "a" / "images" / "train_00003.png"
+    changed = picture.stat().st_mtime_ns
+    again, other = synthetic(str(tmp_path / "a"), "train", **small), synthetic(str(tmp_path / "b"), "train", **small)
+    assert picture.stat().st_mtime_ns == changed
+    assert first.captions == other.captions == again.captions and len(first.captions) == 30
+    everything = np.arange(6)
+    assert np.array_equal(first.images.read(everything), other.images.read(everything))
+    assert len(synthetic(str(tmp_path / "a"), "test", **small).images) == 4
+    with Image.open(picture) as opened:  # the regions are the picture's own cells, row by row
+        cell = np.asarray(opened)[24:48, 48:72].astype(np.float32) / 127.5 - 1
+    assert np.array_equal(first.images[3][1 * 4 + 2], cell.reshape(-1))
+    with pytest.raises(InputError, match="holds another world"):
+        synthetic(str(tmp_path / "a"), "train", seed=1, **small)
+    with pytest.raises(InputError, match="not empty, and holds no rendered world"):
+        synthetic(str(tmp_path), "train", **small)
+    with pytest.raises(InputError, match="splits train, dev and test, not testall"):
+        synthetic(str(tmp_path / "a"), "testall", **small)
+
+
+def test_captions_keep_unusual_line_separators(tmp_path: Path) -> None:
+    """Only a newline ends a caption; Windows line ends and a byte order mark are no part of one."""
+    root = write_precomp(tmp_path / "data", train=1)
+    lines = ["a\u2028b", "c\x0bd", "e\x85f", "g", "h"]
+    (root / "precomp" / "train_caps.txt").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode() + b"\r\n")
+    assert precomp(str(root), "train").captions == lines

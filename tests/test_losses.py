@@ -1,0 +1,153 @@
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vse.losses import Criterion, Mining, Reduction, TripletLoss
+from vse.sets import Aggregated
+
+MARGIN = 0.2
+
+
+def slow_direction(scores: Tensor, positives: Tensor, mining: str, reduction: str) -> Tensor:
+    """One direction of the triplet loss, triplet by triplet."""
+    costs = []
+    pairs = 0
+    for query in range(scores.shape[0]):
+        for match in range(scores.shape[1]):
+            if not positives[query, match]:
+                continue
+            pairs += 1
+            mine = [
+                torch.clamp(MARGIN + scores[query, negative] - scores[query, match], min=0)
+                for negative in range(scores.shape[1])
+                if not positives[query, negative]
+            ]
+            if mining == "hardest":
+                mine = [max(mine, key=float)] if mine else []
+            costs += mine
+    if mining == "semihard":
+        costs = [torch.clamp(cost, max=MARGIN) for cost in costs]
+    total = sum(costs, torch.zeros((), dtype=scores.dtype))
+    if reduction == "sum":
+        return total
+    if reduction == "mean_pairs":
+        return total / scores.numel()
+    if mining == "hardest":
+        return total / pairs
+    if mining == "semihard":
+        costs = [cost for cost in costs if cost > 0]
+    return total / max(1, len(costs))
+
+
+def batch(case: str) -> tuple[Tensor, Tensor]:
+    torch.manual_seed(1)
+    if case == "pairs":
+        return torch.randn(7, 7, dtype=torch.float64) * 0.3, torch.eye(7, dtype=torch.bool)
+    if case == "ragged":  # one to four captions per image
+        images = torch.tensor([0, 0, 0, 1, 2, 2, 2, 2, 3])
+        return torch.randn(4, 9, dtype=torch.float64) * 0.3, torch.arange(4)[:, None] == images
+    positives = torch.rand(6, 8) < 0.3  # many to many; some captions or images may have none
+    return torch.randn(6, 8, dtype=torch.float64) * 0.3, positives
+
+
+@pytest.mark.parametrize("case", ["pairs", "ragged", "many"])
+@pytest.mark.parametrize("reduction", ["sum", "mean", "mean_pairs"])
+@pytest.mark.parametrize("mining", ["hardest", "all", "semihard"])
+def test_triplet_equals_its_slow_twin(case: str, mining: Mining, reduction: Reduction) -> None:
+    scores, positives = batch(case)
+    results = []
+    for slow in (False, True):
+        s = scores.clone().requires_grad_()
+        if slow:
+            loss = slow_direction(s, positives, mining, reduction) + slow_direction(s.T, positives.T, mining, reduction)
+        else:
+            loss = TripletLoss(MARGIN, mining, reduction)(s, positives)
+        results.append((loss.detach(), torch.autograd.grad(loss, s)[0]))
+    torch.testing.assert_close(results[0], results[1])
+    assert results[0][0] > 0
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean", "mean_pairs"])
+@pytest.mark.parametrize("mining", ["hardest", "all", "semihard"])
+@pytest.mark.parametrize("case", ["no violation", "no negative"])
+def test_nothing_to_learn_is_zero(case: str, mining: Mining, reduction: Reduction) -> None:
+    positives = torch.eye(4, dtype=torch.bool) if case == "no violation" else torch.ones(4, 4, dtype=torch.bool)
+    scores = torch.eye(4).requires_grad_()
+    loss = TripletLoss(MARGIN, mining, reduction)(scores, positives)
+    loss.backward()
+    assert loss.item() == 0 and scores.grad is not None and (scores.grad == 0).all()
+
+
+def test_gradcheck() -> None:
+    scores, positives = batch("ragged")
+    for mining in ("hardest", "all"):
+        loss = TripletLoss(MARGIN, mining)  # type: ignore[arg-type]
+        assert torch.autograd.gradcheck(lambda s, loss=loss: loss(s, positives), scores.requires_grad_())
+
+
+def test_an_image_twice_in_a_batch_is_not_a_negative() -> None:
+    """Two rows of the same image: their captions are positives of both."""
+    scores = torch.full((2, 2), 0.9)
+    assert TripletLoss()(scores, torch.ones(2, 2, dtype=torch.bool)) == 0
+    assert TripletLoss()(scores, torch.eye(2, dtype=torch.bool)) > 0
+
+
+def test_all_negatives_in_the_warm_up() -> None:
+    scores, positives = batch("pairs")
+    loss = TripletLoss(MARGIN, "hardest", warmup_epochs=1)
+    everything = TripletLoss(MARGIN, "all")(scores, positives)
+    hardest = TripletLoss(MARGIN, "hardest")(scores, positives)
+    for epoch, expected in ((0, everything), (1, hardest), (0, everything), (7, hardest)):
+        loss.set_epoch(epoch)
+        assert loss(scores, positives) == expected
+
+
+def test_half_precision_scores_are_judged_in_float32() -> None:
+    scores, positives = batch("pairs")
+    assert TripletLoss()(scores.bfloat16(), positives).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"margin": 0.0}, "margin must be positive, got 0.0"),
+        ({"mining": "hard"}, "mining must be one of .*, got 'hard'"),
+        ({"reduction": "avg"}, "reduction must be one of .*, got 'avg'"),
+        ({"warmup_epochs": -1}, "warmup_epochs must not be negative, got -1"),
+    ],
+)
+def test_bad_arguments(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TripletLoss(**arguments)  # type: ignore[arg-type]
+
+
+def test_bad_inputs() -> None:
+    scores, positives = batch("pairs")
+    with pytest.raises(ValueError, match=r"must be \(A, C\) alike, got \(7, 7\) and \(7, 6\)"):
+        TripletLoss()(scores, positives[:, :6])
+    with pytest.raises(ValueError, match="positives must be bool, got torch.int64"):
+        TripletLoss()(scores, positives.long())
+    with pytest.raises(ValueError, match="the batch has no positive pair"):
+        TripletLoss()(scores, torch.zeros_like(positives))
+
+
+class Spread(nn.Module):
+    """A regulariser with a parameter of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, image: Aggregated, text: Aggregated) -> Tensor:
+        return self.scale * (image.embeddings.mean() + text.embeddings.mean())
+
+
+def test_criterion_adds_weighted_terms_and_names_them() -> None:
+    scores, positives = batch("pairs")
+    image, text = Aggregated(torch.ones(7, 1, 3)), Aggregated(torch.ones(7, 1, 3) * 2)
+    criterion = Criterion(TripletLoss(), {"spread": (0.5, Spread()), "constant": (2.0, lambda i, t: torch.ones(()))})
+    parts = criterion(scores, positives, image, text)
+    assert set(parts) == {"total", "ranking", "spread", "constant"}
+    assert parts["spread"].item() == 6 and parts["ranking"] == TripletLoss()(scores, positives)
+    torch.testing.assert_close(parts["total"], parts["ranking"] + 0.5 * 6 + 2)
+    assert len(list(criterion.parameters())) == 1

@@ -1,0 +1,53 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from vse.optim import Cosine, Linear, Schedule, Step, parameter_groups
+
+
+def test_longest_prefix_gives_the_factor() -> None:
+    model = nn.ModuleDict({"a": nn.ModuleDict({"b": nn.Linear(2, 2), "c": nn.Linear(2, 2)}), "ab": nn.Linear(2, 2)})
+    groups = parameter_groups(model.named_parameters(), 0.1, {"a": 0.5, "a.b": 0.0})
+    rates = {id(p): group["lr"] for group in groups for p in group["params"]}  # type: ignore[attr-defined]
+    assert [rates[id(p)] for _, p in model.named_parameters()] == pytest.approx([0.0, 0.0, 0.05, 0.05, 0.1, 0.1])
+    with pytest.raises(ValueError, match="'a.d' begins no parameter's name"):
+        parameter_groups(model.named_parameters(), 0.1, {"a.d": 1.0})
+
+
+def test_step() -> None:
+    schedule = Step(milestones=[2, 4], factor=0.1)
+    assert [schedule(t) for t in (0, 1.99, 2, 3.5, 4, 9)] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+
+
+def test_warm_up_rises_in_a_straight_line_and_its_first_step_counts() -> None:
+    schedule = Schedule(warmup_epochs=1)
+    assert [schedule(n / 4, 1 / 4) for n in range(6)] == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1])
+    assert Schedule()(0.0) == 1
+
+
+def test_cosine_and_linear() -> None:
+    cosine, linear = Cosine(epochs=10, final=0.1, warmup_epochs=2), Linear(epochs=10, warmup_epochs=2)
+    for time in (2, 3, 6, 9.5, 10, 12):
+        done = min(1, (time - 2) / 8)
+        assert cosine(time) == pytest.approx(0.1 + 0.9 * (1 + math.cos(math.pi * done)) / 2)
+        assert linear(time) == pytest.approx(1 - done)
+    assert cosine(1) == pytest.approx(0.5)
+
+
+def test_against_torch() -> None:
+    """One cosine cycle equals torch's scheduler, step by step."""
+    optimiser = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    theirs = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=20)
+    for step in range(20):
+        assert Cosine(epochs=4)(step / 5) == pytest.approx(theirs.get_last_lr()[0])
+        optimiser.step()
+        theirs.step()
+
+
+def test_bad_arguments() -> None:
+    with pytest.raises(ValueError, match="warmup_epochs must not be negative, got -1"):
+        Schedule(warmup_epochs=-1)
+    with pytest.raises(ValueError, match=r"factor must be positive and milestones not negative, got 0.1 and \[-1\]"):
+        Step(milestones=[-1])

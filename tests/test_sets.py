@@ -1,0 +1,99 @@
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+
+from vse.sets import MaskedBatchNorm, check_mask, lengths_to_mask, masked_softmax, masked_sort
+
+
+def example() -> tuple[Tensor, Tensor]:
+    torch.manual_seed(0)
+    return torch.randn(4, 5, 3, dtype=torch.float64), torch.rand(4, 5) < 0.6
+
+
+def test_lengths_to_mask() -> None:
+    assert lengths_to_mask(torch.tensor([1, 3])).tolist() == [[True, False, False], [True, True, True]]
+    assert lengths_to_mask(torch.tensor([1]), size=2).tolist() == [[True, False]]
+
+
+def test_prefix_masks() -> None:
+    check_mask(torch.tensor([[True, True, False]]), torch.Size((1, 3)), prefix=True)
+    with pytest.raises(ValueError, match="sample 1: a sequence needs a prefix mask"):
+        check_mask(torch.tensor([[True, True], [False, True]]), torch.Size((2, 2)), prefix=True)
+
+
+def test_masked_sort_and_softmax() -> None:
+    features, mask = example()
+    mask[:, 2] = True
+    ranked, prefix = masked_sort(features, mask)
+    weights = masked_softmax(features, mask.unsqueeze(-1), dim=1)
+    assert prefix is not None
+    for row in range(4):
+        real = features[row, mask[row]]
+        assert torch.equal(ranked[row, prefix[row]], real.sort(dim=0, descending=True).values)
+        assert (ranked[row, ~prefix[row]] == 0).all()
+        torch.testing.assert_close(weights[row, mask[row]], real.softmax(0))
+        assert (weights[row, ~mask[row]] == 0).all()
+
+
+def reference_norm(features: Tensor, mask: Tensor, norm: nn.BatchNorm1d) -> Tensor:
+    """torch's BatchNorm over the real elements, gathered in one list."""
+    out = torch.zeros_like(features)
+    out[mask] = norm(features[mask])
+    return out
+
+
+def test_batch_norm_sees_only_real_elements() -> None:
+    features, mask = example()
+    mine, theirs = MaskedBatchNorm(3).double(), nn.BatchNorm1d(3).double()
+    for _ in range(3):  # running statistics too
+        dirty = features.masked_fill(~mask.unsqueeze(-1), torch.nan).requires_grad_()
+        clean = features.clone().requires_grad_()
+        found, expected = mine(dirty, mask), reference_norm(clean, mask, theirs)
+        torch.testing.assert_close(found[mask], expected[mask])
+        found[mask].pow(3).sum().backward()
+        expected[mask].pow(3).sum().backward()
+        assert dirty.grad is not None and clean.grad is not None
+        torch.testing.assert_close(dirty.grad, clean.grad)
+        assert (dirty.grad[~mask] == 0).all()
+    for name, value in theirs.state_dict().items():
+        torch.testing.assert_close(mine.state_dict()[name], value, msg=name)
+    torch.testing.assert_close(mine.eval()(features, mask)[mask], reference_norm(features, mask, theirs.eval())[mask])
+
+
+def test_batch_norm_without_mask_and_with_one_element() -> None:
+    features, _ = example()
+    torch.testing.assert_close(
+        MaskedBatchNorm(3).double()(features), nn.BatchNorm1d(3).double()(features.flatten(0, 1)).view_as(features)
+    )
+    alone = torch.zeros(4, 5, dtype=torch.bool)
+    alone[1, 2] = True
+    assert MaskedBatchNorm(3).double()(features, alone).isfinite().all()
+
+
+def one_process(rank: int, folder: str, features: Tensor, mask: Tensor) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    norm = MaskedBatchNorm(3).double()
+    part, real = features.chunk(2)[rank].clone().requires_grad_(), mask.chunk(2)[rank]
+    out = norm(part, real)
+    out[real].pow(3).sum().backward()
+    torch.save((out.detach(), part.grad, norm.state_dict()), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_batch_norm_takes_statistics_of_the_global_batch(tmp_path: Path) -> None:
+    features, mask = example()
+    mp.spawn(one_process, (str(tmp_path), features, mask), nprocs=2)
+    whole = features.clone().requires_grad_()
+    norm = MaskedBatchNorm(3).double()
+    expected = norm(whole, mask)
+    expected[mask].pow(3).sum().backward()
+    parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    torch.testing.assert_close(torch.cat([p[0] for p in parts])[mask], expected[mask].detach())
+    torch.testing.assert_close(torch.cat([p[1] for p in parts]), whole.grad)
+    for rank in range(2):
+        for name, value in norm.state_dict().items():
+            torch.testing.assert_close(parts[rank][2][name], value, msg=name)

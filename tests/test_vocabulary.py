@@ -1,0 +1,104 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vse.data.vocabulary import SPECIALS, Vocabulary, tokenise
+from vse.errors import InputError
+
+# A published vocabulary lies beside the checkout where the project is developed; elsewhere these tests skip.
+PUBLISHED = Path(__file__).parents[2] / "shared" / "vocabularies" / "scan_f30k_precomp_vocab.json"
+
+
+@pytest.mark.parametrize(
+    ("caption", "words"),
+    [
+        ("Two dogs don't play.", ["two", "dogs", "do", "n't", "play", "."]),
+        ("A man's hat, red (and old).", ["a", "man", "'s", "hat", ",", "red", "(", "and", "old", ")", "."]),
+        ("Mr. Smith waits. He sits.", ["mr.", "smith", "waits", ".", "he", "sits", "."]),
+        ("A U.S. flag", ["a", "u.s.", "flag"]),
+        ('A sign says "stop"', ["a", "sign", "says", "``", "stop", "''"]),
+        ("dogs...and cats", ["dogs", "...", "and", "cats"]),
+        ("a t-shirt", ["a", "t-shirt"]),
+    ],
+)
+def test_tokenise_splits_like_nltk(caption: str, words: list[str]) -> None:
+    assert tokenise(caption) == words
+
+
+def test_build_and_encode() -> None:
+    vocabulary = Vocabulary.build(["a dog and a cat", "a dog"], min_count=2)
+    assert vocabulary.words == [*SPECIALS, "a", "dog"]
+    assert vocabulary.encode("A dog barks").tolist() == [1, 5, 6, 3, 2]
+    assert len(vocabulary) == 7
+
+
+def test_order_does_not_depend_on_the_captions_order() -> None:
+    captions = ["c b a", "b a", "d"]
+    assert Vocabulary.build(captions).words == Vocabulary.build(captions[::-1]).words == [*SPECIALS, *"abcd"]
+
+
+def test_read_json_appends_mask(tmp_path: Path) -> None:
+    file = tmp_path / "vocab.json"
+    words = {"<pad>": 0, "<start>": 1, "<end>": 2, "<unk>": 3, "dog": 4}
+    file.write_text(json.dumps({"word2idx": words, "idx2word": {}, "idx": 5}))
+    vocabulary = Vocabulary.read(file)
+    assert vocabulary.words == [*words, "<mask>"] and vocabulary.mask == 5
+
+
+@pytest.mark.skipif(not PUBLISHED.is_file(), reason="needs SCAN's f30k_precomp_vocab.json")
+def test_read_the_published_file() -> None:
+    vocabulary = Vocabulary.read(PUBLISHED)
+    assert len(vocabulary) == 8482 and vocabulary.mask == 8481
+    ids = json.loads(PUBLISHED.read_text())["word2idx"]
+    assert vocabulary.encode("Two men").tolist() == [1, ids["two"], ids["men"], 2]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "cannot be read as a JSON vocabulary"),
+        ("[1]", "expected a JSON object with 'word2idx'"),
+        ('{"word2idx": {"a": "0"}}', "expected a JSON object with 'word2idx'"),
+        ('{"word2idx": {"<pad>": 0, "a": 2}}', "the ids of its 2 words are not 0..1"),
+        ('{"word2idx": {"<pad>": 0, "a": 1}}', "lacks <start>, <end>, <unk>"),
+        ('{"word2idx": {"<start>": 0, "<pad>": 1, "<end>": 2, "<unk>": 3}}', "id 0 must be <pad>, found '<start>'"),
+    ],
+)
+def test_bad_files(tmp_path: Path, content: str, message: str) -> None:
+    file = tmp_path / "vocab.json"
+    file.write_text(content)
+    with pytest.raises(InputError, match=f"vocab.json.*{message}"):
+        Vocabulary.read(file)
+
+
+def test_repeated_word() -> None:
+    with pytest.raises(ValueError, match="holds 'a' more than once"):
+        Vocabulary([*SPECIALS, "a", "b", "a"])
+
+
+def test_augmentation_frequencies() -> None:
+    vocabulary = Vocabulary([*SPECIALS, *(f"w{i}" for i in range(1000))])
+    ids = np.full(200_000, 7)
+    ids[:2] = vocabulary.start, vocabulary.end
+    out = vocabulary.augment(ids, 0.2, np.random.default_rng(0))
+    share = {
+        "mask": (out == vocabulary.mask).mean() * len(out) / len(ids),
+        "removed": 1 - len(out) / len(ids),
+        "other": ((out != 7) & (out != vocabulary.mask)).mean() * len(out) / len(ids),
+    }
+    assert share == pytest.approx({"mask": 0.1, "removed": 0.08, "other": 0.02}, abs=0.003)
+    assert out.max() < len(vocabulary) and not np.isin(out[5:], [0, 1, 2, 3]).any()
+
+
+def test_augmentation_always_leaves_a_token() -> None:
+    vocabulary = Vocabulary([*SPECIALS, "a"])
+    rng = np.random.default_rng(0)
+    assert all(len(vocabulary.augment(np.array([5]), 0.99, rng)) == 1 for _ in range(100))
+
+
+def test_augmentation_leaves_its_input_alone() -> None:
+    ids = np.arange(5, 15)
+    Vocabulary([*SPECIALS, *"abcdefghij"]).augment(ids, 0.9, np.random.default_rng(0))
+    assert ids.tolist() == list(range(5, 15))
