@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +46,16 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
     Raises InputError, naming the file, when it is missing, truncated, or of another kind.
     """
+    if not path.is_file():
+        raise InputError(f"{path}: no such checkpoint")
+    if not zipfile.is_zipfile(path):  # the end of a whole file tells, before anything in it is interpreted
+        raise InputError(f"{path}: truncated, or not a checkpoint of vse")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such checkpoint") from None
     except pickle.UnpicklingError:
         raise InputError(f"{path}: not a checkpoint of vse (it is no torch file, or holds more than tensors)") from None
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read: truncated, or not a checkpoint ({first_clause(error)})") from None
+    except (RuntimeError, OSError) as error:
+        raise InputError(f"{path}: damaged, or not a checkpoint of vse ({first_clause(error)})") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         found = ", ".join(sorted(map(str, state))[:6]) if isinstance(state, dict) else type(state).__name__
         raise InputError(f"{path}: not a checkpoint of vse (found: {found})")

@@ -82,7 +82,7 @@ class ModelConfig(Section):
     embed_dim: PositiveInt
     image: TowerConfig
     text: TowerConfig
-    similarity: Component = Component(name="cosine")
+    similarity: Component
 
 
 class TermConfig(BaseModel):
@@ -95,18 +95,17 @@ class TermConfig(BaseModel):
 class LossConfig(Section):
     """A ranking loss and regularising terms."""
 
-    ranking: Component = Component(name="triplet")
+    ranking: Component
     terms: dict[str, TermConfig] = {}
 
 
 class OptimConfig(Component):
     """An optimiser, its schedule, and learning-rate factors by parameter-name prefix."""
 
-    name: str = "adamw"
     lr: PositiveFloat
     weight_decay: NonNegativeFloat = 0.01
     factors: dict[str, NonNegativeFloat] = {}
-    schedule: Component = Component(name="constant")
+    schedule: Component
 
 
 class TrainConfig(Section):
@@ -129,7 +128,7 @@ class Config(Section):
     run: RunConfig
     data: DataConfig
     model: ModelConfig
-    loss: LossConfig = LossConfig()
+    loss: LossConfig
     optim: OptimConfig
     train: TrainConfig
     eval: EvalConfig = EvalConfig()
@@ -138,6 +137,14 @@ class Config(Section):
     def source(self, key: str) -> str:
         """Return the file or override that gave ``key``, or the nearest section around it."""
         return _source(self._origin, key)
+
+
+# The components of a config that names none; below all files, so that their arguments can be given alone.
+_DEFAULTS = {
+    "model": {"similarity": {"name": "cosine"}},
+    "loss": {"ranking": {"name": "triplet"}},
+    "optim": {"name": "adamw", "schedule": {"name": "constant"}},
+}
 
 
 def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> Config:
@@ -177,11 +184,10 @@ def merge(base: Any, new: Any, origin: dict[str, str], source: str, key: str = "
     if not isinstance(new, dict):
         origin[key] = source
         return new
-    same_component = isinstance(base, dict) and ("name" not in new or new["name"] == base.get("name"))
-    merged = dict(base) if same_component else {}
-    # OPTIM is a component too, but its schedule, factors and rate are not the optimiser's own arguments.
-    if isinstance(base, dict) and not same_component and key == "optim":
-        merged = {k: v for k, v in base.items() if k in OptimConfig.model_fields}
+    merged = dict(base) if isinstance(base, dict) else {}
+    if "name" in new and "name" in merged and new["name"] != merged["name"]:
+        # What every optimiser has is not this optimiser's own.
+        merged = {k: v for k, v in merged.items() if key == "optim" and k in OptimConfig.model_fields}
     for part, value in new.items():
         merged[part] = merge(merged.get(part), value, origin, source, f"{key}.{part}" if key else str(part))
     if not new:
@@ -237,7 +243,7 @@ def _read(path: Path, origin: dict[str, str], children: tuple[Path, ...]) -> dic
             f"{path}: expected a mapping of sections (run, data, model, ...), got {type(content).__name__}"
         )
     base = content.pop("base", None)
-    below: dict[str, Any] = {}
+    below: dict[str, Any] = _DEFAULTS
     if base is not None:
         if not isinstance(base, str):
             raise InputError(f"{path}: base: expected the path of a config file, got {base!r}")

@@ -138,17 +138,13 @@ class Training:
         self.scaler.update()
         return {**{name: loss.detach() for name, loss in losses.items()}, "gradient_norm": norm.detach()}
 
-    def batches(self, stop: runtime.StopSignal) -> Iterator[Batch]:
+    def batches(self) -> Iterator[Batch]:
         """The rest of the epoch's batches, on the device."""
         self.sampler.epoch, self.sampler.first = self.epoch, self.step
-        try:
-            for batch in self.loader:
-                if isinstance(batch, InputError):
-                    raise batch
-                yield batch.to(self.device)
-        except RuntimeError:
-            if not stop:  # a signal to the whole process group ends the loader's workers as well
-                raise
+        for batch in self.loader:
+            if isinstance(batch, InputError):
+                raise batch
+            yield batch.to(self.device)
 
 
 def train(config: Config) -> None:
@@ -185,8 +181,7 @@ def train(config: Config) -> None:
 def dry_run(config: Config) -> None:
     """Build everything and compute one loss; train and write nothing."""
     training = Training(config)
-    with runtime.StopSignal() as stop:
-        batch = next(training.batches(stop))
+    batch = next(training.batches())
     image = training.model.image(batch.images, batch.image_mask)
     text = training.model.text(batch.tokens, batch.token_mask)
     scores = training.model.similarity(image.embeddings, text.embeddings)
@@ -225,7 +220,7 @@ def _train_epoch(training: Training, folder: Path, log: runtime.RunLog, stop: ru
     done = training.step * training.sampler.batch_size
     title = f"epoch {training.epoch + 1}/{config.train.epochs}"
     with tqdm(total=total, initial=done, desc=title, unit=" samples", unit_scale=True, mininterval=0.5) as bar:
-        for batch in training.batches(stop):
+        for batch in training.batches():
             losses = training.train_step(batch)
             log.add(losses, training.sampler.batch_size)
             training.step += 1

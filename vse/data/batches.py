@@ -1,5 +1,8 @@
 """Training batches: some captions, the images they describe (each once), and which belongs to which."""
 
+import os
+import signal
+import threading
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -112,12 +115,19 @@ def make_loader(data: TrainingData, sampler: BatchSampler, workers: int, pin_mem
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=pin_memory,
-        worker_init_fn=_leave_interrupts_to_the_parent,
+        worker_init_fn=_leave_signals_to_the_parent,
         generator=torch.Generator(),
     )
 
 
-def _leave_interrupts_to_the_parent(_: int) -> None:
-    import signal
-
+def _leave_signals_to_the_parent(_: int) -> None:
+    """A signal to the whole process group must not end the workers: the parent saves, then ends them itself."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_exit_when_the_parent_asks, daemon=True).start()
+
+
+def _exit_when_the_parent_asks() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

@@ -1,0 +1,214 @@
+"""Bad input gets one line on stderr and exit code 2."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, Outcome, write_precomp
+
+Cli = Callable[..., Outcome]
+
+
+def precomp_file(folder: Path, name: str) -> Path:
+    return folder / "precomp" / name
+
+
+def rewrite(path: Path, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    np.save(path, change(np.load(path)), allow_pickle=True)
+
+
+def set_line(path: Path, number: int, text: bytes) -> None:
+    lines = path.read_bytes().split(b"\n")
+    lines[number - 1] = text
+    path.write_bytes(b"\n".join(lines))
+
+
+def with_value(array: np.ndarray, value: float) -> np.ndarray:
+    array[3, 1, 2] = value
+    return array
+
+
+FILE_CASES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no features": (
+        lambda f: precomp_file(f, "train_ims.npy").unlink(),
+        "train_ims.npy: no such file; expected train_ims.npy, train_caps.txt and train_ids.txt in",
+    ),
+    "no captions": (lambda f: precomp_file(f, "dev_caps.txt").unlink(), "dev_caps.txt: no such file; expected"),
+    "no ids": (lambda f: precomp_file(f, "train_ids.txt").unlink(), "train_ids.txt: no such file; expected"),
+    "counts": (
+        lambda f: rewrite(precomp_file(f, "train_ims.npy"), lambda a: a[:-1]),
+        "train_ims.npy holds 23 rows but",
+    ),
+    "2-D": (
+        lambda f: rewrite(precomp_file(f, "train_ims.npy"), lambda a: a[0]),
+        "train_ims.npy: expected a float32 or float16 array (rows, regions, width), found float32 of shape (6, 12)",
+    ),
+    "integers": (
+        lambda f: rewrite(precomp_file(f, "train_ims.npy"), lambda a: a.astype(np.int64)),
+        "train_ims.npy: expected a float32 or float16 array (rows, regions, width), found int64",
+    ),
+    "pickled objects": (
+        lambda f: rewrite(precomp_file(f, "train_ims.npy"), lambda a: a.astype(object)),
+        "train_ims.npy: not a complete .npy file of numbers",
+    ),
+    "truncated": (
+        lambda f: os.truncate(precomp_file(f, "train_ims.npy"), 900),
+        "train_ims.npy: not a complete .npy file of numbers",
+    ),
+    "cut in its header": (
+        lambda f: os.truncate(precomp_file(f, "train_ims.npy"), 20),
+        "train_ims.npy: not a complete .npy file of numbers",
+    ),
+    "no .npy file": (
+        lambda f: precomp_file(f, "train_ims.npy").write_bytes(b"hello, this is text" * 50),
+        "train_ims.npy: not a complete .npy file of numbers",
+    ),
+    "empty file": (
+        lambda f: precomp_file(f, "train_ims.npy").write_bytes(b""),
+        "train_ims.npy: not a complete .npy file of numbers",
+    ),
+    "NaN": (
+        lambda f: rewrite(precomp_file(f, "train_ims.npy"), lambda a: with_value(a, np.nan)),
+        "train_ims.npy: NaN or Inf in the features of image 1003 (row 3)",
+    ),
+    "Inf in dev": (
+        lambda f: rewrite(precomp_file(f, "dev_ims.npy"), lambda a: np.where(np.isfinite(a), np.inf, a)),
+        "dev_ims.npy: NaN or Inf in the features of image 1000 (row 0)",
+    ),
+    "empty caption": (
+        lambda f: set_line(precomp_file(f, "train_caps.txt"), 7, b"  "),
+        "train_caps.txt: line 7 is empty; expected one caption on every line",
+    ),
+    "not UTF-8": (
+        lambda f: set_line(precomp_file(f, "train_caps.txt"), 9, "café".encode("latin-1")),
+        "train_caps.txt: line 9 is not UTF-8",
+    ),
+    "widths": (
+        lambda f: rewrite(precomp_file(f, "dev_ims.npy"), lambda a: a[..., :-2]),
+        "train has features 12 wide, but",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FILE_CASES)
+def test_bad_file(cli: Cli, tiny: list[str], corpus_folder: Path, case: str) -> None:
+    damage, message = FILE_CASES[case]
+    damage(corpus_folder)
+    outcome = cli("train", *tiny)
+    assert outcome.code == 2 and message in outcome.error
+
+
+def test_nan_noticed_by_a_worker(cli: Cli, tiny: list[str], corpus_folder: Path) -> None:
+    damage, message = FILE_CASES["NaN"]
+    damage(corpus_folder)
+    assert message in cli("train", *tiny, "data.workers=2").error
+
+
+def test_bad_test_split(cli: Cli, tiny: list[str], corpus_folder: Path, tmp_path: Path) -> None:
+    cli("train", *tiny, "train.epochs=1")
+    rewrite(precomp_file(corpus_folder, "test_ims.npy"), lambda a: a[..., :-2])
+    outcome = cli("eval", tmp_path / "run")
+    assert outcome.code == 2 and "its features are 10 wide, but the model reads 12" in outcome.error
+    rewrite(precomp_file(corpus_folder, "test_ims.npy"), lambda a: np.full((50, 6, 12), np.nan, np.float32))
+    assert "test_ims.npy: NaN or Inf in the features of image 1000" in cli("eval", tmp_path / "run").error
+    assert not (tmp_path / "run" / "test.json").exists()
+
+
+def test_bad_command_lines(cli: Cli, tiny: list[str], tmp_path: Path, corpus_folder: Path) -> None:
+    config, *settings = tiny
+    train = [
+        ([tmp_path / "none.yaml"], "none.yaml: no such config file"),
+        ([config, *settings, "train.epoch=1"], "train.epoch: unknown key (did you mean 'epochs'?)"),
+        ([config, *settings, "train.epochs"], "override 'train.epochs': expected key=value"),
+        ([config, *settings, "data.workers=-1"], "data.workers: input should be greater than or equal to 0, got -1"),
+        ([config, *settings, "model.image.encoder.drop=1.5"], "model.image.encoder: drop must be in [0, 1), got 1.5"),
+        ([config, *settings, "model.image.encoder.name=bigru"], "bigru reads tokens, but the image tower is given f"),
+        ([config, *settings, "model.image.encoder.dim=4"], "keeps the encoder's width 4, but model.embed_dim is 8"),
+        ([config, *settings, f"data.root={tmp_path / 'none'}"], "data.root: no folder"),
+        ([config, *settings, "run.device=tpu9"], "run.device: 'tpu9' is not available here"),
+        ([config, *settings, "optim.factors={text.gru: 0.1}"], "optim.factors: 'text.gru' begins no parameter's name"),
+        ([config, *settings, f"data.vocabulary.file={tmp_path / 'v.json'}"], "v.json: no such file; expected a vocab"),
+        ([config, *settings, f"run.dir={config}/run"], "run.dir: cannot write in"),
+        ([config, *settings, "optim.betas=[2.0, 0.9]"], "optim: Invalid beta parameter"),
+        ([config, "--nothing"], "unrecognized arguments: --nothing"),
+        ([], "the following arguments are required: config"),
+    ]
+    for arguments, message in train:
+        outcome = cli("train", *arguments)
+        assert outcome.code == 2 and message in outcome.error, (arguments, outcome.error)
+    cli("train", *tiny, "train.epochs=1")
+    run = tmp_path / "run"
+    torch.save({"model": {}}, tmp_path / "other.pt")
+    evaluation = [
+        ([tmp_path / "none"], "none: no such run folder or checkpoint"),
+        ([corpus_folder], "no best.pt or last.pt in this folder"),
+        ([tmp_path / "other.pt"], "other.pt: not a checkpoint of vse (found: model)"),
+        ([config], "not a checkpoint of vse"),
+        ([run, "--split", "tset"], "split 'tset': did you mean 'test'?"),
+        ([run, "--split", "testall"], "testall_ims.npy: no such file"),
+        ([run, "--protocol", "coco"], "argument --protocol: invalid choice: 'coco'"),
+        ([run, "model.embed_dim=16"], "its weights do not fit this config"),
+        ([run, "--json", tmp_path / "none" / "x.json"], "x.json: cannot be written (No such file or directory)"),
+    ]
+    for arguments, message in evaluation:
+        outcome = cli("eval", *arguments)
+        assert outcome.code == 2 and message in outcome.error, (arguments, outcome.error)
+
+
+def test_pictures_for_a_region_encoder(cli: Cli, tiny: list[str], tmp_path: Path) -> None:
+    from test_corpora import karpathy_file
+
+    root = karpathy_file(tmp_path / "pictures")
+    outcome = cli("train", *tiny, "data.format=karpathy", f"data.root={root}")
+    assert outcome.code == 2 and "regions reads features, but" in outcome.error and "has pictures" in outcome.error
+
+
+def test_a_bug_keeps_its_traceback(cli: Cli, tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    import vse.trainer
+
+    def broken(config: object) -> None:
+        raise ValueError("a bug, not the user's mistake")
+
+    monkeypatch.setattr(vse.trainer, "train", broken)
+    with pytest.raises(ValueError, match="a bug"):
+        cli("train", *tiny)
+
+
+def test_messages_of_the_library(tmp_path: Path, cli: Cli, tiny: list[str]) -> None:
+    import vse
+
+    cli("train", *tiny, "train.epochs=1")
+    model = vse.load(tmp_path / "run")
+    for call, message in (
+        (lambda: model.encode_texts("one string"), "texts must be a list of captions, got a single string"),
+        (lambda: model.encode_texts(["a", " "]), "caption 1 is empty"),
+        (lambda: model.encode_texts([]), "nothing to encode: the list is empty"),
+        (lambda: model.encode_texts(["a"], batch_size=0), "batch_size must be at least 1, got 0"),
+        (lambda: model.encode_images(["a.jpg"]), "image 0: expected a .regions, width. tensor of features, got str"),
+        (lambda: model.encode_images([torch.zeros(12)]), r"image 0: .* got shape \(12,\)"),
+        (lambda: model.encode_images([torch.zeros(3, 9)]), "regions must be 12 wide, got 9"),
+        (lambda: model.similarity(torch.zeros(2, 2, 8), torch.zeros(2, 1, 8)), "cosine compares single embeddings"),
+        (lambda: model.similarity(torch.zeros(2, 8), torch.zeros(2, 1, 8)), r"expected \(A, K, H\) and \(C, L, H\)"),
+        (lambda: vse.load(tmp_path), "no best.pt or last.pt"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+    model.vocabulary = None
+    with pytest.raises(ValueError, match="this model has no vocabulary"):
+        model.encode_texts(["a"])
+
+
+def test_one_line_in_a_process_of_its_own(tmp_path: Path) -> None:
+    """Nothing but the line: no warnings of imported libraries, no usage."""
+    import subprocess
+    import sys
+
+    write_precomp(tmp_path / "data")
+    command = [sys.executable, "scripts/train.py", "configs/demo.yaml", "train.epoch=3"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ""
+    expected = "error: override 'train.epoch=3': train.epoch: unknown key (did you mean 'epochs'?)"
+    assert done.stderr.splitlines() == [expected]

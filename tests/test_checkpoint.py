@@ -1,0 +1,84 @@
+import pickle
+import resource
+from pathlib import Path
+
+import pytest
+import torch
+
+from vse.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
+from vse.errors import InputError
+
+
+class Hostile:
+    """Unpickling it would create a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str, str]]:
+        return open, (str(self.path), "w")
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "a.pt", {"model": {"w": torch.arange(3)}, "config": {"lr": 1e-3}})
+    state = load_checkpoint(tmp_path / "a.pt")
+    assert torch.equal(state["model"]["w"], torch.arange(3)) and state["config"] == {"lr": 1e-3}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
+    """As on a full disk: a limit on file sizes makes the write itself fail."""
+    file = tmp_path / "last.pt"
+    save_checkpoint(file, {"model": {"w": torch.zeros(3)}})
+    before = file.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(InputError, match=r"last.pt: cannot be written \(File too large\); the previous"):
+            save_checkpoint(file, {"model": {"w": torch.zeros(1_000_000)}})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert file.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_every_truncation_is_noticed(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "a.pt", {"model": {"w": torch.randn(1000)}})
+    whole = (tmp_path / "a.pt").read_bytes()
+    for size in (0, 1, 100, len(whole) // 2, len(whole) - 1):
+        (tmp_path / "cut.pt").write_bytes(whole[:size])
+        with pytest.raises(InputError, match="cut.pt: (truncated|damaged)"):
+            load_checkpoint(tmp_path / "cut.pt")
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    torch.save({"epoch": 3, "opt": "x"}, tmp_path / "other.pt")
+    with pytest.raises(InputError, match=r"other.pt: not a checkpoint of vse \(found: epoch, opt\)"):
+        load_checkpoint(tmp_path / "other.pt")
+    (tmp_path / "text.pt").write_text("hello")
+    with pytest.raises(InputError, match="text.pt: truncated, or not a checkpoint"):
+        load_checkpoint(tmp_path / "text.pt")
+    with pytest.raises(InputError, match="none.pt: no such checkpoint"):
+        load_checkpoint(tmp_path / "none.pt")
+
+
+@pytest.mark.parametrize("how", ["torch", "pickle"])
+def test_nothing_in_a_file_is_executed(tmp_path: Path, how: str) -> None:
+    file, target = tmp_path / "evil.pt", tmp_path / "created"
+    if how == "torch":
+        torch.save({"model": Hostile(target)}, file)
+    else:
+        file.write_bytes(pickle.dumps(Hostile(target)))
+    with pytest.raises(InputError, match="evil.pt: .*not a checkpoint of vse"):
+        load_checkpoint(file)
+    assert not target.exists()
+
+
+def test_find_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no best.pt or last.pt in this folder"):
+        find_checkpoint(tmp_path)
+    with pytest.raises(InputError, match="no such run folder or checkpoint"):
+        find_checkpoint(tmp_path / "none")
+    for name in ("last.pt", "best.pt"):
+        (tmp_path / name).touch()
+        assert find_checkpoint(tmp_path).name == name
+    assert find_checkpoint(tmp_path / "last.pt") == tmp_path / "last.pt"

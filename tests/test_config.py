@@ -1,0 +1,162 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from vse.build import read_config
+from vse.config import Config, load_config
+from vse.errors import InputError
+
+ROOT = Path(__file__).parents[1]
+RECIPE = ROOT / "configs" / "vse_infty" / "f30k_region_bigru.yaml"
+
+MINIMAL = """
+run: {dir: runs/x}
+data: {format: precomp, root: data/x}
+model:
+  embed_dim: 8
+  image: {encoder: {name: regions}, aggregator: {name: kmax, k: 3}}
+  text: {encoder: {name: bigru}, aggregator: {name: gpo, hidden_dim: 16}}
+optim: {lr: 5e-4}
+train: {epochs: 2}
+"""
+
+
+@pytest.fixture
+def minimal(tmp_path: Path) -> Path:
+    file = tmp_path / "minimal.yaml"
+    file.write_text(MINIMAL)
+    return file
+
+
+def test_defaults_are_filled_in(minimal: Path) -> None:
+    config = read_config(minimal)
+    assert config.optim.lr == 5e-4 and config.train.batch_size == 128
+    assert config.model.text.aggregator.arguments == {"hidden_dim": 16, "position_dim": 32}
+    assert config.loss.ranking.arguments["mining"] == "hardest"
+    resolved = yaml.safe_load(yaml.safe_dump(config.model_dump()))
+    assert Config.model_validate(resolved).model_dump() == config.model_dump()
+
+
+def test_config_is_frozen(minimal: Path) -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        load_config(minimal).train.epochs = 3
+
+
+def test_base_is_inherited_key_by_key(minimal: Path, tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    middle, top = tmp_path / "sub" / "middle.yaml", tmp_path / "top.yaml"
+    middle.write_text("base: ../minimal.yaml\ntrain: {epochs: 5}\nmodel: {text: {aggregator: {position_dim: 8}}}")
+    top.write_text("base: sub/middle.yaml\nmodel: {image: {aggregator: {name: mean}}}")
+    config = read_config(top)
+    assert config.train.epochs == 5 and config.model.embed_dim == 8
+    assert config.model.text.aggregator.arguments == {"hidden_dim": 16, "position_dim": 8}
+    assert config.model.image.aggregator.arguments == {}  # another component: not k of the old one
+    assert "middle.yaml" in config.source("train.epochs") and "minimal.yaml" in config.source("optim.lr")
+
+
+def test_a_name_override_starts_from_that_components_defaults(minimal: Path) -> None:
+    config = read_config(minimal, ["model.text.aggregator.name=kmax", "model.text.aggregator.k=5"])
+    assert config.model.text.aggregator.arguments == {"k": 5}
+    swapped = read_config(minimal, ["model.text.aggregator.k=5", "model.text.aggregator.name=kmax"])
+    assert swapped.model_dump() == config.model_dump()
+    kept = read_config(minimal, ["optim.name=sgd", "optim.momentum=0.9"])
+    assert kept.optim.lr == 5e-4 and kept.optim.arguments == {"momentum": 0.9}
+
+
+@pytest.mark.parametrize(("text", "value"), [("5e-4", 5e-4), ("1E3", 1000.0), ("0.1", 0.1), ("1", 1.0), (".5", 0.5)])
+def test_numbers(minimal: Path, text: str, value: float) -> None:
+    assert load_config(minimal, [f"optim.lr={text}"]).optim.lr == value
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda f: f"{f.parent.name}/{f.stem}")
+def test_shipped_configs_are_valid(file: Path) -> None:
+    assert read_config(file).train.epochs > 0
+
+
+def test_the_recipe_is_the_papers() -> None:
+    config = read_config(RECIPE)
+    assert config.model.embed_dim == 1024 and config.train.batch_size == 128 and config.train.epochs == 25
+    assert config.optim.lr == 5e-4 and config.optim.weight_decay == 0.01 and config.train.clip_norm == 2
+    assert config.optim.schedule.arguments == {"milestones": [15], "factor": 0.1, "warmup_epochs": 0.0}
+    assert config.loss.ranking.arguments == {
+        "margin": 0.2,
+        "mining": "hardest",
+        "reduction": "sum",
+        "warmup_epochs": 1,
+    }
+    assert config.model.image.encoder.arguments["drop"] == config.model.text.encoder.arguments["drop"] == 0.2
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.epoch=3", r"override 'train.epoch=3': train.epoch: unknown key \(did you mean 'epochs'\?\)"),
+        ("trian.epochs=3", r"trian: unknown key \(did you mean 'train'\?\)"),
+        ("train.epochs", "override 'train.epochs': expected key=value"),
+        ("=3", "override '=3': expected key=value"),
+        ("train..epochs=3", "expected key=value"),
+        ("train.epochs=many", "'train.epochs=many': train.epochs: input should be a valid integer, got 'many'"),
+        ("train.epochs=2.5", "train.epochs: input should be a valid integer, got 2.5"),
+        ("train.epochs=true", "train.epochs: input should be a valid integer, got True"),
+        ("train.epochs=0", "train.epochs: input should be greater than or equal to 1, got 0"),
+        ("train.batch_size=-4", "train.batch_size: input should be greater than or equal to 2, got -4"),
+        ("train.clip_norm=0", "train.clip_norm: input should be greater than 0, got 0"),
+        ("train.epochs=[1", "override 'train.epochs=.1', line 1: not valid YAML"),
+        ("optim.lr=-1", "optim.lr: input should be greater than 0, got -1"),
+        ("optim.lr=.nan", "optim.lr: input should be"),
+        ("run.precision=fp8", "run.precision: input should be 'fp32', 'bf16' or 'fp16', got 'fp8'"),
+        ("model.embed_dim=0", "model.embed_dim: input should be greater than or equal to 1, got 0"),
+        ("data.sampling=pairs", "data.sampling: input should be 'pair' or 'image', got 'pairs'"),
+        ("data.format=precom", r"data.format: unknown name 'precom' \(did you mean 'precomp'\?\)"),
+        ("data.options.colour=1", r"data.options.colour: unknown argument of precomp \(none are known\)"),
+        ("model.image.aggregator.name=gop", r"model.image.aggregator: unknown name 'gop' \(did you mean 'gpo'\?\)"),
+        ("model.image.encoder.dropp=0.1", r"encoder.dropp: unknown argument of regions \(did you mean 'drop'\?\)"),
+        ("model.image.encoder.drop=much", "model.image.encoder.drop: input should be a valid number, got 'much'"),
+        ("model.image.encoder.in_dim=4", "encoder.in_dim: comes from the data and cannot be set"),
+        ("model.image.aggregator.k=three", "model.image.aggregator.k: input should be a valid integer, got 'three'"),
+        ("model.text.aggregator.name=kmax", "model.text.aggregator.k: missing, and kmax needs it"),
+        ("model.similarity.name=cosin", r"model.similarity: unknown name 'cosin' \(did you mean 'cosine'\?\)"),
+        ("loss.ranking.marign=1", r"loss.ranking.marign: unknown argument of triplet \(did you mean 'margin'\?\)"),
+        ("loss.ranking.mining=hard", "loss.ranking.mining: input should be 'hardest', 'all' or 'semihard', got 'hard'"),
+        ("loss.terms.mmd.weight=0.1", "loss.terms.mmd: unknown name 'mmd'"),
+        ("optim.name=sdg", r"optim.name: unknown name 'sdg' \(did you mean 'sgd'\?\)"),
+        ("optim.beta=0.9", r"optim.beta: unknown argument of adamw \(did you mean 'betas'\?\)"),
+        ("optim.schedule.name=step", "optim.schedule.milestones: missing, and step needs it"),
+        ("model.image.aggregator.name=no_such_module:Pool", "No module named 'no_such_module'"),
+        ("model.image.aggregator.name=math:Pool", "module math has no Pool"),
+    ],
+)
+def test_bad_overrides(minimal: Path, override: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read_config(minimal, [override])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train: {epochs: 1, epochs: 2}", "bad.yaml, line 1: not valid YAML: key 'epochs' is given twice"),
+        ("train: {epochs: 1", "bad.yaml, line 1: not valid YAML"),
+        ("- 1", "bad.yaml: expected a mapping of sections"),
+        ("base: none.yaml", "bad.yaml: base: .*none.yaml: no such config file"),
+        ("base: bad.yaml", "base: bad.yaml leads back to this file"),
+        ("base: 3", "base: expected the path of a config file, got 3"),
+        ("base: minimal.yaml\ntrain: {epochs: x}", "bad.yaml: train.epochs: input should be a valid integer, got 'x'"),
+        ("base: minimal.yaml\nmodel: {image: {encoder: {naem: x}}}", "bad.yaml: model.image.encoder.naem: unknown arg"),
+        ("base: minimal.yaml\nmodel: {image: 3}", "bad.yaml: model.image: input should be an object, got 3"),
+        ("train: {epochs: 1}", "bad.yaml: (run|data|model|optim): missing"),
+    ],
+)
+def test_bad_files(minimal: Path, tmp_path: Path, text: str, message: str) -> None:
+    bad = tmp_path / "bad.yaml"
+    bad.write_text(text)
+    with pytest.raises(InputError, match=message) as error:
+        read_config(bad)
+    assert "\n" not in str(error.value)
+
+
+def test_an_error_in_a_base_names_the_base(minimal: Path, tmp_path: Path) -> None:
+    minimal.write_text(MINIMAL.replace("epochs: 2", "epochs: two"))
+    (tmp_path / "top.yaml").write_text("base: minimal.yaml\ntrain: {batch_size: 4}")
+    with pytest.raises(InputError, match="minimal.yaml: train.epochs: input should be a valid integer, got 'two'"):
+        read_config(tmp_path / "top.yaml")

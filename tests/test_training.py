@@ -1,0 +1,344 @@
+"""The loop, seen through the command line: what it writes, and that no run is ever lost."""
+
+import math
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import ROOT, Outcome, read_jsonl, write_precomp
+from torch import nn
+
+import vse
+from vse import trainer
+from vse.aggregators import MeanPool
+from vse.build import read_config
+from vse.checkpoint import load_checkpoint
+from vse.data.corpora import precomp
+from vse.evaluation import evaluate
+
+Cli = Callable[..., Outcome]
+
+
+def weights(run: Path, name: str = "last.pt") -> dict[str, torch.Tensor]:
+    return load_checkpoint(run / name)["model"]
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_run_from_training_to_embeddings(cli: Cli, tiny: list[str], tmp_path: Path, corpus_folder: Path) -> None:
+    outcome = cli("train", *tiny)
+    assert outcome.code == 0, outcome.err
+    assert "epoch 2/2: dev RSUM" in outcome.out and "samples/s" in outcome.err and "loss=" in outcome.err
+    run = tmp_path / "run"
+    names = {p.name for p in run.iterdir()}
+    assert names >= {"config.yaml", "best.pt", "last.pt", "metrics.jsonl"}
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    assert not [name for name in names if name.startswith(".") and name != ".lock"]  # no unfinished file
+
+    # The resolved config trains the same model again.
+    again = cli("train", run / "config.yaml", f"run.dir={tmp_path / 'again'}")
+    assert again.code == 0 and same(weights(run), weights(tmp_path / "again"))
+    assert yaml.safe_load((run / "config.yaml").read_text())["loss"]["ranking"]["margin"] == 0.2
+
+    # The log: epochs and steps in order, dev metrics after each epoch, the best of them in best.pt.
+    records = read_jsonl(run / "metrics.jsonl")
+    assert [r["step"] for r in records] == [3, 6, 7, 10, 13, 14]
+    dev = [r["dev"] for r in records if "dev" in r]
+    assert len(dev) == 2 and set(dev[0]) == {"i2t", "t2i", "rsum"}
+    assert {"total", "ranking", "gradient_norm", "lr", "samples_per_second"} == set(records[0]["train"])
+    assert [r["train"]["lr"] for r in records if "train" in r] == pytest.approx([5e-4, 5e-4, 5e-5, 5e-5])
+    best = load_checkpoint(run / "best.pt")
+    assert best["dev"]["rsum"] == max(d["rsum"] for d in dev)
+
+    # Evaluation: the table, test.json in the run folder, and the file that was asked for.
+    outcome = cli("eval", run, "--json", tmp_path / "out.json")
+    assert outcome.code == 0, outcome.err
+    found = yaml.safe_load((run / "test.json").read_text())
+    assert found == yaml.safe_load((tmp_path / "out.json").read_text())
+    assert f"RSUM{found['rsum']:17.1f}" in outcome.out and "10 images, 50 captions" in outcome.out
+    assert re.search(r"Image to text +\d+\.\d +\d+\.\d +\d+\.\d +\d+\.\d +\d+\.\d", outcome.out)
+
+    # The best epoch's dev numbers come out again, from the checkpoint alone, moved elsewhere.
+    alone = (run / "best.pt").rename(tmp_path / "alone.pt")
+    outcome = cli("eval", alone, "--split", "dev", "--json", tmp_path / "dev.json")
+    assert outcome.code == 0 and yaml.safe_load((tmp_path / "dev.json").read_text()) == best["dev"]
+
+    # The library: the same numbers from lists.
+    model = vse.load(alone)
+    assert not model.training
+    corpus = precomp(str(corpus_folder), "test")
+    images = model.encode_images([torch.from_numpy(corpus.images[i]) for i in range(10)])
+    texts = model.encode_texts(corpus.captions)
+    assert images.shape == (10, 1, 8) and texts.shape == (50, 1, 8)
+    torch.testing.assert_close(images.norm(dim=-1), torch.ones(10, 1))
+    assert vse.retrieval_metrics(model.similarity(images, texts), corpus.positives) == found
+    one = model.encode_texts([corpus.captions[7]])
+    torch.testing.assert_close(one[0], texts[7])
+
+
+def test_a_finished_run_says_so(cli: Cli, tiny: list[str], tmp_path: Path) -> None:
+    cli("train", *tiny)
+    before = (tmp_path / "run" / "last.pt").stat().st_mtime_ns
+    outcome = cli("train", *tiny)
+    assert outcome.code == 0 and "finished: 2 epochs, best dev RSUM" in outcome.out
+    assert (tmp_path / "run" / "last.pt").stat().st_mtime_ns == before
+    longer = cli("train", *tiny, "train.epochs=3")
+    assert longer.code == 0 and "going on at epoch 2, step 0" in longer.out
+
+
+def test_a_dry_run_writes_nothing(cli: Cli, tiny: list[str], tmp_path: Path) -> None:
+    outcome = cli("train", *tiny, "--dry-run")
+    assert outcome.code == 0 and "24 images, 120 captions" in outcome.out and "first loss" in outcome.out
+    assert not (tmp_path / "run").exists()
+    assert "no folder" in cli("train", *tiny, f"data.root={tmp_path / 'none'}", "--dry-run").error
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_mixed_precision(cli: Cli, tiny: list[str], tmp_path: Path, precision: str) -> None:
+    outcome = cli("train", *tiny, f"run.precision={precision}")
+    assert outcome.code == 0, outcome.err
+    assert all(w.dtype == torch.float32 for w in weights(tmp_path / "run").values() if w.is_floating_point())
+    assert cli("eval", tmp_path / "run").code == 0
+
+
+@pytest.mark.parametrize("aggregator", ["global", "mean", "max", "kmax", "gpo"])
+def test_every_aggregator_trains(cli: Cli, tiny: list[str], tmp_path: Path, aggregator: str) -> None:
+    settings = [f"model.{side}.aggregator.name={aggregator}" for side in ("image", "text")]
+    settings += [f"model.{side}.aggregator.k=2" for side in ("image", "text") if aggregator == "kmax"]
+    assert cli("train", *tiny, *settings, "train.epochs=1").code == 0
+    assert cli("eval", tmp_path / "run").code == 0
+
+
+def test_every_parameter_gets_a_gradient(tiny: list[str]) -> None:
+    training = trainer.Training(read_config(tiny[0], tiny[1:]))
+    training.model.train()
+    training.train_step(next(training.batches()))
+    unused = [name for name, p in training.model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert unused == []
+
+
+class MyPool(MeanPool):
+    """A user's own aggregator."""
+
+    def __init__(self, in_dim: int, scale: float = 1.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((in_dim,), scale))
+
+    def forward(self, features: Any, mask: Any = None, context: Any = None) -> Any:
+        return super().forward(features * self.weight, mask)
+
+
+def test_a_component_from_outside_the_package(
+    cli: Cli, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    settings = ["model.image.aggregator.name=test_training:MyPool", "model.image.aggregator.scale=2.0"]
+    assert cli("train", *tiny, *settings, "train.epochs=1").code == 0
+    assert weights(tmp_path / "run")["image.aggregator.weight"].shape == (8,)
+    assert (
+        "unknown argument of test_training:MyPool"
+        in cli("train", *tiny, settings[0], "model.image.aggregator.x=1").error
+    )
+
+
+def test_learning_rate_factors(tiny: list[str]) -> None:
+    training = trainer.Training(read_config(tiny[0], [*tiny[1:], "optim.factors={text.encoder: 0.1}"]))
+    rates = {id(p): group["lr"] for group in training.optimiser.param_groups for p in group["params"]}
+    for name, parameter in training.model.named_parameters():
+        assert rates[id(parameter)] == pytest.approx(5e-5 if name.startswith("text.encoder") else 5e-4)
+
+
+def test_it_learns(cli: Cli, tmp_path: Path) -> None:
+    """Captions that name their image's own word are soon found."""
+    rng = np.random.default_rng(0)
+    root = write_precomp(tmp_path / "data", train=20, others=20)
+    names = [f"word{i}" for i in range(20)]
+    features = rng.standard_normal((20, 6, 12)).astype(np.float32)
+    for split in ("train", "dev", "test"):
+        np.save(root / "precomp" / f"{split}_ims.npy", features)
+        captions = [f"a {name} thing {rng.choice(['here', 'there'])}" for name in names for _ in range(5)]
+        (root / "precomp" / f"{split}_caps.txt").write_text("\n".join(captions) + "\n")
+    settings = [f"data.root={root}", f"run.dir={tmp_path / 'run'}", "data.workers=0", "data.vocabulary.min_count=1"]
+    settings += ["model.embed_dim=32", "train.epochs=25", "train.batch_size=50", "optim.lr=0.01"]
+    settings += ["loss.ranking.warmup_epochs=25"]
+    outcome = cli("train", ROOT / "configs" / "vse_infty" / "f30k_region_bigru.yaml", *settings)
+    assert outcome.code == 0 and load_checkpoint(tmp_path / "run" / "best.pt")["dev"]["rsum"] > 500
+
+
+# --- No run is ever lost -------------------------------------------------------------------------------------------
+
+
+def start(tiny: list[str], *more: str) -> subprocess.Popen[str]:
+    command = [sys.executable, str(ROOT / "scripts" / "train.py"), *tiny, *more]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True
+    )
+
+
+LONG = ["train.epochs=12", "run.save_minutes=0.0005", "optim.schedule.milestones=[5]"]
+
+
+def test_kill_at_any_moment_and_go_on(cli: Cli, tiny: list[str], tmp_path: Path) -> None:
+    """kill -9 at random moments, with other numbers of workers each time: the same weights, the same log."""
+    whole = tmp_path / "whole"
+    assert cli("train", *tiny, *LONG, f"run.dir={whole}").code == 0
+    expected = read_jsonl(whole / "metrics.jsonl")
+    rng = random.Random(0)
+    run = tmp_path / "run"
+    kills = 0
+    for attempt in range(20):
+        process = start(tiny, *LONG, f"data.workers={attempt % 3}")
+        seen = time.monotonic() + 120
+        mark = (run / "metrics.jsonl").stat().st_size if (run / "metrics.jsonl").exists() else 0
+        while process.poll() is None and time.monotonic() < seen:  # wait until it trains, then a random while
+            if (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").stat().st_size != mark:
+                break
+            time.sleep(0.01)
+        time.sleep(rng.random() * 0.6)
+        if process.poll() is None and kills < 4:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            kills += 1
+            continue
+        out, err = process.communicate()
+        assert process.returncode == 0, err
+        break
+    assert kills >= 2, "the run was over before it could be killed"
+    assert same(weights(run), weights(whole)) and same(weights(run, "best.pt"), weights(whole, "best.pt"))
+    found = read_jsonl(run / "metrics.jsonl")
+    assert [r["step"] for r in found if "dev" in r] == [r["step"] for r in expected if "dev" in r]
+    assert [r["dev"] for r in found if "dev" in r] == [r["dev"] for r in expected if "dev" in r]
+    assert len({(r["step"], "dev" in r) for r in found}) == len(found)  # nothing is logged twice
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("group", [True, False], ids=["group", "process"])
+def test_a_signal_saves_and_leaves(tiny: list[str], tmp_path: Path, number: signal.Signals, group: bool) -> None:
+    settings = ["train.epochs=500", "data.workers=2"]
+    process = start(tiny, *settings)
+    log = tmp_path / "run" / "metrics.jsonl"
+    while process.poll() is None and not (log.exists() and log.stat().st_size):
+        time.sleep(0.02)
+    (os.killpg if group else os.kill)(process.pid, number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, err
+    assert "stopped and saved; the same command goes on from here" in out and "Traceback" not in err
+    state = load_checkpoint(tmp_path / "run" / "last.pt")
+    assert state["epoch"] * 7 + state["step"] > 0
+
+
+def test_interrupted_in_this_process_equals_uninterrupted(
+    cli: Cli, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal in the middle of the second epoch; the model has dropout from the device's own generator."""
+    whole = tmp_path / "whole"
+    cli("train", *tiny, f"run.dir={whole}")
+    step = trainer.Training.train_step
+
+    def interrupted(self: trainer.Training, batch: Any) -> Any:
+        if self.total_steps == 10:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, batch)
+
+    monkeypatch.setattr(trainer.Training, "train_step", interrupted)
+    assert cli("train", *tiny).code == 128 + signal.SIGTERM
+    monkeypatch.setattr(trainer.Training, "train_step", step)
+    outcome = cli("train", *tiny, "data.workers=1")
+    assert "going on at epoch 1, step 4" in outcome.out
+    a, b = load_checkpoint(tmp_path / "run" / "last.pt"), load_checkpoint(whole / "last.pt")
+    assert same(a["model"], b["model"]) and torch.equal(a["random"]["torch"], b["random"]["torch"])
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_nan_stops_the_run_and_keeps_the_last_good_state(
+    cli: Cli, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    forward = vse.TripletLoss.forward
+    calls = []
+
+    def poisoned(self: vse.TripletLoss, scores: Any, positives: Any) -> Any:
+        calls.append(1)
+        loss = forward(self, scores, positives)
+        if len(calls) < 12:
+            return loss
+        return loss * math.nan if what == "loss" else loss + (scores.sum() * 0).sqrt()  # finite, its gradient is not
+
+    monkeypatch.setattr(vse.TripletLoss, "forward", poisoned)
+    outcome = cli("train", *tiny)
+    assert outcome.code == 2
+    assert re.search(r"epoch 1, step 5: the loss is \S+ and its gradient's norm nan.*last.pt keeps", outcome.error)
+    state = load_checkpoint(tmp_path / "run" / "last.pt")
+    assert state["epoch"] == 1 and all(w.isfinite().all() for w in state["model"].values())
+
+
+def test_a_full_disk(cli: Cli, tiny: list[str], tmp_path: Path) -> None:
+    """As on a full disk: a limit on file sizes that the log keeps and a checkpoint does not."""
+    import resource
+
+    assert cli("train", *tiny, "train.epochs=1").code == 0
+    before = (tmp_path / "run" / "last.pt").read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        outcome = cli("train", *tiny)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert outcome.code == 2 and re.search(r"(best|last).pt: cannot be written \(File too large\)", outcome.error)
+    assert (tmp_path / "run" / "last.pt").read_bytes() == before
+    assert cli("train", *tiny).code == 0
+
+
+def test_a_truncated_checkpoint(cli: Cli, tiny: list[str], tmp_path: Path) -> None:
+    cli("train", *tiny)
+    last = tmp_path / "run" / "last.pt"
+    last.write_bytes(last.read_bytes()[:5000])
+    outcome = cli("train", *tiny, "train.epochs=3")
+    assert outcome.code == 2 and "last.pt: truncated" in outcome.error
+    assert cli("eval", tmp_path / "run").code == 0  # best.pt is whole
+
+
+def test_resume_under_another_config(cli: Cli, tiny: list[str], tmp_path: Path, corpus_folder: Path) -> None:
+    cli("train", *tiny)
+    outcome = cli("train", *tiny, "optim.lr=0.1", "model.embed_dim=16", "train.epochs=3")
+    assert outcome.code == 2
+    assert "model.embed_dim (8 there, 16 here), optim.lr (0.0005 there, 0.1 here)" in outcome.error
+    assert "train.epochs" not in outcome.error
+    moved = corpus_folder.rename(tmp_path / "moved")
+    allowed = ["train.epochs=3", f"data.root={moved}", "data.workers=1", "run.log_steps=1", "run.save_minutes=3"]
+    assert cli("train", *tiny, *allowed).code == 0
+    other = write_precomp(tmp_path / "other", train=30)
+    outcome = cli("train", *tiny, "train.epochs=4", f"data.root={other}")
+    assert "this run trained on 120 captions, but" in outcome.error and "has 150" in outcome.error
+    assert "run.resume is never, but" in cli("train", *tiny, "run.resume=never").error
+
+
+def test_a_run_folder_belongs_to_one_process(cli: Cli, tiny: list[str], tmp_path: Path) -> None:
+    process = start(tiny, "train.epochs=500")
+    while process.poll() is None and not (tmp_path / "run" / "metrics.jsonl").exists():
+        time.sleep(0.02)
+    assert "another process is training in" in cli("train", *tiny).error
+    process.kill()
+    process.communicate()
+
+
+def test_evaluation_with_several_chunks_and_batch_sizes(
+    tiny: list[str], cli: Cli, tmp_path: Path, corpus_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cli("train", *tiny, "train.epochs=1")
+    model, corpus = vse.load(tmp_path / "run"), precomp(str(corpus_folder), "dev")
+    expected = evaluate(model, corpus, 256, progress=False)
+    monkeypatch.setattr("vse.evaluation._CHUNK", 100)
+    assert evaluate(model, corpus, 3, progress=False) == expected
