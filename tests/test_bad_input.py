@@ -119,7 +119,7 @@ def test_bad_test_split(cli: Cli, tiny: list[str], corpus_folder: Path, tmp_path
 
 def test_bad_command_lines(cli: Cli, tiny: list[str], tmp_path: Path, corpus_folder: Path) -> None:
     config, *settings = tiny
-    train = [
+    train: list[tuple[list[object], str]] = [
         ([tmp_path / "none.yaml"], "none.yaml: no such config file"),
         ([config, *settings, "train.epoch=1"], "train.epoch: unknown key (did you mean 'epochs'?)"),
         ([config, *settings, "train.epochs"], "override 'train.epochs': expected key=value"),
@@ -142,7 +142,7 @@ def test_bad_command_lines(cli: Cli, tiny: list[str], tmp_path: Path, corpus_fol
     cli("train", *tiny, "train.epochs=1")
     run = tmp_path / "run"
     torch.save({"model": {}}, tmp_path / "other.pt")
-    evaluation = [
+    evaluation: list[tuple[list[object], str]] = [
         ([tmp_path / "none"], "none: no such run folder or checkpoint"),
         ([corpus_folder], "no best.pt or last.pt in this folder"),
         ([tmp_path / "other.pt"], "other.pt: not a checkpoint of vse (found: model)"),

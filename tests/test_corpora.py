@@ -1,5 +1,6 @@
 import json
 import pickle
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from vse.data.corpora import Features, karpathy, precomp, synthetic
 from vse.errors import InputError
 
 
-def write(folder: Path, features: np.ndarray, captions: int, ids: list[Any], split: str = "dev") -> None:
+def write(folder: Path, features: np.ndarray, captions: int, ids: Iterable[Any], split: str = "dev") -> None:
     folder.mkdir(exist_ok=True)
     np.save(folder / f"{split}_ims.npy", features)
     (folder / f"{split}_caps.txt").write_text("".join(f"caption {i}\n" for i in range(captions)))
@@ -25,7 +26,7 @@ def images(count: int, width: int = 3) -> np.ndarray:
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_one_row_per_image(tmp_path: Path, dtype: type) -> None:
-    features = images(4).astype(dtype)
+    features: np.ndarray = images(4).astype(dtype)
     write(tmp_path, features, 20, ["a", "b", "c", "d"])
     corpus = precomp(str(tmp_path), "dev")
     assert len(corpus.images) == 4 and corpus.images.width == 3
@@ -62,6 +63,15 @@ def test_ragged_repeats(tmp_path: Path) -> None:
     assert np.array_equal(corpus.images.read(np.arange(3)), features)
 
 
+def test_rows_with_one_id_are_one_image_wherever_they_stand(tmp_path: Path) -> None:
+    features = images(3)
+    write(tmp_path, features[[0, 1, 0, 2]], 8, ["a", "b", "a", "c"])
+    corpus = precomp(str(tmp_path), "dev")
+    assert list(corpus.image_ids) == ["a", "b", "c"]
+    assert corpus.image_of_caption.tolist() == [0, 0, 1, 1, 0, 0, 2, 2]
+    assert np.array_equal(corpus.images.read(np.arange(3)), features)
+
+
 def test_one_caption_per_image(tmp_path: Path) -> None:
     write(tmp_path, images(6), 6, range(6))
     corpus = precomp(str(tmp_path), "dev")
@@ -79,9 +89,9 @@ def test_ids_per_caption(tmp_path: Path) -> None:
         (4, 18, range(4), "ims.npy holds 4 rows but .*caps.txt 18 captions"),
         (6, 4, range(6), "ims.npy holds 6 rows but .*caps.txt 4 captions"),
         (4, 20, range(3), "ids.txt holds 3 ids, which fits neither the 4 rows nor 20 captions"),
-        (6, 6, range(3), "rows 0 and 1 should repeat image 0, but they differ"),
-        (4, 20, [1, 2, 3, 1], "ids.txt: id 1 names two images, number 0 and number 3"),
-        (2, 4, ["x", "y", "y", "y"], "ids.txt: line 2 has id y where image 0 has id x"),
+        (6, 6, range(3), r"rows 0 and 1 are both image 0 \(by dev_ids.txt\), but they differ"),
+        (4, 20, [1, 2, 3, 1], r"rows 0 and 3 are both image 1 \(by dev_ids.txt\), but they differ"),
+        (2, 4, ["x", "y", "y", "y"], "ids.txt: line 2 has id y, but its image has x"),
     ],
 )
 def test_counts_that_do_not_fit(tmp_path: Path, rows: int, captions: int, ids: Any, message: str) -> None:

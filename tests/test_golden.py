@@ -15,7 +15,7 @@ from torch import Tensor
 from vse.aggregators import GPO
 from vse.build import build_model, read_config
 from vse.data.vocabulary import SPECIALS, Vocabulary
-from vse.losses import TripletLoss
+from vse.losses import Mining, TripletLoss
 from vse.metrics import query_ranks, retrieval_metrics
 from vse.model import VSEModel
 from vse.official import vse_infty_weights
@@ -61,7 +61,8 @@ def check_gpo(golden: dict[str, Any]) -> None:
 
 
 def check_triplet(golden: dict[str, Any]) -> None:
-    for mining, name in (("all", "all"), ("hardest", "hard")):
+    minings: list[tuple[Mining, str]] = [("all", "all"), ("hardest", "hard")]
+    for mining, name in minings:
         images, texts = (golden[key].clone().requires_grad_() for key in ("images", "texts"))
         loss = TripletLoss(golden["margin"], mining=mining)(images @ texts.T, torch.eye(len(images), dtype=torch.bool))
         close(loss, golden[f"loss_{name}"])

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
 
 from vse.sets import MaskedBatchNorm, check_mask, lengths_to_mask, masked_softmax, masked_sort
 
@@ -86,7 +86,7 @@ def one_process(rank: int, folder: str, features: Tensor, mask: Tensor) -> None:
 
 def test_batch_norm_takes_statistics_of_the_global_batch(tmp_path: Path) -> None:
     features, mask = example()
-    mp.spawn(one_process, (str(tmp_path), features, mask), nprocs=2)
+    spawn(one_process, (str(tmp_path), features, mask), nprocs=2)
     whole = features.clone().requires_grad_()
     norm = MaskedBatchNorm(3).double()
     expected = norm(whole, mask)

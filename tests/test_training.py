@@ -314,7 +314,7 @@ def test_resume_under_another_config(cli: Cli, tiny: list[str], tmp_path: Path, 
     cli("train", *tiny)
     outcome = cli("train", *tiny, "optim.lr=0.1", "model.embed_dim=16", "train.epochs=3")
     assert outcome.code == 2
-    assert "model.embed_dim (8 there, 16 here), optim.lr (0.0005 there, 0.1 here)" in outcome.error
+    assert "model.embed_dim (8 there, 16 here); optim.lr (0.0005 there, 0.1 here)" in outcome.error
     assert "train.epochs" not in outcome.error
     moved = corpus_folder.rename(tmp_path / "moved")
     allowed = ["train.epochs=3", f"data.root={moved}", "data.workers=1", "run.log_steps=1", "run.save_minutes=3"]

@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from vse.errors import InputError, close_match
+from vse.runtime import flatten
 
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -193,6 +194,18 @@ def merge(base: Any, new: Any, origin: dict[str, str], source: str, key: str = "
     if not new:
         origin[key] = source
     return merged
+
+
+# What may change when a run goes on: its length, paths, workers and logging.
+_MAY_CHANGE = {"train.epochs", "data.root", "data.workers", "data.vocabulary.file", "run.dir", "run.resume"}
+_MAY_CHANGE |= {"run.save_minutes", "run.log_steps"}
+
+
+def config_changes(saved: dict[str, Any], config: Config) -> list[str]:
+    """What differs between a saved config and this one, of what may not differ when a run goes on."""
+    old, new = flatten(saved), flatten(config.model_dump())
+    differ = [key for key in sorted({*old, *new} - _MAY_CHANGE) if old.get(key) != new.get(key)]
+    return [f"{key} ({old.get(key)} there, {new.get(key)} here)" for key in differ]
 
 
 class _Loader(yaml.SafeLoader):

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 # VSE∞ (region features, BiGRU). The second BatchNorm of its MLP is never used.
-_VSE_INFTY = (
+_VSE_INFTY: tuple[dict[str, str | None], dict[str, str | None]] = (
     {
         "fc.": "encoder.fc.",
         "mlp.layers.0.": "encoder.hidden.",

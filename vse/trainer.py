@@ -13,15 +13,11 @@ from tqdm import tqdm
 
 from vse import build, runtime
 from vse.checkpoint import load_checkpoint, save_checkpoint, write_file
-from vse.config import Config
+from vse.config import Config, config_changes
 from vse.data.batches import Batch, BatchSampler, TrainingData, make_loader
 from vse.data.vocabulary import Vocabulary
 from vse.errors import InputError
 from vse.evaluation import evaluate
-
-# What may change when a run goes on: its length, paths, workers and logging.
-_MAY_CHANGE = {"train.epochs", "data.root", "data.workers", "data.vocabulary.file", "run.dir", "run.resume"}
-_MAY_CHANGE |= {"run.device", "run.save_minutes", "run.log_steps"}
 
 
 class Training:
@@ -199,11 +195,9 @@ def _saved_state(config: Config, folder: Path) -> dict[str, Any] | None:
     state = load_checkpoint(file)
     if "optimiser" not in state:
         raise InputError(f"{file}: holds no training state; expected the last.pt of a run")
-    old, new = runtime.flatten(state["config"]), runtime.flatten(config.model_dump())
-    differ = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key) and key not in _MAY_CHANGE]
-    if differ:
-        changes = ", ".join(f"{key} ({old.get(key)} there, {new.get(key)} here)" for key in differ)
-        raise InputError(f"{file}: cannot go on under another config: {changes}; choose another run.dir")
+    changes = config_changes(state["config"], config)
+    if changes:
+        raise InputError(f"{file}: cannot go on under another config: {'; '.join(changes)}; choose another run.dir")
     return state
 
 

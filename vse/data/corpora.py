@@ -129,7 +129,7 @@ def precomp(root: str, split: str) -> Corpus:
 def _group(
     features: Features, captions: list[str], ids: list[str], paths: dict[str, Path]
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Which rows are the images, which image each caption has, and the images' ids."""
+    """Each image's first row, each caption's image, and the images' ids: rows with one id are one image."""
     rows, count = len(features), len(captions)
     ims, caps, ids_path = paths.values()
     if rows > count or count % rows:
@@ -137,51 +137,37 @@ def _group(
             f"{ims} holds {rows} rows but {caps} {count} captions; expected one row per caption, or a fixed number of "
             f"captions per row"
         )
-    if len(ids) not in (rows, count) and (rows != count or count % len(ids)):
+    per_row = count // rows
+    if len(ids) == count and per_row > 1:
+        for line, label in enumerate(ids):
+            if label != (expected := ids[line - line % per_row]):
+                raise InputError(
+                    f"{ids_path}: line {line + 1} has id {label}, but its image's first caption {expected}"
+                )
+        ids = ids[::per_row]
+    elif len(ids) < rows == count and rows % len(ids) == 0:
+        ids = [label for label in ids for _ in range(rows // len(ids))]
+    elif len(ids) != rows:
         raise InputError(f"{ids_path} holds {len(ids)} ids, which fits neither the {rows} rows nor {count} captions")
-    if rows < count:  # one row per image
-        first_row = np.arange(rows)
-        image_of_caption = np.repeat(first_row, count // rows)
-        if len(ids) == count:
-            _check_runs(ids, image_of_caption, ids_path)
-            ids = ids[:: count // rows]
-    else:  # one row per caption: either each image is repeated, or each has one caption
-        if len(ids) < rows:
-            image_of_caption = np.repeat(np.arange(len(ids)), rows // len(ids))
-        elif len(set(ids)) < rows:  # equal neighbouring ids are one image
-            image_of_caption = np.cumsum([0, *(a != b for a, b in zip(ids, ids[1:], strict=False))])
-        else:
-            repeats = 1
-            while repeats < rows and features.same_rows(0, repeats):
-                repeats += 1
-            if rows % repeats:
-                raise InputError(f"{ims}: its first {repeats} rows are equal, but {rows} rows are no multiple of that")
-            image_of_caption = np.repeat(np.arange(rows // repeats), repeats)
-        first_row = np.flatnonzero(np.diff(image_of_caption, prepend=-1))
-        _check_repeats(features, image_of_caption, ims)
-        ids = [ids[row] for row in first_row] if len(ids) == rows else ids
-    seen: dict[str, int] = {}
-    for image, label in enumerate(ids):
-        if seen.setdefault(label, image) != image:
-            raise InputError(f"{ids_path}: id {label} names two images, number {seen[label]} and number {image}")
-    return first_row, image_of_caption, ids
-
-
-def _check_runs(ids: list[str], image_of_caption: np.ndarray, path: Path) -> None:
-    """Every caption of an image must carry the image's id."""
-    for line, (label, image) in enumerate(zip(ids, image_of_caption, strict=True)):
-        expected = ids[int(np.searchsorted(image_of_caption, image))]
-        if label != expected:
-            raise InputError(f"{path}: line {line + 1} has id {label} where image {image} has id {expected}")
-
-
-def _check_repeats(features: Features, image_of_caption: np.ndarray, path: Path, sample: int = 64) -> None:
-    """On a sample of rows: rows of one image must be equal, and its first row must differ from the one before."""
-    for row in np.unique(np.linspace(1, len(image_of_caption) - 1, sample).astype(int)):
-        if image_of_caption[row] == image_of_caption[row - 1] and not features.same_rows(row - 1, row):
+    elif rows == count and len(set(ids)) == rows:
+        # Nothing but the rows themselves tells whether images repeat.
+        repeats = next((row for row in range(1, rows) if not features.same_rows(0, row)), rows)
+        if rows % repeats:
+            raise InputError(f"{ims}: its first {repeats} rows are equal, but {rows} rows are no multiple of that")
+        ids = [ids[row - row % repeats] for row in range(rows)]
+    first_row: dict[str, int] = {}
+    for row, label in enumerate(ids):
+        first_row.setdefault(label, row)
+    repeated = [row for row, label in enumerate(ids) if first_row[label] != row]
+    for row in repeated[:: len(repeated) // 64 + 1]:  # a sample: the file may be larger than memory
+        if not features.same_rows(first_row[ids[row]], row):
             raise InputError(
-                f"{path}: rows {row - 1} and {row} should repeat image {image_of_caption[row]}, but they differ"
+                f"{ims}: rows {first_row[ids[row]]} and {row} are both image {ids[row]} (by {ids_path.name}), "
+                f"but they differ"
             )
+    image_of_id = {label: image for image, label in enumerate(first_row)}
+    image_of_caption = np.repeat([image_of_id[label] for label in ids], per_row)
+    return np.array(list(first_row.values())), image_of_caption, list(first_row)
 
 
 def karpathy(root: str, split: str, annotations: str | None = None, pictures: str = "images") -> Corpus:
@@ -230,7 +216,7 @@ def karpathy(root: str, split: str, annotations: str | None = None, pictures: st
     return Corpus(f"{path} ({split})", images, captions, np.array(image_of_caption, dtype=np.int64), ids, caption_ids)
 
 
-def synthetic(root: str, split: str, seed: int = 0, train_scenes: int = 2000, eval_scenes: int = 200) -> Corpus:
+def synthetic(root: str, split: str, seed: int = 0, train_scenes: int = 3000, eval_scenes: int = 200) -> Corpus:
     """The demo's own small world (see :mod:`vse.data.synthetic`), rendered once under ``root``.
 
     The pictures' patches are the regions. Splits train (``train_scenes``), dev and test (``eval_scenes`` each).

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from vse.errors import InputError
 
@@ -72,7 +73,8 @@ class Vocabulary:
     @classmethod
     def build(cls, captions: Iterable[str], min_count: int = 1) -> "Vocabulary":
         """Vocabulary of the words seen at least ``min_count`` times: the most frequent first, ties by spelling."""
-        counts = Counter(word for caption in captions for word in tokenise(caption))
+        bar = tqdm(captions, desc="building the vocabulary", unit=" captions", unit_scale=True, leave=False, delay=2)
+        counts = Counter(word for caption in bar for word in tokenise(caption))
         kept = [word for word, count in counts.items() if count >= min_count and word not in SPECIALS]
         return cls([*SPECIALS, *sorted(kept, key=lambda word: (-counts[word], word))])
 
