@@ -96,7 +96,7 @@ def test_a_finished_run_says_so(cli: Cli, tiny: list[str], tmp_path: Path) -> No
     assert outcome.code == 0 and "finished: 2 epochs, best dev RSUM" in outcome.out
     assert (tmp_path / "run" / "last.pt").stat().st_mtime_ns == before
     longer = cli("train", *tiny, "train.epochs=3")
-    assert longer.code == 0 and "going on at epoch 2, step 0" in longer.out
+    assert longer.code == 0 and "going on with epoch 3, step 1;" in longer.out
 
 
 def test_a_dry_run_writes_nothing(cli: Cli, tiny: list[str], tmp_path: Path) -> None:
@@ -257,7 +257,7 @@ def test_interrupted_in_this_process_equals_uninterrupted(
     assert cli("train", *tiny).code == 128 + signal.SIGTERM
     monkeypatch.setattr(trainer.Training, "train_step", step)
     outcome = cli("train", *tiny, "data.workers=1")
-    assert "going on at epoch 1, step 4" in outcome.out
+    assert "going on with epoch 2, step 5;" in outcome.out
     a, b = load_checkpoint(tmp_path / "run" / "last.pt"), load_checkpoint(whole / "last.pt")
     assert same(a["model"], b["model"]) and torch.equal(a["random"]["torch"], b["random"]["torch"])
 
@@ -279,7 +279,7 @@ def test_nan_stops_the_run_and_keeps_the_last_good_state(
     monkeypatch.setattr(vse.TripletLoss, "forward", poisoned)
     outcome = cli("train", *tiny)
     assert outcome.code == 2
-    assert re.search(r"epoch 1, step 5: the loss is \S+ and its gradient's norm nan.*last.pt keeps", outcome.error)
+    assert re.search(r"epoch 2, step 5: the loss is \S+ and its gradient's norm nan.*last.pt keeps", outcome.error)
     state = load_checkpoint(tmp_path / "run" / "last.pt")
     assert state["epoch"] == 1 and all(w.isfinite().all() for w in state["model"].values())
 

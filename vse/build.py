@@ -25,9 +25,11 @@ from vse.model import Tower, VSEModel
 from vse.optim import OPTIMISERS, SCHEDULES, Schedule, parameter_groups
 from vse.similarity import SIMILARITIES
 
-# Arguments that the data or a neighbour decide; what a component is called with positionally is no argument of it.
-_FILLED_IN = {"in_dim", "vocab_size"}
-_CALLED_WITH = {"similarity": ("a", "b"), "term": ("image", "text"), "format": ("root", "split")}
+_FIXED = {"in_dim", "vocab_size", "epochs"}  # arguments that the data and the run decide: never set by hand
+_FILLED = {"dim", "out_dim", "params", "lr"}  # arguments that are filled in unless they are given
+
+
+_TOWER_TABLES: dict[str, Any] = {"encoder": ENCODERS, "aggregator": AGGREGATORS}
 
 
 def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -46,24 +48,24 @@ def config_of_checkpoint(state: dict[str, Any], path: Path, overrides: Sequence[
 def resolve(config: Config) -> Config:
     """Check every component and fill its arguments' defaults in."""
     content = config.model_dump()
-    for side in ("image", "text"):
-        for kind, table in (("encoder", ENCODERS), ("aggregator", AGGREGATORS)):
-            content["model"][side][kind] = _resolve(config, table, f"model.{side}.{kind}")
-    content["model"]["similarity"] = _resolve(config, SIMILARITIES, "model.similarity", "similarity")
-    content["loss"]["ranking"] = _resolve(config, LOSSES, "loss.ranking")
-    content["optim"]["schedule"] = _resolve(config, SCHEDULES, "optim.schedule")
+    tables = {f"model.{side}.{kind}": t for side in ("image", "text") for kind, t in _TOWER_TABLES.items()}
+    tables |= {"model.similarity": SIMILARITIES, "loss.ranking": LOSSES, "optim.schedule": SCHEDULES}
+    for key, table in tables.items():
+        component = _at(config, key)
+        called_with = ("a", "b") if table is SIMILARITIES else ()
+        function = _find(config, table, f"{key}.name", component.name)
+        arguments = _check(config, key, component.name, function, component.arguments, called_with)
+        _at(content, key).update(arguments)
     for name, term in config.loss.terms.items():
-        function = _find(REGULARISERS, name, f"loss.terms.{name}", config)
-        given = dict(term.model_extra or {})
-        arguments = _check(function, given, f"loss.terms.{name}", config, _CALLED_WITH["term"])
-        content["loss"]["terms"][name] = {"weight": term.weight, **arguments}
-    function = _find(CORPORA, config.data.format, "data.format", config)
-    content["data"]["options"] = _check(
-        function, config.data.options, "data.options", config, _CALLED_WITH["format"], of=config.data.format
-    )
-    optimiser = _find(OPTIMISERS, config.optim.name, "optim.name", config)
-    _check(optimiser, config.optim.arguments, "optim", config, ("params",), of=config.optim.name)
-    # Torch's own defaults are left to torch; its optimisers' arguments are not ours to freeze.
+        function = _find(config, REGULARISERS, f"loss.terms.{name}", name)
+        arguments = _check(config, f"loss.terms.{name}", name, function, term.arguments, ("image", "text"))
+        content["loss"]["terms"][name].update(arguments)
+    name = config.data.format
+    function = _find(config, CORPORA, "data.format", name)
+    content["data"]["options"] = _check(config, "data.options", name, function, config.data.options, ("root", "split"))
+    # Torch's own defaults are left to torch: they are many, and not this package's to freeze.
+    function = _find(config, OPTIMISERS, "optim.name", config.optim.name)
+    _check(config, "optim", config.optim.name, function, config.optim.arguments)
     resolved = Config.model_validate(content)
     resolved._origin = config._origin
     return resolved
@@ -73,7 +75,9 @@ def build_corpus(config: Config, split: str) -> Corpus:
     """One split of the config's data. Raises InputError, naming the file, when something is missing or wrong."""
     if split not in SPLITS:
         raise InputError(f"split {split!r}: {close_match(split, list(SPLITS))}")
-    return _find(CORPORA, config.data.format, "data.format", config)(config.data.root, split, **config.data.options)
+    function = _find(config, CORPORA, "data.format", config.data.format)
+    corpus: Corpus = function(config.data.root, split, **config.data.options)
+    return corpus
 
 
 def build_vocabulary(config: Config, training: Corpus) -> Vocabulary:
@@ -83,37 +87,35 @@ def build_vocabulary(config: Config, training: Corpus) -> Vocabulary:
     return Vocabulary.build(training.captions, config.data.vocabulary.min_count)
 
 
-def image_width(corpus: Corpus, config: Config) -> int:
-    """Width of a corpus's features. Raises InputError when its images are not what the image encoder reads."""
-    encoder = _find(ENCODERS, config.model.image.encoder.name, "model.image.encoder.name", config)
-    if not hasattr(corpus.images, "width"):
-        raise InputError(
-            f"model.image.encoder.name: {config.model.image.encoder.name} reads {getattr(encoder, 'reads', 'features')}"
-            f", but {corpus.name} has pictures"
-        )
-    return int(corpus.images.width)
+def image_width(config: Config, *corpora: Corpus) -> int:
+    """Width of the corpora's features. Raises InputError when they differ, or are not what the image encoder reads."""
+    for corpus in corpora:
+        if not hasattr(corpus.images, "width"):
+            name = config.model.image.encoder.name
+            reads = getattr(_find(config, ENCODERS, "model.image.encoder.name", name), "reads", "features")
+            raise InputError(f"model.image.encoder.name: {name} reads {reads}, but {corpus.name} has pictures")
+        if corpus.images.width != corpora[0].images.width:
+            raise InputError(
+                f"{corpora[0].name} has features {corpora[0].images.width} wide, "
+                f"but {corpus.name} has them {corpus.images.width} wide"
+            )
+    return int(corpora[0].images.width)
 
 
 def build_model(config: Config, in_dim: int, vocabulary: Vocabulary) -> VSEModel:
     """Model of a config, for images ``in_dim`` wide, with fresh weights."""
     image = _build_tower(config, "image", "features", {"in_dim": in_dim})
     text = _build_tower(config, "text", "tokens", {"vocab_size": len(vocabulary)})
-    similarity = config.model.similarity
-    function = _find(SIMILARITIES, similarity.name, "model.similarity", config)
-    return VSEModel(
-        image, text, _make(function, similarity.arguments, "model.similarity", config), vocabulary=vocabulary
-    )
+    return VSEModel(image, text, _make(config, SIMILARITIES, "model.similarity"), vocabulary=vocabulary)
 
 
 def build_criterion(config: Config) -> Criterion:
     """Ranking loss and weighted terms of a config."""
-    ranking = config.loss.ranking
-    loss = _make(_find(LOSSES, ranking.name, "loss.ranking", config), ranking.arguments, "loss.ranking", config)
     terms = {}
     for name, term in config.loss.terms.items():
-        key = f"loss.terms.{name}"
-        terms[name] = (term.weight, _make(_find(REGULARISERS, name, key, config), term.model_extra or {}, key, config))
-    return Criterion(loss, terms)
+        function = _find(config, REGULARISERS, f"loss.terms.{name}", name)
+        terms[name] = (term.weight, _construct(config, f"loss.terms.{name}", function, term.arguments))
+    return Criterion(_make(config, LOSSES, "loss.ranking"), terms)
 
 
 def build_optimiser(config: Config, model: VSEModel, criterion: Criterion) -> torch.optim.Optimizer:
@@ -125,17 +127,15 @@ def build_optimiser(config: Config, model: VSEModel, criterion: Criterion) -> to
     except ValueError as error:
         raise InputError(f"{config.source('optim.factors')}: optim.factors: {error}") from None
     settings = {"lr": config.optim.lr, "weight_decay": config.optim.weight_decay, **config.optim.arguments}
-    optimiser = _find(OPTIMISERS, config.optim.name, "optim.name", config)
-    return typing.cast(torch.optim.Optimizer, _construct(partial(optimiser, groups), settings, "optim", config))
+    optimiser = _find(config, OPTIMISERS, "optim.name", config.optim.name)
+    built: torch.optim.Optimizer = _construct(config, "optim", optimiser, {"params": groups, **settings})
+    return built
 
 
 def build_schedule(config: Config) -> Schedule:
     """Learning-rate schedule of a config."""
-    schedule = config.optim.schedule
-    constructor = _find(SCHEDULES, schedule.name, "optim.schedule", config)
-    filled = {"epochs": config.train.epochs} if "epochs" in inspect.signature(constructor).parameters else {}
-    arguments = {**schedule.arguments, **filled}
-    return typing.cast(Schedule, _construct(constructor, arguments, "optim.schedule", config))
+    schedule: Schedule = _make(config, SCHEDULES, "optim.schedule", {"epochs": config.train.epochs})
+    return schedule
 
 
 def load_model(
@@ -172,16 +172,15 @@ def _build_tower(config: Config, side: str, gives: str, widths: dict[str, int]) 
     key = f"model.{side}"
     tower = getattr(config.model, side)
     embed_dim = config.model.embed_dim
-    constructor = _find(ENCODERS, tower.encoder.name, f"{key}.encoder", config)
-    if getattr(constructor, "reads", gives) != gives:
+    reads = getattr(_find(config, ENCODERS, f"{key}.encoder.name", tower.encoder.name), "reads", gives)
+    if reads != gives:
         raise InputError(
-            f"{config.source(f'{key}.encoder.name')}: {key}.encoder.name: {tower.encoder.name} reads "
-            f"{getattr(constructor, 'reads', '?')}, but the {side} tower is given {gives}"
+            f"{config.source(f'{key}.encoder.name')}: {key}.encoder.name: {tower.encoder.name} reads {reads}, "
+            f"but the {side} tower is given {gives}"
         )
-    encoder = _make(constructor, tower.encoder.arguments, f"{key}.encoder", config, {**widths, "dim": embed_dim})
-    constructor = _find(AGGREGATORS, tower.aggregator.name, f"{key}.aggregator", config)
-    dims = {"in_dim": encoder.dim, "out_dim": embed_dim, "dim": encoder.dim}
-    aggregator = _make(constructor, tower.aggregator.arguments, f"{key}.aggregator", config, dims)
+    encoder = _make(config, ENCODERS, f"{key}.encoder", {**widths, "dim": embed_dim})
+    widths = {"in_dim": encoder.dim, "out_dim": embed_dim, "dim": encoder.dim}
+    aggregator = _make(config, AGGREGATORS, f"{key}.aggregator", widths)
     width = getattr(aggregator, "out_dim", encoder.dim)
     if width != embed_dim:
         raise InputError(
@@ -191,96 +190,89 @@ def _build_tower(config: Config, side: str, gives: str, widths: dict[str, int]) 
     return Tower(encoder, aggregator)
 
 
-def _find(table: dict[str, Any], name: str, key: str, config: Config) -> Callable[..., Any]:
-    """Entry of a table, or the object that ``module:Class`` names."""
+def _at(tree: Any, key: str) -> Any:
+    """What stands at a dotted key of a config or a dict."""
+    for part in key.split("."):
+        tree = tree[part] if isinstance(tree, dict) else getattr(tree, part)
+    return tree
+
+
+def _find(config: Config, table: dict[str, Any], key: str, name: str) -> Callable[..., Any]:
+    """Entry of a table, or the object that ``module:Class`` names; ``key`` is where the name was given."""
     if name in table:
         return typing.cast(Callable[..., Any], table[name])
-    source = config.source(key if key.endswith((".name", ".format")) or key.startswith("loss.terms") else f"{key}.name")
+    place = f"{config.source(key)}: {key}"
     if ":" not in name:
-        raise InputError(f"{source}: {key}: unknown name {name!r} ({close_match(name, list(table))})")
+        raise InputError(f"{place}: unknown name {name!r} ({close_match(name, list(table))})")
     module, _, attribute = name.partition(":")
     try:
         return typing.cast(Callable[..., Any], getattr(importlib.import_module(module), attribute))
     except ModuleNotFoundError as error:
-        raise InputError(f"{source}: {key}: {name}: {error}; is its folder on PYTHONPATH?") from None
+        raise InputError(f"{place}: {name}: {error}; is its folder on PYTHONPATH?") from None
     except AttributeError:
-        raise InputError(f"{source}: {key}: {name}: module {module} has no {attribute}") from None
-
-
-def _resolve(config: Config, table: dict[str, Any], key: str, kind: str = "") -> dict[str, Any]:
-    """A component's checked arguments with its own defaults."""
-    component: Any = config
-    for part in key.split("."):
-        component = getattr(component, part)
-    function = _find(table, component.name, key, config)
-    called_with = _CALLED_WITH.get(kind, ())
-    return {
-        "name": component.name,
-        **_check(function, component.arguments, key, config, called_with, of=component.name),
-    }
+        raise InputError(f"{place}: {name}: module {module} has no {attribute}") from None
 
 
 def _check(
+    config: Config,
+    key: str,
+    name: str,
     function: Callable[..., Any],
     given: dict[str, Any],
-    key: str,
-    config: Config,
-    called_with: Collection[str],
-    of: str = "",
+    called_with: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Arguments checked against a signature's names and types; defaults that are plain values are added."""
+    """Arguments checked against a signature's names and types, with its plain defaults.
+
+    ``called_with``: the parameters that are no settings, but what a function is called with.
+    """
     parameters = {
-        name: parameter
-        for name, parameter in inspect.signature(function).parameters.items()
-        if name not in called_with and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        parameter.name: parameter
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.name not in called_with and parameter.kind is not parameter.VAR_POSITIONAL
+        if parameter.kind is not parameter.VAR_KEYWORD
     }
     hints = typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)  # type: ignore[misc]
-    label = f" of {of}" if of else ""
     checked = {}
-    for name, value in given.items():
-        source = config.source(f"{key}.{name}")
-        if name in _FILLED_IN:
-            raise InputError(f"{source}: {key}.{name}: comes from the data and cannot be set")
-        if name not in parameters:
-            known = [p for p in parameters if p not in _FILLED_IN]
-            raise InputError(f"{source}: {key}.{name}: unknown argument{label} ({close_match(name, known)})")
+    for argument, value in given.items():
+        place = f"{config.source(f'{key}.{argument}')}: {key}.{argument}"
+        if argument in parameters and argument in _FIXED:
+            raise InputError(f"{place}: is filled in and cannot be set, got {value!r}")
+        if argument not in parameters:
+            known = [parameter for parameter in parameters if parameter not in _FIXED]
+            raise InputError(f"{place}: unknown argument of {name} ({close_match(argument, known)})")
         try:
-            adapter = TypeAdapter(hints.get(name, Any), config=ConfigDict(arbitrary_types_allowed=True))
-            checked[name] = adapter.validate_json(json.dumps(value), strict=True)
+            adapter = TypeAdapter(hints.get(argument, Any), config=ConfigDict(arbitrary_types_allowed=True))
+            checked[argument] = adapter.validate_json(json.dumps(value), strict=True)
         except ValidationError as error:
             problem = error.errors()[0]["msg"]
-            raise InputError(f"{source}: {key}.{name}: {problem[0].lower()}{problem[1:]}, got {value!r}") from None
+            raise InputError(f"{place}: {problem[0].lower()}{problem[1:]}, got {value!r}") from None
         except PydanticSchemaGenerationError:  # a type that YAML cannot express: the constructor will judge
-            checked[name] = value
-    filled_in = {"dim", "out_dim", "epochs", "params", "lr", *_FILLED_IN}
-    for name, parameter in parameters.items():
-        if parameter.default is not parameter.empty:
-            if isinstance(parameter.default, str | int | float | bool | None):
-                checked.setdefault(name, parameter.default)
-        elif name not in checked and name not in filled_in:
-            raise InputError(f"{config.source(key)}: {key}.{name}: missing, and {of or key} needs it")
+            checked[argument] = value
+    for argument, parameter in parameters.items():
+        if parameter.default is parameter.empty:
+            if argument not in checked and argument not in _FIXED | _FILLED:
+                raise InputError(f"{config.source(key)}: {key}.{argument}: missing, and {name} needs it")
+        elif isinstance(parameter.default, str | int | float | bool | None):
+            checked.setdefault(argument, parameter.default)
     return checked
 
 
-def _make(
-    function: Callable[..., Any],
-    arguments: dict[str, Any],
-    key: str,
-    config: Config,
-    widths: dict[str, int] | None = None,
-) -> Any:
-    """An instance of a component's class, or its function with the arguments bound; ``widths`` where it takes them."""
+def _make(config: Config, table: dict[str, Any], key: str, filled: dict[str, Any] | None = None) -> Any:
+    """The component that a config names at ``key``, with what is ``filled`` in where it takes that."""
+    component = _at(config, key)
+    function = _find(config, table, f"{key}.name", component.name)
     wanted = inspect.signature(function).parameters
-    arguments = {**{name: value for name, value in (widths or {}).items() if name in wanted}, **arguments}
+    taken = {name: value for name, value in (filled or {}).items() if name in wanted}
+    return _construct(config, key, function, {**taken, **component.arguments})
+
+
+def _construct(config: Config, key: str, function: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+    """An instance of a class, or a function with its arguments bound; a constructor's ValueError is the user's."""
     if not inspect.isclass(function):
-        return partial(function, **arguments) if arguments else function
-    return _construct(function, arguments, key, config)
-
-
-def _construct(function: Callable[..., Any], arguments: dict[str, Any], key: str, config: Config) -> Any:
-    """Call a constructor; its ValueError is the user's mistake."""
+        return partial(function, **arguments)
     try:
         return function(**arguments)
     except ValueError as error:
-        source = next((config.source(f"{key}.{name}") for name in arguments if name in str(error)), config.source(key))
+        named = [argument for argument in arguments if argument in str(error)]
+        source = config.source(f"{key}.{named[0]}" if named else key)
         raise InputError(f"{source}: {key}: {error}") from None

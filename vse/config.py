@@ -28,16 +28,21 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Component(BaseModel):
-    """A name from one of the tables (or ``module:Class``) and that component's own arguments."""
+class Arguments(BaseModel):
+    """Fixed keys, and beside them the arguments of whatever component is meant."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
-    name: str
 
     @property
     def arguments(self) -> dict[str, Any]:
         """What stands beside the fixed keys."""
         return dict(self.model_extra or {})
+
+
+class Component(Arguments):
+    """A name from one of the tables (or ``module:Class``) and that component's own arguments."""
+
+    name: str
 
 
 class RunConfig(Section):
@@ -86,10 +91,9 @@ class ModelConfig(Section):
     similarity: Component
 
 
-class TermConfig(BaseModel):
+class TermConfig(Arguments):
     """A weighted regulariser and its arguments; its key is its name."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
     weight: NonNegativeFloat
 
 

@@ -155,7 +155,7 @@ class RunLog:
             last = self.folder / "last.pt"
             kept = f"{last} keeps the last good state" if last.exists() else "nothing was saved before"
             raise InputError(
-                f"epoch {epoch}, step {step}: the loss is {loss} and its gradient's norm {norm}, "
+                f"epoch {epoch + 1}, step {step}: the loss is {loss} and its gradient's norm {norm}, "
                 f"expected finite numbers; {kept}; try a lower optim.lr or run.precision=fp32"
             )
         return loss

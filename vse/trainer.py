@@ -29,12 +29,7 @@ class Training:
         self.device = runtime.pick_device(config.run.device)
         self.train_corpus = build.build_corpus(config, "train")
         self.dev_corpus = build.build_corpus(config, "dev")
-        self.in_dim = build.image_width(self.train_corpus, config)
-        dev_dim = build.image_width(self.dev_corpus, config)
-        if self.in_dim != dev_dim:
-            raise InputError(
-                f"{self.train_corpus.name} has features {self.in_dim} wide, but {self.dev_corpus.name} {dev_dim}"
-            )
+        self.in_dim = build.image_width(config, self.train_corpus, self.dev_corpus)
         if state is None:
             self.vocabulary = build.build_vocabulary(config, self.train_corpus)
         else:
@@ -93,10 +88,6 @@ class Training:
                 f"{file}: this run trained on {state['train_captions']} captions, but {self.train_corpus.name} has "
                 f"{len(self.train_corpus.captions)}"
             )
-        if state["in_dim"] != self.in_dim:
-            raise InputError(
-                f"{file}: this run reads features {state['in_dim']} wide, {self.train_corpus.name} has {self.in_dim}"
-            )
         build.load_weights(self.model, state["model"], file)
         self.criterion.load_state_dict(state["criterion"])
         self.optimiser.load_state_dict(state["optimiser"])
@@ -114,25 +105,29 @@ class Training:
             f"{len(self.sampler):,} steps an epoch"
         )
 
-    def train_step(self, batch: Batch) -> dict[str, Tensor]:
-        """One update; returns the loss's parts and the gradient's norm."""
-        config = self.config
-        time = self.total_steps / len(self.sampler)
-        for group in self.optimiser.param_groups:
-            group["lr"] = group["initial_lr"] * self.schedule(time, 1 / len(self.sampler))
-        with runtime.autocast(self.device, config.run.precision):
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Forward pass: the criterion's parts by name, "total" among them."""
+        with runtime.autocast(self.device, self.config.run.precision):
             image = self.model.image(batch.images, batch.image_mask)
             text = self.model.text(batch.tokens, batch.token_mask)
         scores = self.model.similarity(image.embeddings, text.embeddings)  # float32: ranking is sensitive
         losses: dict[str, Tensor] = self.criterion(scores, batch.positives, image, text)
+        return losses
+
+    def train_step(self, batch: Batch) -> dict[str, Tensor]:
+        """One update; returns the losses and the gradient's norm."""
+        time = self.total_steps / len(self.sampler)
+        for group in self.optimiser.param_groups:
+            group["lr"] = group["initial_lr"] * self.schedule(time, 1 / len(self.sampler))
+        losses = self.losses(batch)
         self.optimiser.zero_grad(set_to_none=True)
         self.scaler.scale(losses["total"]).backward()
         self.scaler.unscale_(self.optimiser)
         parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
-        norm = nn.utils.clip_grad_norm_(parameters, config.train.clip_norm or math.inf)
+        norm = nn.utils.clip_grad_norm_(parameters, self.config.train.clip_norm or math.inf)
         self.scaler.step(self.optimiser)
         self.scaler.update()
-        return {**{name: loss.detach() for name, loss in losses.items()}, "gradient_norm": norm.detach()}
+        return {name: value.detach() for name, value in {**losses, "gradient_norm": norm}.items()}
 
     def batches(self) -> Iterator[Batch]:
         """The rest of the epoch's batches, on the device."""
@@ -150,7 +145,7 @@ def train(config: Config) -> None:
     Ctrl-C, the state saved.
     """
     folder = Path(config.run.dir)
-    with runtime.claim_folder(folder), runtime.StopSignal() as stop:
+    with runtime.claim_folder(folder):
         state = _saved_state(config, folder)
         if state is not None and state["epoch"] >= config.train.epochs:
             print(f"{folder}: finished: {state['epoch']} epochs, {_best(state['best'])}; raise train.epochs to go on")
@@ -159,11 +154,13 @@ def train(config: Config) -> None:
         print(f"{folder}: {training.describe()}")
         if state is not None:
             training.restore(state, folder / "last.pt")
-            print(f"{folder}: going on at epoch {training.epoch}, step {training.step}; {_best(training.best)}")
+            place = f"epoch {training.epoch + 1}, step {training.step + 1}"
+            print(f"{folder}: going on with {place}; {_best(training.best)}", flush=True)
             del state
         settings = yaml.safe_dump(config.model_dump(), sort_keys=False)
         write_file(folder / "config.yaml", lambda file: file.write(settings.encode()))
-        with runtime.RunLog(folder, training.total_steps, config.run.precision == "fp16") as log:
+        overflow = config.run.precision == "fp16"
+        with runtime.StopSignal() as stop, runtime.RunLog(folder, training.total_steps, overflow) as log:
             while training.epoch < config.train.epochs:
                 _train_epoch(training, folder, log, stop)
                 if stop:
@@ -175,13 +172,9 @@ def train(config: Config) -> None:
 
 
 def dry_run(config: Config) -> None:
-    """Build everything and compute one loss; train and write nothing."""
+    """Build everything and compute one loss; train nothing, and write nothing in the run folder."""
     training = Training(config)
-    batch = next(training.batches())
-    image = training.model.image(batch.images, batch.image_mask)
-    text = training.model.text(batch.tokens, batch.token_mask)
-    scores = training.model.similarity(image.embeddings, text.embeddings)
-    loss = float(training.criterion(scores, batch.positives, image, text)["total"].detach())
+    loss = float(training.losses(next(training.batches()))["total"].detach())
     print(f"dry run: {training.describe()}; first loss {loss:.4f}")
 
 
@@ -219,8 +212,8 @@ def _train_epoch(training: Training, folder: Path, log: runtime.RunLog, stop: ru
             log.add(losses, training.sampler.batch_size)
             training.step += 1
             bar.update(training.sampler.batch_size)
-            due = stop or time.monotonic() > save_time
-            if due or training.step % check_steps == 0 or training.step == len(training.sampler):
+            due = time.monotonic() > save_time
+            if stop or due or training.step % check_steps == 0 or training.step == len(training.sampler):
                 bar.set_postfix(loss=f"{log.check(training.epoch, training.step):.3f}", refresh=False)
             if training.step % config.run.log_steps == 0:
                 rate = training.optimiser.param_groups[0]["lr"]
