@@ -23,7 +23,7 @@ def slow_direction(scores: Tensor, positives: Tensor, mining: str, reduction: st
                 if not positives[query, negative]
             ]
             if mining == "hardest":
-                mine = [max(mine, key=float)] if mine else []
+                mine = [max(mine, key=lambda cost: cost.item())] if mine else []
             costs += mine
     if mining == "semihard":
         costs = [torch.clamp(cost, max=MARGIN) for cost in costs]

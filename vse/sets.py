@@ -10,7 +10,6 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 
 
 class FeatureSet(NamedTuple):
@@ -130,6 +129,8 @@ class MaskedBatchNorm(nn.BatchNorm1d):
         count = count_elements(features, mask).sum().to(real.dtype)
         total = real.sum((0, 1))
         if distributed:
+            from torch.distributed.nn.functional import all_reduce  # not in every build of torch
+
             count, total = all_reduce(count), all_reduce(total)
         mean = total / count
         centred = fill_masked(real - mean, mask)

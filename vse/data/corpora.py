@@ -141,9 +141,7 @@ def _group(
     if len(ids) == count and per_row > 1:
         for line, label in enumerate(ids):
             if label != (expected := ids[line - line % per_row]):
-                raise InputError(
-                    f"{ids_path}: line {line + 1} has id {label}, but its image's first caption {expected}"
-                )
+                raise InputError(f"{ids_path}: line {line + 1} has id {label}, but its image has {expected}")
         ids = ids[::per_row]
     elif len(ids) < rows == count and rows % len(ids) == 0:
         ids = [label for label in ids for _ in range(rows // len(ids))]
