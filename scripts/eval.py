@@ -23,11 +23,11 @@ def main() -> None:
     corpus = build_corpus(config, arguments.split)
     model.to(runtime.pick_device(config.run.device))
     metrics = evaluate(model, corpus, config.eval.batch_size, config.run.precision)
-    size = f"{len(corpus.images):,} images, {len(corpus.captions):,} captions"
-    print(format_table(metrics, f"{file}, {arguments.split}: {size}"))
     folder = [Path(arguments.run) / f"{arguments.split}.json"] if Path(arguments.run).is_dir() else []
     for path in [*folder, *([arguments.json] if arguments.json else [])]:
         write_json(path, metrics)
+    size = f"{len(corpus.images):,} images, {len(corpus.captions):,} captions"
+    print(format_table(metrics, f"{file}, {arguments.split}: {size}"))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ def main() -> None:
     parser = runtime.Parser(description="Train a model; the same command goes on with an interrupted run.")
     parser.add_argument("config", help="YAML file, such as configs/demo.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that differ, such as run.seed=2")
-    parser.add_argument("--dry-run", action="store_true", help="check config, data and model; train and write nothing")
+    parser.add_argument("--dry-run", action="store_true", help="check config, data and model; train nothing")
     arguments = parser.parse_intermixed_args()
 
     from vse.build import read_config

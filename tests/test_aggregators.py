@@ -259,10 +259,13 @@ def test_gpo_table_is_kept_in_evaluation_until_a_parameter_changes() -> None:
         gpo.load_state_dict(GPO().state_dict())
         gpo(features, mask)
         assert len(calls) == 3
+        gpo.linear.weight.data += 1.0  # raises no version
+        gpo(features, mask)
+        assert len(calls) == 4
         long = gpo(torch.randn(1, 100, DIM)).embeddings  # longer than the table: it grows
-        assert long.isfinite().all() and len(calls) == 4
+        assert long.isfinite().all() and len(calls) == 5
     assert gpo(features.requires_grad_(), mask).embeddings.requires_grad  # with gradients, no cached table
-    assert len(calls) == 5
+    assert len(calls) == 6
 
 
 def test_gpo_constructor() -> None:

@@ -133,6 +133,9 @@ def test_bad_command_lines(cli: Cli, tiny: list[str], tmp_path: Path, corpus_fol
         ([config, *settings, f"data.vocabulary.file={tmp_path / 'v.json'}"], "v.json: no such file; expected a vocab"),
         ([config, *settings, f"run.dir={config}/run"], "run.dir: cannot write in"),
         ([config, *settings, "optim.betas=[2.0, 0.9]"], "optim: Invalid beta parameter"),
+        ([config, *settings, "model.text.encoder.word_dim=-5"], "'model.text.encoder.word_dim=-5': model.text.encoder"),
+        ([config, *settings, "model.image.encoder.name=vse.aggregators:GPO"], "is no encoder: it has no attribute dim"),
+        ([config, *settings, "run.device=meta"], "run.device: 'meta' is not available here"),
         ([config, "--nothing"], "unrecognized arguments: --nothing"),
         ([], "the following arguments are required: config"),
     ]
@@ -152,6 +155,8 @@ def test_bad_command_lines(cli: Cli, tiny: list[str], tmp_path: Path, corpus_fol
         ([run, "--protocol", "coco"], "argument --protocol: invalid choice: 'coco'"),
         ([run, "model.embed_dim=16"], "its weights do not fit this config"),
         ([run, "--json", tmp_path / "none" / "x.json"], "x.json: cannot be written (No such file or directory)"),
+        ([run, "--json", f"{config}/x.json"], "x.json: cannot be written (Not a directory)"),
+        ([run, "--json", "."], ".: expected the name of a file"),
     ]
     for arguments, message in evaluation:
         outcome = cli("eval", *arguments)
@@ -188,7 +193,10 @@ def test_messages_of_the_library(tmp_path: Path, cli: Cli, tiny: list[str]) -> N
         (lambda: model.encode_texts([]), "nothing to encode: the list is empty"),
         (lambda: model.encode_texts(["a"], batch_size=0), "batch_size must be at least 1, got 0"),
         (lambda: model.encode_images(["a.jpg"]), "image 0: expected a .regions, width. tensor of features, got str"),
-        (lambda: model.encode_images([torch.zeros(12)]), r"image 0: .* got shape \(12,\)"),
+        (lambda: model.encode_images([torch.zeros(12)]), r"image 0: .* got torch.float32 \(12,\)"),
+        (lambda: model.encode_images([torch.zeros(2, 12).long()]), r"image 0: .* got torch.int64 \(2, 12\)"),
+        (lambda: model.encode_images([torch.zeros(2, 12), torch.zeros(2, 9)]), "image 1 is 9 wide, image 0 12"),
+        (lambda: vse.load(tmp_path / "run", padding="released"), "padding must be 'masked' .*, got 'released'"),
         (lambda: model.encode_images([torch.zeros(3, 9)]), "regions must be 12 wide, got 9"),
         (lambda: model.similarity(torch.zeros(2, 2, 8), torch.zeros(2, 1, 8)), "cosine compares single embeddings"),
         (lambda: model.similarity(torch.zeros(2, 8), torch.zeros(2, 1, 8)), r"expected \(A, K, H\) and \(C, L, H\)"),
@@ -196,6 +204,10 @@ def test_messages_of_the_library(tmp_path: Path, cli: Cli, tiny: list[str]) -> N
     ):
         with pytest.raises(ValueError, match=message):
             call()
+    image = torch.randn(3, 12)
+    expected = model.encode_images([image])
+    for dtype in (torch.float64, torch.float16, torch.bfloat16):
+        torch.testing.assert_close(model.encode_images([image.to(dtype)]), expected, atol=0.05, rtol=0)
     model.vocabulary = None
     with pytest.raises(ValueError, match="this model has no vocabulary"):
         model.encode_texts(["a"])

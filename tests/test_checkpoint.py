@@ -50,6 +50,15 @@ def test_every_truncation_is_noticed(tmp_path: Path) -> None:
             load_checkpoint(tmp_path / "cut.pt")
 
 
+def test_damage_in_the_middle_is_noticed(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "a.pt", {"model": {"w": torch.randn(10_000)}})
+    content = bytearray((tmp_path / "a.pt").read_bytes())
+    content[20_000:20_100] = bytes(100)
+    (tmp_path / "a.pt").write_bytes(content)
+    with pytest.raises(InputError, match="a.pt: damaged: the checksum"):
+        load_checkpoint(tmp_path / "a.pt")
+
+
 def test_other_files_are_refused(tmp_path: Path) -> None:
     torch.save({"epoch": 3, "opt": "x"}, tmp_path / "other.pt")
     with pytest.raises(InputError, match=r"other.pt: not a checkpoint of vse \(found: epoch, opt\)"):

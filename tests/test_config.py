@@ -106,7 +106,7 @@ def test_the_recipe_is_the_papers() -> None:
         ("optim.lr=-1", "optim.lr: input should be greater than 0, got -1"),
         ("optim.lr=.nan", "optim.lr: input should be"),
         ("run.precision=fp8", "run.precision: input should be 'fp32', 'bf16' or 'fp16', got 'fp8'"),
-        ("model.embed_dim=0", "model.embed_dim: input should be greater than or equal to 1, got 0"),
+        ("model.embed_dim=0", "model.embed_dim: input should be greater than or equal to 2, got 0"),
         ("data.sampling=pairs", "data.sampling: input should be 'pair' or 'image', got 'pairs'"),
         ("data.format=precom", r"data.format: unknown name 'precom' \(did you mean 'precomp'\?\)"),
         ("data.options.colour=1", r"data.options.colour: unknown argument of precomp \(none are known\)"),
@@ -128,6 +128,14 @@ def test_the_recipe_is_the_papers() -> None:
         ("optim.schedule.name=step", "optim.schedule.milestones: missing, and step needs it"),
         ("model.image.aggregator.name=no_such_module:Pool", "No module named 'no_such_module'"),
         ("model.image.aggregator.name=math:Pool", "module math has no Pool"),
+        ("model.image.aggregator.name=math:pi", "math:pi: is no class or function"),
+        ("model.image.aggregator.name=:Pool", "expected a known name or my_package.module:Class, got ':Pool'"),
+        ("model.image.aggregator.name=.pool:Pool", "expected a known name or my_package.module:Class"),
+        ("loss.ranking.margin=.nan", "loss.ranking.margin: input should be a finite number, got nan"),
+        ("optim.params=[1]", "optim.params: is filled in and cannot be set"),
+        ("train.epochs={a: 1}", "override 'train.epochs={a: 1}': train.epochs: input should be a valid integer"),
+        ("run.dir=", "override 'run.dir=': run.dir: input should be a valid string, got None"),
+        ("run.dir=''", "run.dir: string should have at least 1 character, got ''"),
     ],
 )
 def test_bad_overrides(minimal: Path, override: str, message: str) -> None:
@@ -147,6 +155,7 @@ def test_bad_overrides(minimal: Path, override: str, message: str) -> None:
         ("base: minimal.yaml\ntrain: {epochs: x}", "bad.yaml: train.epochs: input should be a valid integer, got 'x'"),
         ("base: minimal.yaml\nmodel: {image: {encoder: {naem: x}}}", "bad.yaml: model.image.encoder.naem: unknown arg"),
         ("base: minimal.yaml\nmodel: {image: 3}", "bad.yaml: model.image: input should be an object, got 3"),
+        ("base: minimal.yaml\ntrain: &a {epochs: *a}", "bad.yaml"),
         ("train: {epochs: 1}", "bad.yaml: (run|data|model|optim): missing"),
     ],
 )
@@ -156,6 +165,10 @@ def test_bad_files(minimal: Path, tmp_path: Path, text: str, message: str) -> No
     with pytest.raises(InputError, match=message) as error:
         read_config(bad)
     assert "\n" not in str(error.value)
+
+
+def test_dates_are_names(minimal: Path) -> None:
+    assert load_config(minimal, ["run.dir=2024-13-45"]).run.dir == "2024-13-45"
 
 
 def test_an_error_in_a_base_names_the_base(minimal: Path, tmp_path: Path) -> None:

@@ -174,9 +174,10 @@ def test_karpathy_bad_files(tmp_path: Path) -> None:
         karpathy(str(root), "train")
     with pytest.raises(InputError, match="dataset_other.json: not a JSON file"):
         karpathy(str(root), "train", annotations="dataset_other.json")
-    (root / "dataset_other.json").write_text("[]")
-    with pytest.raises(InputError, match="expected a JSON object with a list 'images'"):
-        karpathy(str(root), "train", annotations="dataset_other.json")
+    for content in ("[]", "{}", '{"images": 5}'):
+        (root / "dataset_other.json").write_text(content)
+        with pytest.raises(InputError, match="expected a JSON object with a list 'images'"):
+            karpathy(str(root), "train", annotations="dataset_other.json")
     (root / "images").rmdir()
     with pytest.raises(InputError, match="images: no such folder"):
         karpathy(str(root), "train", annotations="dataset_tiny.json")
@@ -202,6 +203,25 @@ def test_synthetic_world_is_rendered_once_and_the_same(tmp_path: Path) -> None:
         synthetic(str(tmp_path), "train", **small)
     with pytest.raises(InputError, match="splits train, dev and test, not testall"):
         synthetic(str(tmp_path / "a"), "testall", **small)
+
+
+def test_synthetic_bad_places(tmp_path: Path) -> None:
+    small = {"train_scenes": 2, "eval_scenes": 1}
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file: not empty, and holds no rendered world"):
+        synthetic(str(tmp_path / "file"), "train", **small)
+    with pytest.raises(InputError, match="cannot be written there .File exists."):
+        synthetic(str(tmp_path / "file" / "x"), "train", **small)
+    with pytest.raises(InputError, match="got -1, 2 and 1"):
+        synthetic(str(tmp_path / "x"), "train", seed=-1, **small)
+    synthetic(str(tmp_path / "x"), "train", **small)
+    (tmp_path / "x" / "images" / "train_00001.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match="train_00001.png: not a picture of the demo's world"):
+        synthetic(str(tmp_path / "x"), "train", **small)
+    (tmp_path / "x" / "world.json").write_text("{")
+    with pytest.raises(InputError, match="holds another world .unreadable"):
+        synthetic(str(tmp_path / "x"), "train", **small)
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
 
 
 def test_captions_keep_unusual_line_separators(tmp_path: Path) -> None:

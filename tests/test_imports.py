@@ -16,7 +16,6 @@ LAYERS = [
     ["vse.runtime"],
     ["vse.checkpoint", "vse.optim"],
     ["vse.official"],
-    ["vse.data.batches"],
     ["vse.model"],
     ["vse.data"],
     ["vse.encoders"],
@@ -38,7 +37,8 @@ def imported(path: Path) -> list[str]:
     """Modules of the package that a file imports, wherever in the file."""
     found = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module:
+        if isinstance(node, ast.ImportFrom):
+            assert node.module and not node.level, f"{path}: a relative import"
             found += [f"{node.module}.{alias.name}" if node.module == "vse" else node.module for alias in node.names]
         elif isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]

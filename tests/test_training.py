@@ -21,7 +21,7 @@ from torch import nn
 
 import vse
 from vse import trainer
-from vse.aggregators import MeanPool
+from vse.aggregators import AGGREGATORS, MeanPool
 from vse.build import read_config
 from vse.checkpoint import load_checkpoint
 from vse.data.corpora import precomp
@@ -114,7 +114,7 @@ def test_mixed_precision(cli: Cli, tiny: list[str], tmp_path: Path, precision: s
     assert cli("eval", tmp_path / "run").code == 0
 
 
-@pytest.mark.parametrize("aggregator", ["global", "mean", "max", "kmax", "gpo"])
+@pytest.mark.parametrize("aggregator", AGGREGATORS)
 def test_every_aggregator_trains(cli: Cli, tiny: list[str], tmp_path: Path, aggregator: str) -> None:
     settings = [f"model.{side}.aggregator.name={aggregator}" for side in ("image", "text")]
     settings += [f"model.{side}.aggregator.k=2" for side in ("image", "text") if aggregator == "kmax"]
@@ -222,6 +222,7 @@ def test_kill_at_any_moment_and_go_on(cli: Cli, tiny: list[str], tmp_path: Path)
     assert [r["step"] for r in found if "dev" in r] == [r["step"] for r in expected if "dev" in r]
     assert [r["dev"] for r in found if "dev" in r] == [r["dev"] for r in expected if "dev" in r]
     assert len({(r["step"], "dev" in r) for r in found}) == len(found)  # nothing is logged twice
+    assert not list(run.glob(".*.tmp"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -238,6 +239,63 @@ def test_a_signal_saves_and_leaves(tiny: list[str], tmp_path: Path, number: sign
     assert "stopped and saved; the same command goes on from here" in out and "Traceback" not in err
     state = load_checkpoint(tmp_path / "run" / "last.pt")
     assert state["epoch"] * 7 + state["step"] > 0
+
+
+@pytest.mark.parametrize("when", ["validating", "saved", "logged"])
+def test_stopped_around_a_validation(
+    cli: Cli, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """A signal while validating leaves at once; a kill between the epoch's writes repeats or loses nothing."""
+    whole = tmp_path / "whole"
+    cli("train", *tiny, f"run.dir={whole}")
+    killed = False
+
+    def once(*_: Any, **__: Any) -> Any:
+        nonlocal killed
+        if not killed:
+            killed = True
+            if when == "validating":
+                os.kill(os.getpid(), signal.SIGTERM)
+            else:
+                raise SystemExit(9)  # as kill -9 here: nothing after this line is written
+
+    with monkeypatch.context() as patch:
+        if when == "validating":
+            patch.setattr("vse.evaluation.encode_corpus", once)
+        elif when == "saved":
+            patch.setattr("vse.runtime.RunLog.write", lambda *a: once() if "dev" in a[-1] else None)
+        else:
+            patch.setattr("vse.runtime.RunLog.means", lambda self: once() or {})
+        outcome = cli("train", *tiny, "run.log_steps=100")
+    assert outcome.code == (128 + signal.SIGTERM if when == "validating" else 9), outcome.err
+    outcome = cli("train", *tiny, "run.log_steps=100")
+    assert "going on with epoch 1, step 8;" in outcome.out
+    run = tmp_path / "run"
+    assert same(weights(run), weights(whole)) and same(weights(run, "best.pt"), weights(whole, "best.pt"))
+    dev = [[r for r in read_jsonl(folder / "metrics.jsonl") if "dev" in r] for folder in (run, whole)]
+    assert dev[0] == dev[1]
+
+
+def test_leftovers_of_a_killed_write_go(cli: Cli, tiny: list[str], tmp_path: Path) -> None:
+    cli("train", *tiny, "train.epochs=1")
+    leftover = tmp_path / "run" / ".last.pt.123.tmp"
+    leftover.touch()
+    assert cli("train", *tiny).code == 0 and not leftover.exists()
+
+
+def test_best_without_last_is_not_overwritten(cli: Cli, tiny: list[str], tmp_path: Path) -> None:
+    cli("train", *tiny)
+    (tmp_path / "run" / "last.pt").unlink()
+    assert "last.pt: missing, beside a best.pt that a new run would replace" in cli("train", *tiny).error
+
+
+def test_a_closed_pipe_loses_nothing(tiny: list[str], tmp_path: Path) -> None:
+    process = start(tiny)
+    assert process.stdout
+    process.stdout.close()
+    _, err = process.communicate()
+    assert "Traceback" not in err and process.returncode == 1
+    assert not (tmp_path / "run").exists() or not (tmp_path / "run" / "best.pt").exists()
 
 
 def test_interrupted_in_this_process_equals_uninterrupted(
@@ -282,6 +340,35 @@ def test_nan_stops_the_run_and_keeps_the_last_good_state(
     assert re.search(r"epoch 2, step 5: the loss is \S+ and its gradient's norm nan.*last.pt keeps", outcome.error)
     state = load_checkpoint(tmp_path / "run" / "last.pt")
     assert state["epoch"] == 1 and all(w.isfinite().all() for w in state["model"].values())
+
+
+def test_weights_that_are_not_finite_are_never_saved(
+    cli: Cli, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An update that overflows after a finite loss and gradient, with a checkpoint due at once."""
+    step = trainer.Training.train_step
+
+    def overflowing(self: trainer.Training, batch: Any) -> Any:
+        losses = step(self, batch)
+        if self.total_steps == 9:
+            with torch.no_grad():
+                self.model.image.encoder.fc.weight[0, 0] = math.inf  # type: ignore[union-attr, index]
+        return losses
+
+    monkeypatch.setattr(trainer.Training, "train_step", overflowing)
+    outcome = cli("train", *tiny, "run.save_minutes=0.000001")
+    assert "image.encoder.fc.weight is no longer finite; " in outcome.error and outcome.code == 2
+    state = load_checkpoint(tmp_path / "run" / "last.pt")
+    assert state["step"] == 2 and all(w.isfinite().all() for w in state["model"].values())
+
+
+def test_logged_metrics_are_the_models_own(cli: Cli, tiny: list[str], tmp_path: Path) -> None:
+    """A fused optimiser changes parameters behind the back of whatever caches by version."""
+    outcome = cli("train", *tiny, "optim.fused=true", "optim.lr=0.01", "train.epochs=3")
+    assert outcome.code == 0, outcome.err
+    last = [r["dev"] for r in read_jsonl(tmp_path / "run" / "metrics.jsonl") if "dev" in r][-1]
+    cli("eval", tmp_path / "run" / "last.pt", "--split", "dev", "--json", tmp_path / "dev.json")
+    assert yaml.safe_load((tmp_path / "dev.json").read_text()) == last
 
 
 def test_a_full_disk(cli: Cli, tiny: list[str], tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import json
+import re
 import typing
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
@@ -15,7 +16,7 @@ from torch import nn
 
 from vse.aggregators import AGGREGATORS
 from vse.checkpoint import find_checkpoint, load_checkpoint
-from vse.config import Config, load_config, make_config
+from vse.config import Config, config_changes, load_config, make_config
 from vse.data.corpora import CORPORA, SPLITS, Corpus
 from vse.data.vocabulary import Vocabulary
 from vse.encoders import ENCODERS
@@ -25,8 +26,8 @@ from vse.model import Tower, VSEModel
 from vse.optim import OPTIMISERS, SCHEDULES, Schedule, parameter_groups
 from vse.similarity import SIMILARITIES
 
-_FIXED = {"in_dim", "vocab_size", "epochs"}  # arguments that the data and the run decide: never set by hand
-_FILLED = {"dim", "out_dim", "params", "lr"}  # arguments that are filled in unless they are given
+_FIXED = {"in_dim", "vocab_size", "epochs", "params"}  # arguments that the data and the run decide: never set by hand
+_FILLED = {"dim", "out_dim", "lr"}  # arguments that are filled in unless they are given
 
 
 _TOWER_TABLES: dict[str, Any] = {"encoder": ENCODERS, "aggregator": AGGREGATORS}
@@ -126,10 +127,9 @@ def build_optimiser(config: Config, model: VSEModel, criterion: Criterion) -> to
         groups = parameter_groups(named, config.optim.lr, config.optim.factors)
     except ValueError as error:
         raise InputError(f"{config.source('optim.factors')}: optim.factors: {error}") from None
-    settings = {"lr": config.optim.lr, "weight_decay": config.optim.weight_decay, **config.optim.arguments}
-    optimiser = _find(config, OPTIMISERS, "optim.name", config.optim.name)
-    built: torch.optim.Optimizer = _construct(config, "optim", optimiser, {"params": groups, **settings})
-    return built
+    settings = {"params": groups, "lr": config.optim.lr, "weight_decay": config.optim.weight_decay}
+    optimiser: torch.optim.Optimizer = _make(config, OPTIMISERS, "optim", settings)
+    return optimiser
 
 
 def build_schedule(config: Config) -> Schedule:
@@ -149,6 +149,24 @@ def load_model(
     model = build_model(config, state["in_dim"], words)
     load_weights(model, state["model"], file)
     return model.eval(), config, file
+
+
+def saved_state(config: Config, folder: Path) -> dict[str, Any] | None:
+    """Content of the run's last.pt, when there is one and this config may go on with it."""
+    file = folder / "last.pt"
+    if not file.exists() and not (folder / "best.pt").exists():
+        return None
+    if config.run.resume == "never":
+        raise InputError(f"run.resume is never, but {folder} holds a run; choose another run.dir or remove it")
+    if not file.exists():
+        raise InputError(f"{file}: missing, beside a best.pt that a new run would replace; choose another run.dir")
+    state = load_checkpoint(file)
+    if "optimiser" not in state:
+        raise InputError(f"{file}: holds no training state; expected the last.pt of a run")
+    changes = config_changes(state["config"], config)
+    if changes:
+        raise InputError(f"{file}: cannot go on under another config: {'; '.join(changes)}; choose another run.dir")
+    return state
 
 
 def load_weights(model: nn.Module, weights: dict[str, Any], file: Path) -> None:
@@ -179,6 +197,9 @@ def _build_tower(config: Config, side: str, gives: str, widths: dict[str, int]) 
             f"but the {side} tower is given {gives}"
         )
     encoder = _make(config, ENCODERS, f"{key}.encoder", {**widths, "dim": embed_dim})
+    if not hasattr(encoder, "dim"):
+        source = config.source(f"{key}.encoder.name")
+        raise InputError(f"{source}: {key}.encoder.name: {tower.encoder.name} is no encoder: it has no attribute dim")
     widths = {"in_dim": encoder.dim, "out_dim": embed_dim, "dim": encoder.dim}
     aggregator = _make(config, AGGREGATORS, f"{key}.aggregator", widths)
     width = getattr(aggregator, "out_dim", encoder.dim)
@@ -205,12 +226,18 @@ def _find(config: Config, table: dict[str, Any], key: str, name: str) -> Callabl
     if ":" not in name:
         raise InputError(f"{place}: unknown name {name!r} ({close_match(name, list(table))})")
     module, _, attribute = name.partition(":")
+    if not all(part.isidentifier() for part in [*module.split("."), attribute]):
+        raise InputError(f"{place}: expected a known name or my_package.module:Class, got {name!r}")
     try:
-        return typing.cast(Callable[..., Any], getattr(importlib.import_module(module), attribute))
+        found = getattr(importlib.import_module(module), attribute)
+        inspect.signature(found)
     except ModuleNotFoundError as error:
         raise InputError(f"{place}: {name}: {error}; is its folder on PYTHONPATH?") from None
     except AttributeError:
         raise InputError(f"{place}: {name}: module {module} has no {attribute}") from None
+    except (TypeError, ValueError):
+        raise InputError(f"{place}: {name}: is no class or function with named arguments") from None
+    return typing.cast(Callable[..., Any], found)
 
 
 def _check(
@@ -231,7 +258,11 @@ def _check(
         if parameter.name not in called_with and parameter.kind is not parameter.VAR_POSITIONAL
         if parameter.kind is not parameter.VAR_KEYWORD
     }
-    hints = typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)  # type: ignore[misc]
+    try:
+        hints = typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)  # type: ignore[misc]
+    except NameError:  # hints that are imported for the type checker alone: the constructor will judge
+        hints = {}
+    types = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
     checked = {}
     for argument, value in given.items():
         place = f"{config.source(f'{key}.{argument}')}: {key}.{argument}"
@@ -241,13 +272,13 @@ def _check(
             known = [parameter for parameter in parameters if parameter not in _FIXED]
             raise InputError(f"{place}: unknown argument of {name} ({close_match(argument, known)})")
         try:
-            adapter = TypeAdapter(hints.get(argument, Any), config=ConfigDict(arbitrary_types_allowed=True))
-            checked[argument] = adapter.validate_json(json.dumps(value), strict=True)
+            TypeAdapter(hints.get(argument, Any), config=types).validate_json(json.dumps(value), strict=True)
         except ValidationError as error:
             problem = error.errors()[0]["msg"]
             raise InputError(f"{place}: {problem[0].lower()}{problem[1:]}, got {value!r}") from None
         except PydanticSchemaGenerationError:  # a type that YAML cannot express: the constructor will judge
-            checked[argument] = value
+            pass
+        checked[argument] = value
     for argument, parameter in parameters.items():
         if parameter.default is parameter.empty:
             if argument not in checked and argument not in _FIXED | _FILLED:
@@ -273,6 +304,6 @@ def _construct(config: Config, key: str, function: Callable[..., Any], arguments
     try:
         return function(**arguments)
     except ValueError as error:
-        named = [argument for argument in arguments if argument in str(error)]
-        source = config.source(f"{key}.{named[0]}" if named else key)
-        raise InputError(f"{source}: {key}: {error}") from None
+        named = [f"{key}.{argument}" for argument in arguments if re.search(rf"\b{argument}\b", str(error))]
+        given = [name for name in named if name in config._origin]
+        raise InputError(f"{config.source((given or [key])[0])}: {key}: {error}") from None

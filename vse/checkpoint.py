@@ -1,5 +1,6 @@
 """Checkpoints: dicts of tensors and plain values, written whole or not at all."""
 
+import contextlib
 import os
 import pickle
 import zipfile
@@ -8,7 +9,7 @@ from typing import Any
 
 import torch
 
-from vse.errors import InputError
+from vse.errors import InputError, first_line
 
 FORMAT = "vse checkpoint 1"
 
@@ -18,7 +19,9 @@ def write_file(path: Path, write: Any) -> None:
 
     Raises InputError when the disk is full or the place cannot be written; what stood at ``path`` is kept.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    if not path.name:
+        raise InputError(f"{path}: expected the name of a file")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
             write(file)
@@ -33,7 +36,8 @@ def write_file(path: Path, write: Any) -> None:
         kept = "; the previous one is kept" if path.exists() else ""
         raise InputError(f"{path}: cannot be written ({cause.strerror}){kept}") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -48,14 +52,21 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint")
-    if not zipfile.is_zipfile(path):  # the end of a whole file tells, before anything in it is interpreted
-        raise InputError(f"{path}: truncated, or not a checkpoint of vse")
+    try:
+        with zipfile.ZipFile(path) as archive:  # its end and its checksums tell, before anything in it is interpreted
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError):
+        raise InputError(f"{path}: truncated, or not a checkpoint of vse") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    if damaged:
+        raise InputError(f"{path}: damaged: the checksum of its part {damaged} is wrong")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise InputError(f"{path}: not a checkpoint of vse (it is no torch file, or holds more than tensors)") from None
-    except (RuntimeError, OSError) as error:
-        raise InputError(f"{path}: damaged, or not a checkpoint of vse ({first_clause(error)})") from None
+    except RuntimeError as error:
+        raise InputError(f"{path}: not a checkpoint of vse ({first_line(error)})") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         found = ", ".join(sorted(map(str, state))[:6]) if isinstance(state, dict) else type(state).__name__
         raise InputError(f"{path}: not a checkpoint of vse (found: {found})")
@@ -73,8 +84,3 @@ def find_checkpoint(path: str | Path) -> Path:
     if not path.exists():
         raise InputError(f"{path}: no such run folder or checkpoint")
     return path
-
-
-def first_clause(error: BaseException) -> str:
-    """Start of an error's message, fit for one line."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:120]

@@ -19,6 +19,7 @@ from vse.runtime import flatten
 
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Text = Annotated[str, Field(min_length=1)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -48,7 +49,7 @@ class Component(Arguments):
 class RunConfig(Section):
     """Where and how to run."""
 
-    dir: str
+    dir: Text
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 1
     device: str = "auto"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -67,8 +68,8 @@ class VocabularyConfig(Section):
 class DataConfig(Section):
     """Which corpus, and how it is fed."""
 
-    format: str
-    root: str
+    format: Text
+    root: Text
     options: dict[str, Any] = {}  # arguments of the format's function
     sampling: Literal["pair", "image"] = "pair"
     workers: Annotated[int, Field(ge=0)] = 2
@@ -85,7 +86,7 @@ class TowerConfig(Section):
 class ModelConfig(Section):
     """Two towers and a similarity."""
 
-    embed_dim: PositiveInt
+    embed_dim: Annotated[int, Field(ge=2)]
     image: TowerConfig
     text: TowerConfig
     similarity: Component
@@ -178,7 +179,9 @@ def make_config(content: dict[str, Any], overrides: typing.Sequence[str], origin
     content = merge(content, given, {}, "")
     try:
         config = Config.model_validate_json(json.dumps(content, default=str), strict=True)
-    except ValidationError as error:
+    except (RecursionError, ValueError) as error:
+        if not isinstance(error, ValidationError):
+            raise InputError(f"{origin['']}: a part of it contains itself") from None
         raise InputError(_explain(error, origin)) from None
     config._origin = origin
     return config
@@ -189,20 +192,20 @@ def merge(base: Any, new: Any, origin: dict[str, str], source: str, key: str = "
     if not isinstance(new, dict):
         origin[key] = source
         return new
+    if not isinstance(base, dict):
+        origin[key] = source
     merged = dict(base) if isinstance(base, dict) else {}
     if "name" in new and "name" in merged and new["name"] != merged["name"]:
         # What every optimiser has is not this optimiser's own.
         merged = {k: v for k, v in merged.items() if key == "optim" and k in OptimConfig.model_fields}
     for part, value in new.items():
         merged[part] = merge(merged.get(part), value, origin, source, f"{key}.{part}" if key else str(part))
-    if not new:
-        origin[key] = source
     return merged
 
 
 # What may change when a run goes on: its length, paths, workers and logging.
 _MAY_CHANGE = {"train.epochs", "data.root", "data.workers", "data.vocabulary.file", "run.dir", "run.resume"}
-_MAY_CHANGE |= {"run.save_minutes", "run.log_steps"}
+_MAY_CHANGE |= {"run.save_minutes", "run.log_steps", "data.options.annotations", "data.options.pictures"}
 
 
 def config_changes(saved: dict[str, Any], config: Config) -> list[str]:
@@ -223,6 +226,13 @@ _Loader.add_implicit_resolver(
 )
 
 
+# A date in a config is a name, not a point in time.
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in _Loader.yaml_implicit_resolvers.items()
+}
+
+
 def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
     pairs = [(loader.construct_object(k, deep=True), loader.construct_object(v, deep=True)) for k, v in node.value]
     keys = [key for key, _ in pairs]
@@ -238,7 +248,7 @@ _Loader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
 def _parse(text: str, source: str) -> Any:
     try:
         return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "cannot be read"

@@ -8,6 +8,11 @@ class InputError(ValueError):
     """
 
 
+def first_line(error: BaseException) -> str:
+    """Start of an error's message, fit for one line."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:160]
+
+
 def close_match(word: str, known: list[str]) -> str:
     """Return "did you mean 'x'?" when a known word is close, else the list of known words."""
     from difflib import get_close_matches

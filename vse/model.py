@@ -5,9 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
-from vse.sets import Aggregated, lengths_to_mask
+from vse.sets import Aggregated, pad
 
 if TYPE_CHECKING:
     from vse.data.vocabulary import Vocabulary
@@ -16,8 +15,11 @@ if TYPE_CHECKING:
 class Tower(nn.Module):
     """Encoder, then aggregator, then L2 normalisation of every embedding: x / (|x| + 1e-8).
 
-    ``tower(inputs, mask=None)`` returns an :class:`Aggregated` whose embeddings (B, K, H) are float32 (or float64) of
-    length 1.
+    Shapes: inputs and mask as the encoder takes them -> :class:`Aggregated` with embeddings (B, K, H) of length 1,
+    float32 or float64. Raises what encoder and aggregator raise.
+
+    >>> Tower(Regions(in_dim=2048, dim=1024), GPO())(torch.randn(2, 36, 2048)).embeddings.shape
+    torch.Size([2, 1, 1024])
     """
 
     def __init__(self, encoder: nn.Module, aggregator: nn.Module) -> None:
@@ -93,9 +95,11 @@ class VSEModel(nn.Module):
         torch.Size([2, 1, 1024])
         """
         for position, image in enumerate(images):
-            if not isinstance(image, Tensor) or image.dim() != 2:
-                found = f"shape {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
+            if not isinstance(image, Tensor) or image.dim() != 2 or not image.is_floating_point():
+                found = f"{image.dtype} {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
                 raise ValueError(f"image {position}: expected a (regions, width) tensor of features, got {found}")
+            if image.shape[1] != images[0].shape[1]:
+                raise ValueError(f"image {position} is {image.shape[1]} wide, image 0 {images[0].shape[1]}")
         return self._encode(self.image, images, batch_size)
 
     @torch.no_grad()
@@ -118,6 +122,8 @@ class VSEModel(nn.Module):
             parts = []
             for start in range(0, len(order), batch_size):
                 inputs, mask = pad([items[i] for i in order[start : start + batch_size]])
+                if inputs.is_floating_point():
+                    inputs = inputs.to(next(self.parameters()).dtype)
                 parts.append(tower(inputs.to(self.device), mask.to(self.device)).embeddings)
                 progress(len(inputs))
         finally:
@@ -125,9 +131,3 @@ class VSEModel(nn.Module):
         inverse = torch.empty(len(order), dtype=torch.long)
         inverse[torch.tensor(order)] = torch.arange(len(order))
         return torch.cat(parts)[inverse.to(self.device)]
-
-
-def pad(items: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Stack items of different lengths into (B, longest, ...), zero behind each, with their mask (B, longest)."""
-    lengths = torch.tensor([len(item) for item in items])
-    return pad_sequence(list(items), batch_first=True), lengths_to_mask(lengths)

@@ -31,8 +31,8 @@ def pick_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError):
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError, ModuleNotFoundError):
         raise InputError(f"run.device: {name!r} is not available here; expected auto, cpu, cuda or cuda:N") from None
     return device
 
@@ -71,11 +71,19 @@ def restore_random_states(states: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(states["cuda"])
 
 
+class Stopped(Exception):
+    """SIGTERM or Ctrl-C came while everything was saved."""
+
+
 class StopSignal:
-    """Remembers SIGTERM and Ctrl-C while training, so that the loop can save and leave; a second Ctrl-C interrupts."""
+    """Remembers SIGTERM and Ctrl-C while training, so that the loop can save and leave; a second Ctrl-C interrupts.
+
+    While ``saved`` is set there is nothing to save: the signal raises :class:`Stopped` at once.
+    """
 
     def __init__(self) -> None:
         self.number = 0
+        self.saved = False
 
     def __bool__(self) -> bool:
         return self.number != 0
@@ -92,6 +100,8 @@ class StopSignal:
         if self.number == number == signal.SIGINT:
             raise KeyboardInterrupt
         self.number = number
+        if self.saved:
+            raise Stopped
 
 
 @contextlib.contextmanager
@@ -105,8 +115,11 @@ def claim_folder(folder: Path) -> Iterator[None]:
     with lock:
         try:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not inherited by the loader's workers
-        except OSError:
-            raise InputError(f"run.dir: another process is training in {folder}") from None
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):  # any other: a file system without locks
+                raise InputError(f"run.dir: another process is training in {folder}") from None
+        for unfinished in folder.glob(".*.tmp"):  # of a run that was killed while writing
+            unfinished.unlink()
         yield
 
 
@@ -117,14 +130,15 @@ class RunLog:
     ``overflow`` (fp16, where the scaler skips a step whose gradient overflows) only the loss must be finite.
     """
 
-    def __init__(self, folder: Path, total_steps: int, overflow: bool = False) -> None:
+    def __init__(self, folder: Path, epochs: int, total_steps: int, overflow: bool = False) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self.folder = folder
         self.path = folder / "metrics.jsonl"
         self.overflow = overflow
         if self.path.exists():
-            kept = [line for line in self.path.read_bytes().splitlines(keepends=True) if _step_of(line) <= total_steps]
+            lines = self.path.read_bytes().splitlines(keepends=True)
+            kept = [line for line in lines if _is_before(line, epochs, total_steps)]
             write_file(self.path, lambda file: file.write(b"".join(kept)))
         self.board = SummaryWriter(str(folder), purge_step=total_steps + 1)
         self._clear()
@@ -155,8 +169,8 @@ class RunLog:
             last = self.folder / "last.pt"
             kept = f"{last} keeps the last good state" if last.exists() else "nothing was saved before"
             raise InputError(
-                f"epoch {epoch + 1}, step {step}: the loss is {loss} and its gradient's norm {norm}, "
-                f"expected finite numbers; {kept}; try a lower optim.lr or run.precision=fp32"
+                f"epoch {epoch}, step {step}: the loss is {loss} and its gradient's norm {norm}, "
+                f"expected finite numbers; {kept}; try a lower optim.lr or run.precision=fp32 in another run.dir"
             )
         return loss
 
@@ -168,7 +182,7 @@ class RunLog:
         return means
 
     def write(self, epoch: int, total_steps: int, record: dict[str, Any]) -> None:
-        """Append a record to metrics.jsonl and its numbers to TensorBoard."""
+        """Append a record to metrics.jsonl and its numbers to TensorBoard; epochs count from 1."""
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"epoch": epoch, "step": total_steps, **record}) + "\n")
         for name, value in flatten(record).items():
@@ -176,12 +190,13 @@ class RunLog:
         self.board.flush()
 
 
-def _step_of(line: bytes) -> float:
-    """Step of a line of metrics.jsonl; a line cut short belongs to no kept step."""
+def _is_before(line: bytes, epochs: int, total_steps: int) -> bool:
+    """Whether a line of metrics.jsonl was written before a place in the run; one cut short was not."""
     try:
-        return float(json.loads(line)["step"])
+        record = json.loads(line)
+        return record["step"] <= total_steps and ("dev" not in record or record["epoch"] <= epochs)
     except (ValueError, KeyError, TypeError):
-        return math.inf
+        return False
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -207,6 +222,9 @@ def command_line() -> Iterator[None]:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # nobody reads what is printed any more; what is saved is saved
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
@@ -215,5 +233,3 @@ def command_line() -> Iterator[None]:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
-    except BrokenPipeError:
-        os._exit(1)

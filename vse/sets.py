@@ -5,11 +5,13 @@ masked places, NaN included, changes no result and gets a gradient of exactly ze
 never multiplied by zero.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 
 class FeatureSet(NamedTuple):
@@ -36,6 +38,16 @@ def lengths_to_mask(lengths: Tensor, size: int | None = None) -> Tensor:
     """
     size = int(lengths.max()) if size is None else size
     return torch.arange(size, device=lengths.device) < lengths.unsqueeze(1)
+
+
+def pad(items: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Stack items of different lengths into (B, longest, ...), zero behind each, with their mask (B, longest).
+
+    >>> pad([torch.tensor([1, 2]), torch.tensor([3])])[0].tolist()
+    [[1, 2], [3, 0]]
+    """
+    lengths = torch.tensor([len(item) for item in items])
+    return pad_sequence(list(items), batch_first=True), lengths_to_mask(lengths)
 
 
 def check_set(features: Tensor, mask: Tensor | None, prefix: bool = False) -> None:
@@ -121,7 +133,11 @@ class MaskedBatchNorm(nn.BatchNorm1d):
     torch.Size([2, 3, 4])
     """
 
-    def forward(self, features: Tensor, mask: Tensor | None = None) -> Tensor:  # noqa: D102
+    def __init__(self, dim: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
+        super().__init__(dim, eps, momentum)
+
+    def forward(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Normalise features (B, N, D) with the statistics of the places that mask (B, N) marks as real."""
         distributed = self.training and dist.is_available() and dist.is_initialized()
         if not self.training or (mask is None and not distributed):
             return super().forward(features.flatten(0, 1)).view_as(features)
@@ -138,12 +154,10 @@ class MaskedBatchNorm(nn.BatchNorm1d):
         if distributed:
             squares = all_reduce(squares)
         variance = squares / count
-        if self.track_running_stats:
-            with torch.no_grad():
-                momentum = self.momentum if self.momentum is not None else 0.1
-                self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)  # type: ignore[union-attr]
-                unbiased = squares / (count - 1).clamp(min=1)
-                self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)  # type: ignore[union-attr]
-                self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+        with torch.no_grad():
+            unbiased = squares / (count - 1).clamp(min=1)
+            for running, new in ((self.running_mean, mean), (self.running_var, unbiased)):
+                running.lerp_(new.to(running.dtype), self.momentum)  # type: ignore[union-attr, arg-type]
+            self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
         normalised = centred * (variance + self.eps).rsqrt()
         return (normalised * self.weight + self.bias).to(features.dtype)

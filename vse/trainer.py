@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vse import build, runtime
-from vse.checkpoint import load_checkpoint, save_checkpoint, write_file
-from vse.config import Config, config_changes
+from vse.checkpoint import save_checkpoint, write_file
+from vse.config import Config
 from vse.data.batches import Batch, BatchSampler, TrainingData, make_loader
 from vse.data.vocabulary import Vocabulary
 from vse.errors import InputError
@@ -105,6 +105,13 @@ class Training:
             f"{len(self.sampler):,} steps an epoch"
         )
 
+    def start_epoch(self) -> None:
+        """Training mode, and what depends on the epoch."""
+        self.model.train()
+        for module in (*self.model.modules(), *self.criterion.modules()):
+            if callable(set_epoch := getattr(module, "set_epoch", None)):
+                set_epoch(self.epoch)
+
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Forward pass: the criterion's parts by name, "total" among them."""
         with runtime.autocast(self.device, self.config.run.precision):
@@ -146,7 +153,7 @@ def train(config: Config) -> None:
     """
     folder = Path(config.run.dir)
     with runtime.claim_folder(folder):
-        state = _saved_state(config, folder)
+        state = build.saved_state(config, folder)
         if state is not None and state["epoch"] >= config.train.epochs:
             print(f"{folder}: finished: {state['epoch']} epochs, {_best(state['best'])}; raise train.epochs to go on")
             return
@@ -160,75 +167,59 @@ def train(config: Config) -> None:
         settings = yaml.safe_dump(config.model_dump(), sort_keys=False)
         write_file(folder / "config.yaml", lambda file: file.write(settings.encode()))
         overflow = config.run.precision == "fp16"
-        with runtime.StopSignal() as stop, runtime.RunLog(folder, training.total_steps, overflow) as log:
-            while training.epoch < config.train.epochs:
-                _train_epoch(training, folder, log, stop)
-                if stop:
-                    save_checkpoint(folder / "last.pt", training.state())
-                    print(f"{folder}: stopped and saved; the same command goes on from here")
-                    raise SystemExit(128 + stop.number)
-                _finish_epoch(training, folder, log)
+        done = training.epoch, training.total_steps
+        with runtime.StopSignal() as stop, runtime.RunLog(folder, *done, overflow) as log:
+            try:
+                while training.epoch < config.train.epochs:
+                    _train_epoch(training, folder, log, stop)
+                    _finish_epoch(training, folder, log, stop)
+            except runtime.Stopped:
+                print(f"{folder}: stopped and saved; the same command goes on from here")
+                raise SystemExit(128 + stop.number) from None
         print(f"{folder}: finished: {config.train.epochs} epochs, {_best(training.best)}")
 
 
 def dry_run(config: Config) -> None:
     """Build everything and compute one loss; train nothing, and write nothing in the run folder."""
     training = Training(config)
+    training.start_epoch()
     loss = float(training.losses(next(training.batches()))["total"].detach())
     print(f"dry run: {training.describe()}; first loss {loss:.4f}")
 
 
-def _saved_state(config: Config, folder: Path) -> dict[str, Any] | None:
-    """Content of the run's last.pt, when there is one and this config may go on with it."""
-    file = folder / "last.pt"
-    if not file.exists():
-        return None
-    if config.run.resume == "never":
-        raise InputError(f"run.resume is never, but {folder} holds a run; choose another run.dir or remove it")
-    state = load_checkpoint(file)
-    if "optimiser" not in state:
-        raise InputError(f"{file}: holds no training state; expected the last.pt of a run")
-    changes = config_changes(state["config"], config)
-    if changes:
-        raise InputError(f"{file}: cannot go on under another config: {'; '.join(changes)}; choose another run.dir")
-    return state
-
-
 def _train_epoch(training: Training, folder: Path, log: runtime.RunLog, stop: runtime.StopSignal) -> None:
-    """Train to the end of the epoch, or to a signal."""
-    config = training.config
+    """Train to the end of the epoch, or to a signal; save the place."""
+    config, size = training.config, training.sampler.batch_size
     check_steps = 1 if training.device.type == "cpu" else config.run.log_steps  # reading a loss waits for a GPU
     save_time = time.monotonic() + 60 * config.run.save_minutes
-    for module in (*training.model.modules(), *training.criterion.modules()):
-        if callable(set_epoch := getattr(module, "set_epoch", None)):
-            set_epoch(training.epoch)
-    training.model.train()
-    total = len(training.sampler) * training.sampler.batch_size
-    done = training.step * training.sampler.batch_size
+    training.start_epoch()
+    total, done = len(training.sampler) * size, training.step * size
     title = f"epoch {training.epoch + 1}/{config.train.epochs}"
     with tqdm(total=total, initial=done, desc=title, unit=" samples", unit_scale=True, mininterval=0.5) as bar:
         for batch in training.batches():
-            losses = training.train_step(batch)
-            log.add(losses, training.sampler.batch_size)
+            log.add(training.train_step(batch), size)
             training.step += 1
-            bar.update(training.sampler.batch_size)
-            due = time.monotonic() > save_time
-            if stop or due or training.step % check_steps == 0 or training.step == len(training.sampler):
-                bar.set_postfix(loss=f"{log.check(training.epoch, training.step):.3f}", refresh=False)
+            bar.update(size)
+            stopping = bool(stop)  # asked once: a signal after this line waits for the next step
+            due = stopping or time.monotonic() > save_time or training.step == len(training.sampler)
+            if due or training.step % check_steps == 0:
+                bar.set_postfix(loss=f"{log.check(training.epoch + 1, training.step):.3f}", refresh=False)
             if training.step % config.run.log_steps == 0:
                 rate = training.optimiser.param_groups[0]["lr"]
-                log.write(training.epoch, training.total_steps, {"train": {**log.means(), "lr": rate}})
-            if stop:
-                return
+                log.write(training.epoch + 1, training.total_steps, {"train": {**log.means(), "lr": rate}})
             if due:
-                save_checkpoint(folder / "last.pt", training.state())
+                _save(training, folder)
                 save_time = time.monotonic() + 60 * config.run.save_minutes
+            if stopping:
+                raise runtime.Stopped
 
 
-def _finish_epoch(training: Training, folder: Path, log: runtime.RunLog) -> None:
+def _finish_epoch(training: Training, folder: Path, log: runtime.RunLog, stop: runtime.StopSignal) -> None:
     """Validate, keep the best, save the place."""
     config = training.config
+    stop.saved = True
     metrics = evaluate(training.model, training.dev_corpus, config.eval.batch_size, config.run.precision)
+    stop.saved = False
     training.epoch, training.step = training.epoch + 1, 0
     better = metrics["rsum"] > training.best["rsum"]
     if better:
@@ -236,15 +227,23 @@ def _finish_epoch(training: Training, folder: Path, log: runtime.RunLog) -> None
         save_checkpoint(folder / "best.pt", {**training.weights(), "epoch": training.epoch, "dev": metrics})
     log.write(training.epoch, training.total_steps, {"dev": metrics})
     log.means()  # the next epoch's begin afresh
+    _save(training, folder)
     print(
         f"epoch {training.epoch}/{config.train.epochs}: dev RSUM {metrics['rsum']:.1f}, "
         f"I2T R@1 {metrics['i2t']['r1']:.1f}, T2I R@1 {metrics['t2i']['r1']:.1f}{' (best so far)' if better else ''}",
         flush=True,
     )
+
+
+def _save(training: Training, folder: Path) -> None:
+    """Write last.pt. Raises InputError, and keeps the old one, when a parameter is no longer finite."""
+    for name, parameter in training.model.named_parameters():
+        if not parameter.isfinite().all():
+            raise InputError(
+                f"{name} is no longer finite; {folder / 'last.pt'} is left as it was; try a lower optim.lr"
+            )
     save_checkpoint(folder / "last.pt", training.state())
 
 
 def _best(best: dict[str, Any]) -> str:
-    if best["epoch"] is None:
-        return "no validation yet"
-    return f"best dev RSUM {best['rsum']:.1f} at epoch {best['epoch']}"
+    return f"best dev RSUM {best['rsum']:.1f} at epoch {best['epoch']}" if best["epoch"] else "no validation yet"

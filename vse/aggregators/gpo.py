@@ -4,6 +4,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from vse.sets import Aggregated, check_set, lengths_to_mask, masked_softmax, masked_sort
@@ -35,7 +36,7 @@ class GPO(nn.Module):
         self.gru = nn.GRU(position_dim, hidden_dim, batch_first=True, bidirectional=True)
         self.linear = nn.Linear(hidden_dim, 1, bias=False)
         self._table: Tensor | None = None
-        self._table_key: object = None
+        self._table_key: Tensor | None = None
 
     def forward(self, features: Tensor, mask: Tensor | None = None, context: Tensor | None = None) -> Aggregated:
         """Pool; ``context`` is not used."""
@@ -72,11 +73,15 @@ class GPO(nn.Module):
 
     def _cached_table(self, size: int) -> Tensor:
         """Weights theta of every count 1..S with S >= size, computed once for the present parameters."""
-        key = [(id(p), p.data_ptr(), p._version, p.dtype) for p in self.parameters()]
-        if self._table is None or self._table_key != key or len(self._table) < size:
+        # By value: fused optimisers and writes to .data change parameters without raising their version.
+        key = parameters_to_vector(self.parameters())
+        known = self._table_key
+        if known is None or (known.dtype, known.device) != (key.dtype, key.device) or not torch.equal(known, key):
+            self._table = None
+        if self._table is None or len(self._table) < size:
             size = max(64, 1 << (size - 1).bit_length())  # grow in powers of two: few recomputations
             self._table = self._weights(torch.arange(1, size + 1), size)
-            self._table_key = key
+            self._table_key = key.clone()
         return self._table
 
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from vse.data.corpora import Corpus
 from vse.data.vocabulary import Vocabulary
 from vse.errors import InputError
-from vse.model import pad
+from vse.sets import pad
 
 _ORDER, _AUGMENT = 1, 2  # random streams: no two purposes share one
 

@@ -1,6 +1,7 @@
 """Corpora: one function per dataset format, each returning a :class:`Corpus`."""
 
 import json
+import tokenize
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from vse.data.synthetic import read_patches, render_world
-from vse.errors import InputError
+from vse.errors import InputError, first_line
 
 SPLITS = ("train", "dev", "test", "testall")
 
@@ -71,7 +72,7 @@ class Features:
                 self._array = np.lib.format.open_memmap(self.path, mode="r")
             except FileNotFoundError:
                 raise InputError(f"{self.path}: no such file") from None
-            except (ValueError, OSError, EOFError) as error:
+            except (ValueError, OSError, EOFError, SyntaxError, OverflowError, tokenize.TokenError) as error:
                 raise InputError(f"{self.path}: not a complete .npy file of numbers ({first_line(error)})") from None
         return self._array
 
@@ -87,7 +88,7 @@ class Features:
 
     def read(self, indices: np.ndarray) -> np.ndarray:
         """Features (n, regions, width) float32 of some images."""
-        values = self._open()[self.rows[indices]].astype(np.float32)
+        values = self._open()[self.rows[indices]].astype(np.float32, copy=False)
         bad = ~np.isfinite(values).all((1, 2))
         if bad.any():
             index = int(indices[int(bad.argmax())])
@@ -188,11 +189,12 @@ def karpathy(root: str, split: str, annotations: str | None = None, pictures: st
         raise InputError(f"{folder / pictures}: no such folder; {layout}")
     path = found[0]
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))["images"]
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError, OSError) as error:
         raise InputError(f"{path}: not a JSON file in UTF-8 ({first_line(error)})") from None
-    except (KeyError, TypeError):
-        raise InputError(f"{path}: expected a JSON object with a list 'images'") from None
+    entries = content.get("images") if isinstance(content, dict) else None
+    if not isinstance(entries, list):
+        raise InputError(f"{path}: expected a JSON object with a list 'images'")
     wanted = {"train": ("train", "restval"), "dev": ("val",), "test": ("test",), "testall": ("test",)}[split]
     images, ids, captions, image_of_caption, caption_ids = [], [], [], [], []
     for number, entry in enumerate(entries):
@@ -221,6 +223,11 @@ def synthetic(root: str, split: str, seed: int = 0, train_scenes: int = 3000, ev
     """
     if split not in ("train", "dev", "test"):
         raise InputError(f"the synthetic corpus has the splits train, dev and test, not {split}")
+    if seed < 0 or train_scenes < 1 or eval_scenes < 1:
+        raise InputError(
+            f"data.options: seed must not be negative, train_scenes and eval_scenes at least 1, "
+            f"got {seed}, {train_scenes} and {eval_scenes}"
+        )
     render_world(Path(root), {"train": train_scenes, "dev": eval_scenes, "test": eval_scenes}, seed)
     corpus = karpathy(root, split)
     return replace(corpus, images=ArrayFeatures(read_patches(corpus.images)))
@@ -247,8 +254,12 @@ class ArrayFeatures:
 
 def read_lines(path: Path, what: str) -> list[str]:
     """Lines of a UTF-8 text file, stripped; raises InputError with the line's number for an empty or garbled one."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     # Split bytes at the newline only: str.splitlines also breaks at characters that occur inside captions.
-    raw = path.read_bytes().removeprefix(b"\xef\xbb\xbf").removesuffix(b"\n").split(b"\n")
+    raw = content.removeprefix(b"\xef\xbb\xbf").removesuffix(b"\n").split(b"\n")
     lines = []
     for number, line in enumerate(raw, start=1):
         try:
@@ -258,11 +269,6 @@ def read_lines(path: Path, what: str) -> list[str]:
         if not lines[-1]:
             raise InputError(f"{path}: line {number} is empty; expected one {what} on every line")
     return lines
-
-
-def first_line(error: BaseException) -> str:
-    """First line of an error's message."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 CORPORA: dict[str, Callable[..., Corpus]] = {"precomp": precomp, "karpathy": karpathy, "synthetic": synthetic}

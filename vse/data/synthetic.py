@@ -4,6 +4,7 @@ A scene is a 4 x 4 grid with five or six shapes. Each of its five captions names
 size, so that several scenes fit a caption and no caption tells all of its scene.
 """
 
+import errno
 import json
 import math
 import shutil
@@ -14,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from vse.errors import InputError
+from vse.errors import InputError, first_line
 
 CELL, GRID = 24, 4  # pixels per cell, cells per side
 COLOURS = {
@@ -43,48 +44,57 @@ _CAPTIONS_PER_SCENE = 5
 def render_world(root: Path, sizes: dict[str, int], seed: int) -> None:
     """Write the scenes and their captions under ``root``, once, as a Karpathy-style corpus.
 
-    ``root/images/*.png``, ``root/dataset_synthetic.json`` and, last, ``root/world.json`` with what made them. Raises
-    InputError when ``root`` holds anything else.
+    ``root/images/*.png``, ``root/dataset_synthetic.json`` and ``root/world.json`` with what made them appear at once,
+    complete. Raises InputError when ``root`` holds anything else or cannot be written.
     """
     recipe = {"version": 1, "seed": seed, **sizes}
-    marker = root / "world.json"
-    if marker.is_file():
-        found = json.loads(marker.read_text())
-        if found != recipe:
-            raise InputError(f"{marker}: holds another world ({found}, not {recipe}); remove {root} or set data.root")
+    if _is_rendered(root, recipe):
         return
-    if root.exists() and any(root.iterdir()):
-        raise InputError(f"{root}: not empty, and holds no rendered world; change data.root")
-    root.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
     try:
-        (unfinished / "images").mkdir()
-        entries: list[dict[str, object]] = []
-        scenes = [(split, number) for split, size in sizes.items() for number in range(size)]
-        for split, number in tqdm(scenes, desc=f"rendering {root}", unit="scene", leave=False):
-            rng = np.random.default_rng((seed, ("train", "dev", "test").index(split), number))
-            picture, captions = draw_scene(rng)
-            name = f"{split}_{number:05d}.png"
-            picture.save(unfinished / "images" / name)
-            first = len(entries) * _CAPTIONS_PER_SCENE
-            sentences = [{"raw": caption, "sentid": first + i} for i, caption in enumerate(captions)]
-            entries.append(
-                {
-                    "filename": name,
-                    "imgid": len(entries),
-                    "split": {"dev": "val"}.get(split, split),
-                    "sentences": sentences,
-                }
-            )
-        annotations = {"dataset": "synthetic", "images": entries}
-        (unfinished / "dataset_synthetic.json").write_text(json.dumps(annotations))
-        (unfinished / "world.json").write_text(json.dumps(recipe))
-        unfinished.chmod(0o755)
-        if root.exists():
-            root.rmdir()
-        unfinished.rename(root)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        root.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
+        try:
+            _write_world(unfinished, sizes, seed, f"rendering {root}")
+            (unfinished / "world.json").write_text(json.dumps(recipe))
+            unfinished.chmod(0o755)
+            unfinished.rename(root)  # an empty folder there is replaced
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not _is_rendered(root, recipe):  # by another process
+            raise InputError(f"{root}: the demo's world cannot be written there ({error.strerror})") from None
+
+
+def _is_rendered(root: Path, recipe: dict[str, int]) -> bool:
+    """Whether the very world is there. Raises InputError when something else is."""
+    marker = root / "world.json"
+    if not marker.is_file():
+        if root.exists() and (not root.is_dir() or any(root.iterdir())):
+            raise InputError(f"{root}: not empty, and holds no rendered world; change data.root")
+        return False
+    try:
+        found = json.loads(marker.read_text())
+    except ValueError:
+        found = "unreadable"
+    if found != recipe:
+        raise InputError(f"{marker}: holds another world ({found}, not {recipe}); remove {root} or set data.root")
+    return True
+
+
+def _write_world(folder: Path, sizes: dict[str, int], seed: int, title: str) -> None:
+    (folder / "images").mkdir()
+    entries: list[dict[str, object]] = []
+    scenes = [(split, number) for split, size in sizes.items() for number in range(size)]
+    for split, number in tqdm(scenes, desc=title, unit="scene", leave=False):
+        rng = np.random.default_rng((seed, ("train", "dev", "test").index(split), number))
+        picture, captions = draw_scene(rng)
+        name = f"{split}_{number:05d}.png"
+        picture.save(folder / "images" / name)
+        first = len(entries) * _CAPTIONS_PER_SCENE
+        sentences = [{"raw": caption, "sentid": first + i} for i, caption in enumerate(captions)]
+        split = {"dev": "val"}.get(split, split)
+        entries.append({"filename": name, "imgid": len(entries), "split": split, "sentences": sentences})
+    (folder / "dataset_synthetic.json").write_text(json.dumps({"dataset": "synthetic", "images": entries}))
 
 
 def draw_scene(rng: np.random.Generator) -> tuple[Image.Image, list[str]]:
@@ -152,6 +162,17 @@ def draw_shape(
 
 def read_patches(paths: list[Path]) -> np.ndarray:
     """Cut pictures into their cells: (pictures, cells, pixels and channels of a cell) bytes."""
-    pictures = np.stack([np.asarray(Image.open(path).convert("RGB")) for path in paths])
+    pictures = np.stack([_read_picture(path) for path in paths])
     cells = pictures.reshape(len(paths), GRID, CELL, GRID, CELL, 3).transpose(0, 1, 3, 2, 4, 5)
     return np.ascontiguousarray(cells).reshape(len(paths), GRID * GRID, CELL * CELL * 3)
+
+
+def _read_picture(path: Path) -> np.ndarray:
+    try:
+        with Image.open(path) as picture:
+            pixels = np.asarray(picture.convert("RGB"))
+    except (OSError, SyntaxError) as error:
+        raise InputError(f"{path}: not a picture of the demo's world ({first_line(error)})") from None
+    if pixels.shape != (GRID * CELL, GRID * CELL, 3):
+        raise InputError(f"{path}: expected {GRID * CELL} x {GRID * CELL} pixels, found {pixels.shape[:2]}")
+    return pixels
