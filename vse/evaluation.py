@@ -60,9 +60,12 @@ def encode_corpus(model: VSEModel, corpus: Corpus, batch_size: int, progress: bo
 @torch.no_grad()
 def score(similarity: Callable[[Tensor, Tensor], Tensor], images: Tensor, captions: Tensor) -> Tensor:
     """Scores (images, captions), float32 on the CPU, computed in chunks of bounded memory."""
-    per_image = images.shape[1] * captions.shape[0] * captions.shape[1]
-    rows = max(1, _CHUNK // per_image)
-    return torch.cat([similarity(part.float(), captions.float()).float().cpu() for part in images.split(rows)])
+    rows = max(1, _CHUNK // (images.shape[1] * captions.shape[0] * captions.shape[1]))
+    scores = torch.empty(len(images), len(captions))
+    captions = captions.float()
+    for start in range(0, len(images), rows):
+        scores[start : start + rows] = similarity(images[start : start + rows].float(), captions)
+    return scores
 
 
 def format_table(metrics: dict[str, Any], title: str) -> str:
