@@ -24,7 +24,7 @@ def main() -> None:
     model.to(runtime.pick_device(config.run.device))
     metrics = evaluate(model, corpus, config.eval.batch_size, config.run.precision)
     folder = [Path(arguments.run) / f"{arguments.split}.json"] if Path(arguments.run).is_dir() else []
-    for path in [*folder, *([arguments.json] if arguments.json else [])]:
+    for path in [*([arguments.json] if arguments.json else []), *folder]:
         write_json(path, metrics)
     size = f"{len(corpus.images):,} images, {len(corpus.captions):,} captions"
     print(format_table(metrics, f"{file}, {arguments.split}: {size}"))

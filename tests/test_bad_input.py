@@ -157,6 +157,8 @@ def test_bad_command_lines(cli: Cli, tiny: list[str], tmp_path: Path, corpus_fol
         ([run, "--json", tmp_path / "none" / "x.json"], "x.json: cannot be written (No such file or directory)"),
         ([run, "--json", f"{config}/x.json"], "x.json: cannot be written (Not a directory)"),
         ([run, "--json", "."], ".: expected the name of a file"),
+        ([run, "--json", "/dev/null"], "/dev/null: expected the name of a file"),
+        ([run, "--json", run / "best.pt"], "best.pt: is a checkpoint; expected another file for the metrics"),
     ]
     for arguments, message in evaluation:
         outcome = cli("eval", *arguments)

@@ -8,6 +8,8 @@ import torch
 from vse.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
 from vse.errors import InputError
 
+PARTS = {"vocabulary": [], "in_dim": 1}
+
 
 class Hostile:
     """Unpickling it would create a file."""
@@ -20,7 +22,7 @@ class Hostile:
 
 
 def test_round_trip(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path / "a.pt", {"model": {"w": torch.arange(3)}, "config": {"lr": 1e-3}})
+    save_checkpoint(tmp_path / "a.pt", {**PARTS, "model": {"w": torch.arange(3)}, "config": {"lr": 1e-3}})
     state = load_checkpoint(tmp_path / "a.pt")
     assert torch.equal(state["model"]["w"], torch.arange(3)) and state["config"] == {"lr": 1e-3}
     assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
@@ -63,6 +65,9 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     torch.save({"epoch": 3, "opt": "x"}, tmp_path / "other.pt")
     with pytest.raises(InputError, match=r"other.pt: not a checkpoint of vse \(found: epoch, opt\)"):
         load_checkpoint(tmp_path / "other.pt")
+    save_checkpoint(tmp_path / "part.pt", {"model": {}, "config": {}})
+    with pytest.raises(InputError, match="part.pt: an incomplete checkpoint: it lacks vocabulary, in_dim"):
+        load_checkpoint(tmp_path / "part.pt")
     (tmp_path / "text.pt").write_text("hello")
     with pytest.raises(InputError, match="text.pt: truncated, or not a checkpoint"):
         load_checkpoint(tmp_path / "text.pt")

@@ -135,6 +135,9 @@ def test_the_recipe_is_the_papers() -> None:
         ("optim.params=[1]", "optim.params: is filled in and cannot be set"),
         ("train.epochs={a: 1}", "override 'train.epochs={a: 1}': train.epochs: input should be a valid integer"),
         ("run.dir=", "override 'run.dir=': run.dir: input should be a valid string, got None"),
+        ("train=", "override 'train=': train: expected a mapping of settings, got None"),
+        ("train.epochs.x=3", "override 'train.epochs.x=3': train.epochs: input should be a valid integer"),
+        ("optim.schedule.warmup_epochs=.inf", "warmup_epochs: input should be a finite number, got inf"),
         ("run.dir=''", "run.dir: string should have at least 1 character, got ''"),
     ],
 )
@@ -154,7 +157,8 @@ def test_bad_overrides(minimal: Path, override: str, message: str) -> None:
         ("base: 3", "base: expected the path of a config file, got 3"),
         ("base: minimal.yaml\ntrain: {epochs: x}", "bad.yaml: train.epochs: input should be a valid integer, got 'x'"),
         ("base: minimal.yaml\nmodel: {image: {encoder: {naem: x}}}", "bad.yaml: model.image.encoder.naem: unknown arg"),
-        ("base: minimal.yaml\nmodel: {image: 3}", "bad.yaml: model.image: input should be an object, got 3"),
+        ("base: minimal.yaml\nmodel: {image: 3}", "bad.yaml: model.image: expected a mapping of settings, got 3"),
+        ("base: minimal.yaml\ntrain:\n  # epochs: 3", "bad.yaml: train: expected a mapping of settings, got None"),
         ("base: minimal.yaml\ntrain: &a {epochs: *a}", "bad.yaml"),
         ("train: {epochs: 1}", "bad.yaml: (run|data|model|optim): missing"),
     ],
@@ -165,6 +169,11 @@ def test_bad_files(minimal: Path, tmp_path: Path, text: str, message: str) -> No
     with pytest.raises(InputError, match=message) as error:
         read_config(bad)
     assert "\n" not in str(error.value)
+
+
+def test_home_folder(minimal: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/somewhere")
+    assert load_config(minimal, ["data.root=~/f30k"]).data.root == "/somewhere/f30k"
 
 
 def test_dates_are_names(minimal: Path) -> None:

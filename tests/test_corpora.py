@@ -158,6 +158,9 @@ def test_karpathy(tmp_path: Path) -> None:
         ({"sentences": [{"raw": " ", "sentid": 4}]}, "caption 4 of image 0 is empty"),
         ({"sentences": [{"sentid": 4}]}, "entry 0 of 'images' lacks or garbles 'raw'"),
         ({"imgid": 1}, "2 images but 1 different image ids"),
+        ({"imgid": [1]}, r"entry 0 of 'images' has the imgid \[1\]"),
+        ({"split": "trian"}, "entry 0 of 'images' has the unknown split 'trian'"),
+        ({"sentences": [{"raw": "x", "sentid": 10}]}, "8 captions but 7 different caption ids"),
     ],
 )
 def test_karpathy_bad_entries(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

@@ -72,6 +72,7 @@ def test_batch_norm_without_mask_and_with_one_element() -> None:
     alone = torch.zeros(4, 5, dtype=torch.bool)
     alone[1, 2] = True
     assert MaskedBatchNorm(3).double()(features, alone).isfinite().all()
+    assert MaskedBatchNorm(3).double()(features[:1, :1]).isfinite().all()
 
 
 def one_process(rank: int, folder: str, features: Tensor, mask: Tensor) -> None:

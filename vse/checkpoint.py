@@ -19,7 +19,7 @@ def write_file(path: Path, write: Any) -> None:
 
     Raises InputError when the disk is full or the place cannot be written; what stood at ``path`` is kept.
     """
-    if not path.name:
+    if not path.name or (path.exists() and not path.is_file()):
         raise InputError(f"{path}: expected the name of a file")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -70,6 +70,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         found = ", ".join(sorted(map(str, state))[:6]) if isinstance(state, dict) else type(state).__name__
         raise InputError(f"{path}: not a checkpoint of vse (found: {found})")
+    missing = [key for key in ("config", "vocabulary", "in_dim", "model") if key not in state]
+    if missing:
+        raise InputError(f"{path}: an incomplete checkpoint: it lacks {', '.join(missing)}")
     return state
 
 

@@ -5,6 +5,7 @@ are known, in :mod:`vse.build`: its constructor is its only schema.
 """
 
 import json
+import os
 import re
 import types
 import typing
@@ -12,14 +13,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from vse.errors import InputError, close_match
 from vse.runtime import flatten
 
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Text = Annotated[str, Field(min_length=1)]
+Text = Annotated[str, Field(min_length=1, pattern=r"^[^\x00\n]*$")]
+FilePath = Annotated[Text, AfterValidator(os.path.expanduser)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -49,7 +51,7 @@ class Component(Arguments):
 class RunConfig(Section):
     """Where and how to run."""
 
-    dir: Text
+    dir: FilePath
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 1
     device: str = "auto"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -62,17 +64,17 @@ class VocabularyConfig(Section):
     """Built from the training captions, or read from a file."""
 
     min_count: PositiveInt = 4
-    file: str | None = None
+    file: FilePath | None = None
 
 
 class DataConfig(Section):
     """Which corpus, and how it is fed."""
 
     format: Text
-    root: Text
+    root: FilePath
     options: dict[str, Any] = {}  # arguments of the format's function
     sampling: Literal["pair", "image"] = "pair"
-    workers: Annotated[int, Field(ge=0)] = 2
+    workers: Annotated[int, Field(ge=0, le=256)] = 2
     vocabulary: VocabularyConfig = VocabularyConfig()
 
 
@@ -176,7 +178,7 @@ def make_config(content: dict[str, Any], overrides: typing.Sequence[str], origin
         for part in reversed(key.split(".")):
             value = {part: value}
         given = merge(given, value, origin, f"override {override!r}")
-    content = merge(content, given, {}, "")
+    content = merge(content, given, origin, None)
     try:
         config = Config.model_validate_json(json.dumps(content, default=str), strict=True)
     except (RecursionError, ValueError) as error:
@@ -187,13 +189,17 @@ def make_config(content: dict[str, Any], overrides: typing.Sequence[str], origin
     return config
 
 
-def merge(base: Any, new: Any, origin: dict[str, str], source: str, key: str = "") -> Any:
-    """``new`` over ``base``, mapping by mapping; a component under another name starts afresh."""
+def merge(base: Any, new: Any, origin: dict[str, str], source: str | None, key: str = "") -> Any:
+    """``new`` over ``base``, mapping by mapping; a component under another name starts afresh.
+
+    ``origin`` is told that the new keys came from ``source``; without one, it knows already.
+    """
+    if isinstance(base, dict) and not isinstance(new, dict):
+        raise InputError(f"{source or _source(origin, key)}: {key}: expected a mapping of settings, got {new!r}")
+    if source and not (isinstance(base, dict) and isinstance(new, dict)):
+        origin[key] = source
     if not isinstance(new, dict):
-        origin[key] = source
         return new
-    if not isinstance(base, dict):
-        origin[key] = source
     merged = dict(base) if isinstance(base, dict) else {}
     if "name" in new and "name" in merged and new["name"] != merged["name"]:
         # What every optimiser has is not this optimiser's own.
@@ -302,7 +308,7 @@ def _explain(error: ValidationError, origin: dict[str, str]) -> str:
     if first["type"] == "extra_forbidden":
         return f"{source}: {key}: unknown key ({close_match(loc[-1], _known_keys(loc[:-1]))})"
     if first["type"] == "missing":
-        return f"{source}: {key}: missing"
+        return f"{origin['']}: {key}: missing"
     return f"{source}: {key}: {first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}"
 
 

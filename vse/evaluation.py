@@ -1,6 +1,7 @@
 """Encode a corpus once, score it in chunks, report."""
 
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -80,5 +81,7 @@ def format_table(metrics: dict[str, Any], title: str) -> str:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file whole or not at all. Raises InputError when the place cannot be written."""
+    """Write a JSON file whole or not at all. Raises InputError when the place cannot be written, or is a checkpoint."""
+    if zipfile.is_zipfile(path):
+        raise InputError(f"{path}: is a checkpoint; expected another file for the metrics")
     write_file(path, lambda file: file.write((json.dumps(content, indent=2) + "\n").encode()))

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import errno
 import fcntl
+import io
 import json
 import math
 import os
@@ -72,14 +73,16 @@ def restore_random_states(states: dict[str, Any]) -> None:
 
 
 class Stopped(Exception):
-    """SIGTERM or Ctrl-C came while everything was saved."""
+    """A signal came, and everything is saved."""
 
 
 class StopSignal:
-    """Remembers SIGTERM and Ctrl-C while training, so that the loop can save and leave; a second Ctrl-C interrupts.
+    """Remembers SIGTERM, SIGHUP and Ctrl-C while training, so that the loop can save and leave.
 
     While ``saved`` is set there is nothing to save: the signal raises :class:`Stopped` at once.
     """
+
+    signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
     def __init__(self) -> None:
         self.number = 0
@@ -89,7 +92,7 @@ class StopSignal:
         return self.number != 0
 
     def __enter__(self) -> "StopSignal":
-        self._previous = {n: signal.signal(n, self._remember) for n in (signal.SIGTERM, signal.SIGINT)}
+        self._previous = {n: signal.signal(n, self._remember) for n in self.signals}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -97,10 +100,9 @@ class StopSignal:
             signal.signal(number, handler)
 
     def _remember(self, number: int, _: object) -> None:
-        if self.number == number == signal.SIGINT:
-            raise KeyboardInterrupt
         self.number = number
         if self.saved:
+            self.saved = False
             raise Stopped
 
 
@@ -183,8 +185,11 @@ class RunLog:
 
     def write(self, epoch: int, total_steps: int, record: dict[str, Any]) -> None:
         """Append a record to metrics.jsonl and its numbers to TensorBoard; epochs count from 1."""
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"epoch": epoch, "step": total_steps, **record}) + "\n")
+        try:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps({"epoch": epoch, "step": total_steps, **record}) + "\n")
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be written ({error.strerror}); what was saved is kept") from None
         for name, value in flatten(record).items():
             self.board.add_scalar(name.replace(".", "/"), value, total_steps)
         self.board.flush()
@@ -193,7 +198,7 @@ class RunLog:
 def _is_before(line: bytes, epochs: int, total_steps: int) -> bool:
     """Whether a line of metrics.jsonl was written before a place in the run; one cut short was not."""
     try:
-        record = json.loads(line)
+        record = json.loads(line.removesuffix(b"\n")) if line.endswith(b"\n") else {}
         return record["step"] <= total_steps and ("dev" not in record or record["epoch"] <= epochs)
     except (ValueError, KeyError, TypeError):
         return False
@@ -217,19 +222,27 @@ class Parser(argparse.ArgumentParser):
 @contextlib.contextmanager
 def command_line() -> Iterator[None]:
     """One line on stderr and exit code 2 for the user's mistakes; a bug keeps its traceback."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # clean up on the way out
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         yield
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except BrokenPipeError:  # nobody reads what is printed any more; what is saved is saved
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        _fail(str(error))
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno in (errno.EPIPE, errno.EIO):  # nobody reads what is printed any more; what is saved is saved
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
+        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        print(f"error: {error.filename or 'writing'}: {error.strerror}; what was saved is kept", file=sys.stderr)
-        sys.exit(2)
+        where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else "writing"
+        _fail(f"{where}: {error.strerror}; what was saved is kept")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
+
+
+def _fail(message: str) -> NoReturn:
+    print("error:", " ".join(message.splitlines()), file=sys.stderr)
+    sys.exit(2)

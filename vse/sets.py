@@ -139,7 +139,8 @@ class MaskedBatchNorm(nn.BatchNorm1d):
     def forward(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
         """Normalise features (B, N, D) with the statistics of the places that mask (B, N) marks as real."""
         distributed = self.training and dist.is_available() and dist.is_initialized()
-        if not self.training or (mask is None and not distributed):
+        several = features.shape[0] * features.shape[1] > 1  # torch refuses to normalise a single vector
+        if not self.training or (mask is None and not distributed and several):
             return super().forward(features.flatten(0, 1)).view_as(features)
         real = fill_masked(features, mask).float() if features.dtype != torch.float64 else fill_masked(features, mask)
         count = count_elements(features, mask).sum().to(real.dtype)

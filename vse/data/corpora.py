@@ -33,6 +33,10 @@ class Corpus:
             raise InputError(
                 f"{self.name}: {len(self.images)} images but {len(set(self.image_ids))} different image ids"
             )
+        if len(set(self.caption_ids)) != len(self.caption_ids):
+            raise InputError(
+                f"{self.name}: {len(self.captions)} captions but {len(set(self.caption_ids))} different caption ids"
+            )
         if not len(self.image_of_caption) == len(self.caption_ids) == len(self.captions):
             raise InputError(
                 f"{self.name}: {len(self.captions)} captions but {len(self.caption_ids)} caption ids and "
@@ -72,7 +76,7 @@ class Features:
                 self._array = np.lib.format.open_memmap(self.path, mode="r")
             except FileNotFoundError:
                 raise InputError(f"{self.path}: no such file") from None
-            except (ValueError, OSError, EOFError, SyntaxError, OverflowError, tokenize.TokenError) as error:
+            except (ValueError, OSError, EOFError, SyntaxError, OverflowError, TypeError, tokenize.TokenError) as error:
                 raise InputError(f"{self.path}: not a complete .npy file of numbers ({first_line(error)})") from None
         return self._array
 
@@ -199,6 +203,10 @@ def karpathy(root: str, split: str, annotations: str | None = None, pictures: st
     images, ids, captions, image_of_caption, caption_ids = [], [], [], [], []
     for number, entry in enumerate(entries):
         try:
+            if entry["split"] not in ("train", "restval", "val", "test"):
+                raise InputError(f"{path}: entry {number} of 'images' has the unknown split {entry['split']!r}")
+            if not isinstance(entry["imgid"], int | str):
+                raise InputError(f"{path}: entry {number} of 'images' has the imgid {entry['imgid']!r}")
             if entry["split"] not in wanted:
                 continue
             images.append(folder / pictures / entry.get("filepath", "") / entry["filename"])
