@@ -1,4 +1,5 @@
 import json
+import os
 import runpy
 import sys
 from collections.abc import Callable
@@ -7,6 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import torch
+
+# The tests' models are tiny: a second thread only waits, for long when the machine is busy.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 ROOT = Path(__file__).parents[1]
 WORDS = "red green blue dog cat bird runs sits flies over under beside water grass snow".split()

@@ -40,7 +40,8 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     words = shlex.split(command)
     words[0] = sys.executable if Path(words[0]).name == "python" else words[0]
-    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}  # as a newcomer has
+    environment["PYTHONPATH"] = str(folder)
     done = subprocess.run(words, cwd=folder, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done
