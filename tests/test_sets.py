@@ -82,6 +82,7 @@ def one_process(rank: int, folder: str, features: Tensor, mask: Tensor) -> None:
     out = norm(part, real)
     out[real].pow(3).sum().backward()
     torch.save((out.detach(), part.grad, norm.state_dict()), f"{folder}/{rank}.pt")
+    dist.barrier()
     dist.destroy_process_group()
 
 

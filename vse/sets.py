@@ -6,7 +6,7 @@ never multiplied by zero.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -126,6 +126,22 @@ def masked_sort(features: Tensor, mask: Tensor | None = None) -> tuple[Tensor, T
     return fill_masked(ranked, prefix), prefix
 
 
+class _SumOverProcesses(torch.autograd.Function):
+    """Sum of a tensor over all processes; so is its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        total = tensor.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        gradient = gradient.clone()
+        dist.all_reduce(gradient)
+        return gradient
+
+
 class MaskedBatchNorm(nn.BatchNorm1d):
     """BatchNorm over the real elements of (B, N, D) sets; across processes, over those of the global batch.
 
@@ -146,14 +162,12 @@ class MaskedBatchNorm(nn.BatchNorm1d):
         count = count_elements(features, mask).sum().to(real.dtype)
         total = real.sum((0, 1))
         if distributed:
-            from torch.distributed.nn.functional import all_reduce  # not in every build of torch
-
-            count, total = all_reduce(count), all_reduce(total)
+            count, total = _SumOverProcesses.apply(count), _SumOverProcesses.apply(total)
         mean = total / count
         centred = fill_masked(real - mean, mask)
         squares = centred.square().sum((0, 1))
         if distributed:
-            squares = all_reduce(squares)
+            squares = _SumOverProcesses.apply(squares)
         variance = squares / count
         with torch.no_grad():
             unbiased = squares / (count - 1).clamp(min=1)
