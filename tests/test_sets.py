@@ -93,7 +93,7 @@ def test_batch_norm_takes_statistics_of_the_global_batch(tmp_path: Path) -> None
     norm = MaskedBatchNorm(3).double()
     expected = norm(whole, mask)
     expected[mask].pow(3).sum().backward()
-    parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    parts = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     torch.testing.assert_close(torch.cat([p[0] for p in parts])[mask], expected[mask].detach())
     torch.testing.assert_close(torch.cat([p[1] for p in parts]), whole.grad)
     for rank in range(2):

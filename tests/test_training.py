@@ -20,7 +20,7 @@ from conftest import ROOT, Outcome, read_jsonl, write_precomp
 from torch import nn
 
 import vse
-from vse import trainer
+from vse import runtime, trainer
 from vse.aggregators import AGGREGATORS, MeanPool
 from vse.build import read_config
 from vse.checkpoint import load_checkpoint
@@ -274,6 +274,21 @@ def test_stopped_around_a_validation(
     assert same(weights(run), weights(whole)) and same(weights(run, "best.pt"), weights(whole, "best.pt"))
     dev = [[r for r in read_jsonl(folder / "metrics.jsonl") if "dev" in r] for folder in (run, whole)]
     assert dev[0] == dev[1]
+
+
+def test_nohup_is_respected() -> None:
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with runtime.StopSignal() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        with runtime.StopSignal() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.number == signal.SIGHUP
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_leftovers_of_a_killed_write_go(cli: Cli, tiny: list[str], tmp_path: Path) -> None:

@@ -77,12 +77,10 @@ class Stopped(Exception):
 
 
 class StopSignal:
-    """Remembers SIGTERM, SIGHUP and Ctrl-C while training, so that the loop can save and leave.
+    """Remembers SIGTERM, SIGHUP (unless ``nohup`` has it ignored) and Ctrl-C, so that the loop can save and leave.
 
     While ``saved`` is set there is nothing to save: the signal raises :class:`Stopped` at once.
     """
-
-    signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
     def __init__(self) -> None:
         self.number = 0
@@ -92,7 +90,10 @@ class StopSignal:
         return self.number != 0
 
     def __enter__(self) -> "StopSignal":
-        self._previous = {n: signal.signal(n, self._remember) for n in self.signals}
+        numbers = [signal.SIGTERM, signal.SIGINT]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            numbers.append(signal.SIGHUP)
+        self._previous = {number: signal.signal(number, self._remember) for number in numbers}
         return self
 
     def __exit__(self, *_: object) -> None:
