@@ -150,6 +150,7 @@ def test_bad_command_lines(cli: Cli, tiny: list[str], tmp_path: Path, corpus_fol
         ([corpus_folder], "no best.pt or last.pt in this folder"),
         ([tmp_path / "other.pt"], "other.pt: not a checkpoint of vse (found: model)"),
         ([config], "not a checkpoint of vse"),
+        ([], "the following arguments are required: run; see"),
         ([run, "--split", "tset"], "split 'tset': did you mean 'test'?"),
         ([run, "--split", "testall"], "testall_ims.npy: no such file"),
         ([run, "--protocol", "coco"], "argument --protocol: invalid choice: 'coco'"),

@@ -132,6 +132,8 @@ def test_the_recipe_is_the_papers() -> None:
         ("model.image.aggregator.name=:Pool", "expected a known name or my_package.module:Class, got ':Pool'"),
         ("model.image.aggregator.name=.pool:Pool", "expected a known name or my_package.module:Class"),
         ("loss.ranking.margin=.nan", "loss.ranking.margin: input should be a finite number, got nan"),
+        ("optim.scheduler.name=step", r"unknown argument of adamw \(did you mean 'schedule'\?\)"),
+        ("model.image.encoder.naem=x", r"unknown argument of regions \(did you mean 'name'\?\)"),
         ("optim.params=[1]", "optim.params: is filled in and cannot be set"),
         ("train.epochs={a: 1}", "override 'train.epochs={a: 1}': train.epochs: input should be a valid integer"),
         ("run.dir=", "override 'run.dir=': run.dir: input should be a valid string, got None"),

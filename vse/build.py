@@ -16,7 +16,7 @@ from torch import nn
 
 from vse.aggregators import AGGREGATORS
 from vse.checkpoint import find_checkpoint, load_checkpoint
-from vse.config import Config, config_changes, load_config, make_config
+from vse.config import Config, OptimConfig, config_changes, load_config, make_config
 from vse.data.corpora import CORPORA, SPLITS, Corpus
 from vse.data.vocabulary import Vocabulary
 from vse.encoders import ENCODERS
@@ -63,10 +63,12 @@ def resolve(config: Config) -> Config:
         content["loss"]["terms"][name].update(arguments)
     name = config.data.format
     function = _find(config, CORPORA, "data.format", name)
-    content["data"]["options"] = _check(config, "data.options", name, function, config.data.options, ("root", "split"))
+    content["data"]["options"] = _check(
+        config, "data.options", name, function, config.data.options, ("root", "split"), ()
+    )
     # Torch's own defaults are left to torch: they are many, and not this package's to freeze.
     function = _find(config, OPTIMISERS, "optim.name", config.optim.name)
-    _check(config, "optim", config.optim.name, function, config.optim.arguments)
+    _check(config, "optim", config.optim.name, function, config.optim.arguments, beside=OptimConfig.model_fields)
     resolved = Config.model_validate(content)
     resolved._origin = config._origin
     return resolved
@@ -247,10 +249,12 @@ def _check(
     function: Callable[..., Any],
     given: dict[str, Any],
     called_with: Collection[str] = (),
+    beside: Collection[str] = ("name",),
 ) -> dict[str, Any]:
     """Arguments checked against a signature's names and types, with its plain defaults.
 
-    ``called_with``: the parameters that are no settings, but what a function is called with.
+    ``called_with``: the parameters that are no settings, but what a function is called with. ``beside``: the keys that
+    stand beside the arguments, for the close match.
     """
     parameters = {
         parameter.name: parameter
@@ -269,7 +273,7 @@ def _check(
         if argument in parameters and argument in _FIXED:
             raise InputError(f"{place}: is filled in and cannot be set, got {value!r}")
         if argument not in parameters:
-            known = [parameter for parameter in parameters if parameter not in _FIXED]
+            known = [*(parameter for parameter in parameters if parameter not in _FIXED), *beside]
             raise InputError(f"{place}: unknown argument of {name} ({close_match(argument, known)})")
         try:
             TypeAdapter(hints.get(argument, Any), config=types).validate_json(json.dumps(value), strict=True)

@@ -217,6 +217,7 @@ class Parser(argparse.ArgumentParser):
     """Argument parser whose errors are one line, like all others."""
 
     def error(self, message: str) -> NoReturn:  # noqa: D102
+        message = message.replace(", key=value", "")  # argparse calls optional overrides required
         raise InputError(f"{message}; see {self.prog} --help")
 
 
