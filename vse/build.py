@@ -29,7 +29,6 @@ from vse.similarity import SIMILARITIES
 _FIXED = {"in_dim", "vocab_size", "epochs", "params"}  # arguments that the data and the run decide: never set by hand
 _FILLED = {"dim", "out_dim", "lr"}  # arguments that are filled in unless they are given
 
-
 _TOWER_TABLES: dict[str, Any] = {"encoder": ENCODERS, "aggregator": AGGREGATORS}
 
 

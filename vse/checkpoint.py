@@ -4,8 +4,9 @@ import contextlib
 import os
 import pickle
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -14,7 +15,7 @@ from vse.errors import InputError, first_line
 FORMAT = "vse checkpoint 1"
 
 
-def write_file(path: Path, write: Any) -> None:
+def write_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Call ``write(binary file)`` for a new file that takes ``path``'s place only once it is complete on disk.
 
     Raises InputError when the disk is full or the place cannot be written; what stood at ``path`` is kept.

@@ -210,8 +210,12 @@ def merge(base: Any, new: Any, origin: dict[str, str], source: str | None, key: 
 
 
 # What may change when a run goes on: its length, paths, workers and logging.
-_MAY_CHANGE = {"train.epochs", "data.root", "data.workers", "data.vocabulary.file", "run.dir", "run.resume"}
-_MAY_CHANGE |= {"run.save_minutes", "run.log_steps", "data.options.annotations", "data.options.pictures"}
+_MAY_CHANGE = {
+    "train.epochs",
+    *("data.root", "data.vocabulary.file", "data.options.annotations", "data.options.pictures", "run.dir"),
+    "data.workers",
+    *("run.log_steps", "run.save_minutes", "run.resume"),
+}
 
 
 def config_changes(saved: dict[str, Any], config: Config) -> list[str]:

@@ -198,8 +198,10 @@ class RunLog:
 
 def _is_before(line: bytes, epochs: int, total_steps: int) -> bool:
     """Whether a line of metrics.jsonl was written before a place in the run; one cut short was not."""
+    if not line.endswith(b"\n"):
+        return False
     try:
-        record = json.loads(line.removesuffix(b"\n")) if line.endswith(b"\n") else {}
+        record = json.loads(line)
         return record["step"] <= total_steps and ("dev" not in record or record["epoch"] <= epochs)
     except (ValueError, KeyError, TypeError):
         return False
