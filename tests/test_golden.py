@@ -12,14 +12,32 @@ import pytest
 import torch
 from torch import Tensor
 
-from vse.aggregators import GPO
+from vse.aggregators import GPO, AdaptivePool, PIENet, SetPrediction
 from vse.build import build_model, read_config
 from vse.data.vocabulary import SPECIALS, Vocabulary
-from vse.losses import Mining, TripletLoss
+from vse.losses import (
+    AdaptiveContrastiveLoss,
+    Mining,
+    TripletLoss,
+    diversity_loss,
+    mmd_loss,
+    uniformity_loss,
+)
 from vse.metrics import query_ranks, retrieval_metrics
-from vse.model import VSEModel
-from vse.official import vse_infty_weights
-from vse.sets import lengths_to_mask
+from vse.model import Tower, VSEModel
+from vse.official import (
+    PIE_NET,
+    ReleasedAdaptivePool,
+    ReleasedSetPrediction,
+    dive_weights,
+    pvse_text_weights,
+    rename,
+    set_prediction_names,
+    vse_2ad_weights,
+    vse_infty_weights,
+)
+from vse.sets import Aggregated, lengths_to_mask
+from vse.similarity import MatchProbability, chamfer, max_cosine, order, smooth_chamfer
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(os.environ.get("VSE_GOLDEN_DIR", ROOT / "tests" / "golden"))
@@ -51,7 +69,7 @@ def fill(shapes: dict[str, list[int]], prefix: str = "") -> dict[str, Tensor]:
 
 def check_gpo(golden: dict[str, Any]) -> None:
     gpo = GPO()
-    gpo.load_state_dict(fill(json.loads((GOLDEN / "components" / "states.json").read_text())["gpo"]))
+    gpo.load_state_dict(official_state("gpo"))
     features = golden["features"]
     mask = lengths_to_mask(golden["lengths"], features.shape[1])
     for setting in (torch.enable_grad(), torch.no_grad()):  # computed afresh, and from the cached table
@@ -86,34 +104,257 @@ def check_metrics(golden: dict[str, Any]) -> None:
         assert [found[s][n] for s in ("i2t", "t2i") for n in names] == pytest.approx(expected.tolist(), abs=1e-9)
 
 
-def check_vse_infty_bigru(golden: dict[str, Any]) -> None:
-    about = json.loads((GOLDEN / "models" / "vse_infty_bigru.json").read_text())
-    model = vse_infty_model(about)
-    images = torch.from_numpy(recipe.draw(about["image_seed"], tuple(about["image_shape"])))
-    tokens = torch.from_numpy(recipe.draw_tokens(about["text_seed"], about["text_lengths"], about["vocab_size"]))
-    image_mask = lengths_to_mask(torch.tensor(about["region_lengths"]), images.shape[1])
-    text_mask = lengths_to_mask(torch.tensor(about["text_lengths"]))
-    for setting in (torch.enable_grad(), torch.inference_mode()):
-        with setting:
-            image, text = model.image(images, image_mask), model.text(tokens, text_mask)
-        for found, expected in ((image, golden["image_embeddings"]), (text, golden["text_embeddings"])):
-            torch.testing.assert_close(found.embeddings[:, 0].detach(), expected, atol=1e-4, rtol=0)
+def official_state(name: str) -> dict[str, Tensor]:
+    return fill(json.loads((GOLDEN / "components" / "states.json").read_text())[name])
 
 
-def vse_infty_model(about: dict[str, Any]) -> VSEModel:
-    config = read_config(ROOT / "configs" / "vse_infty" / "f30k_region_bigru.yaml")
+def check_adaptive(pool: type[AdaptivePool]) -> Callable[[dict[str, Any]], None]:
+    def check(golden: dict[str, Any]) -> None:
+        aggregator = pool(golden["features"].shape[-1])
+        aggregator.load_state_dict(official_state("adpool"))
+        mask = lengths_to_mask(golden["lengths"], golden["features"].shape[1])
+        close(aggregator(golden["features"], mask).embeddings[:, 0], golden["pooled"])
+        close(aggregator.levels(golden["features"], mask)[1], golden["branch_weights"])
+
+    return check
+
+
+def check_pie_net(state: str, num_embeddings: int) -> Callable[[dict[str, Any]], None]:
+    def check(golden: dict[str, Any]) -> None:
+        local, context = golden["local"], golden["glob"]
+        aggregator = PIENet(local.shape[-1], context.shape[-1], num_embeddings)
+        aggregator.load_state_dict(rename(official_state(state), PIE_NET, "PIE-Net"))
+        result = aggregator(local, lengths_to_mask(golden["lengths"], local.shape[1]), context)
+        close(result.embeddings, golden["out"].view_as(result.embeddings))
+        close(result.residual, golden["residual"].view_as(result.embeddings))
+        close(result.attention.transpose(1, 2), golden["attn"])
+
+    return check
+
+
+def check_set_prediction(state: str, released: bool = False, **options: Any) -> Callable[[dict[str, Any]], None]:
+    def check(golden: dict[str, Any]) -> None:
+        local, context = golden["local"], golden["glob"]
+        if local.dim() == 4:
+            options["grid"] = tuple(local.shape[1:3])
+        local = local.flatten(1, -2)
+        aggregator = (ReleasedSetPrediction if released else SetPrediction)(
+            local.shape[-1], context.shape[-1], **options
+        )
+        names = set_prediction_names(options.get("depth", 4), options.get("share_weights", True))
+        aggregator.load_state_dict(rename(official_state(state), names, "the set prediction"))
+        mask = lengths_to_mask(golden["lengths"], local.shape[1]) if "lengths" in golden else None
+        result = aggregator(local, mask, context)
+        close(result.residual, golden["set_prediction"])
+        close(result.embeddings, golden["out"])
+        padded = mask is not None and not mask.all()
+        assert padded == released
+        if released:  # and ours gives another result: its padding gets no attention
+            ours = SetPrediction(local.shape[-1], context.shape[-1], **options)
+            ours.load_state_dict(aggregator.state_dict())
+            different = (ours(local, mask, context).embeddings - golden["out"]).abs().amax((1, 2)) > 1e-3
+            assert different.tolist() == (~mask.all(1)).tolist()
+
+    return check
+
+
+def check_set_similarity(golden: dict[str, Any]) -> None:
+    images, texts = golden["images"], golden["texts"]
+    close(max_cosine(images, texts), golden["max"])
+    close(chamfer(images, texts), golden["chamfer"])
+    close(smooth_chamfer(images, texts), golden["smooth_chamfer_t16"])
+    if "smooth_chamfer_t1" in golden:
+        close(smooth_chamfer(images, texts, temperature=1.0), golden["smooth_chamfer_t1"])
+        close(MatchProbability()(images, texts), golden["match_prob_a1_b0"])
+
+
+def check_order(golden: dict[str, Any]) -> None:
+    close(order(golden["x"].unsqueeze(1), golden["y"].unsqueeze(1)), golden["sim"])
+
+
+def check_adopt(golden: dict[str, Any]) -> None:
+    for negatives, gamma, name in (("adaptive", 1.25, "s1.25"), ("adaptive", 2.0, "s2.0"), (3, 1.25, "const3")):
+        loss = AdaptiveContrastiveLoss(gamma, golden["margin"], golden["temperature"], negatives)  # type: ignore[arg-type]
+        check_adopt_loss(loss, golden, f"_{name}")
+
+
+def check_released_adopt(golden: dict[str, Any]) -> None:
+    arguments = {"margin": golden["margin"], "temperature": golden["temperature"]}
+    check_adopt_loss(AdaptiveContrastiveLoss(**arguments, released=True), golden, "")
+    with pytest.raises(AssertionError):  # ours keeps the positive out
+        check_adopt_loss(AdaptiveContrastiveLoss(**arguments), golden, "")
+
+
+def check_adopt_loss(loss: AdaptiveContrastiveLoss, golden: dict[str, Any], suffix: str) -> None:
+    images = golden["images"].clone().requires_grad_()
+    scores, positives = images @ golden["texts"].T, torch.eye(len(images), dtype=torch.bool)
+    value = loss(scores, positives)
+    close(value, golden[f"loss{suffix}"])
+    close(torch.autograd.grad(value, images)[0], golden[f"grad_image{suffix}"])
+    if f"num_negatives{suffix}" in golden:
+        counts = [loss.count_negatives(scores.T, positives.T), loss.count_negatives(scores, positives)]
+        assert [int(n) for n in counts] == golden[f"num_negatives{suffix}"].tolist()
+
+
+def check_pvse_loss(golden: dict[str, Any]) -> None:
+    minings: list[tuple[TripletLoss, str]] = [
+        (TripletLoss(golden["margin"], "all", "mean_pairs"), "all"),
+        (TripletLoss(golden["margin"], "hardest", "mean"), "hard"),
+    ]
+    for triplet, name in minings:
+        images = golden["images"].clone().requires_grad_()
+        image = Aggregated(images, residual=golden["image_residuals"])
+        text = Aggregated(golden["texts"], residual=golden["text_residuals"])
+        ranking = triplet(max_cosine(images, golden["texts"]), torch.eye(len(images), dtype=torch.bool))
+        diversity = diversity_loss(image, text)
+        mmd = mmd_loss(image, text, kernel="exponential", gamma=golden["mmd_gamma"])
+        total = ranking + golden["div_weight"] * diversity + golden["mmd_weight"] * mmd
+        for found, part in ((ranking, "ranking"), (diversity, "div"), (mmd, "mmd")):
+            close(found, golden[f"{part}_loss_{name}"])
+        close(total, golden[f"total_{name}"])
+        close(torch.autograd.grad(total, images)[0], golden[f"grad_image_{name}"])
+
+
+def check_dive_loss(golden: dict[str, Any]) -> None:
+    minings: list[tuple[Mining, str]] = [("hardest", "hard"), ("all", "all"), ("semihard", "semihard")]
+    for mining, name in minings:
+        images, residuals = (golden[key].clone().requires_grad_() for key in ("images", "image_residuals"))
+        image = Aggregated(images, residual=residuals)
+        text = Aggregated(golden["texts"], residual=golden["text_residuals"])
+        scores = smooth_chamfer(images, golden["texts"], golden["temperature"])
+        positives = torch.arange(len(images))[:, None] == torch.arange(scores.shape[1]) // golden["captions_per_image"]
+        triplet = TripletLoss(golden["margin"], mining, reduction="mean")
+        ranking = triplet(scores, positives)
+        mmd = mmd_loss(image, text, kernel="exponential", gamma=golden["mmd_gamma"])
+        uniformity = uniformity_loss(image, text)
+        total = ranking + golden["mmd_weight"] * mmd + golden["unif_weight"] * uniformity
+        close(ranking, golden[f"i2t_loss_{name}"] + golden[f"t2i_loss_{name}"])
+        close(mmd, golden[f"mmd_loss_{name}"])
+        close(uniformity, golden[f"unif_loss_{name}"])
+        close(total, golden[f"total_{name}"])
+        gradients = torch.autograd.grad(total, (images, residuals))
+        close(gradients[0], golden[f"grad_image_{name}"])
+        close(gradients[1], golden[f"grad_image_residuals_{name}"])
+
+
+def about_model(name: str) -> dict[str, Any]:
+    about: dict[str, Any] = json.loads((GOLDEN / "models" / f"{name}.json").read_text())
+    return about
+
+
+def golden_model(about: dict[str, Any], config: str, overrides: list[str], weights: dict[str, Tensor]) -> VSEModel:
     words = [*SPECIALS, *(f"w{i}" for i in range(about["vocab_size"] - len(SPECIALS)))]
-    model = build_model(config, about["image_shape"][-1], Vocabulary(words))
-    states = [fill(s, p) for s, p in zip(about["state"], about["fill_prefix"], strict=True)]
-    model.load_state_dict(vse_infty_weights(*({f"module.{k}": v for k, v in s.items()} for s in states)))
+    model = build_model(read_config(ROOT / "configs" / config, overrides), about["image_shape"][-1], Vocabulary(words))
+    model.load_state_dict(weights)
     return model.eval()
 
 
+def check_tower(tower: Tower, inputs: Tensor, mask: Tensor, expected: Tensor) -> None:
+    for setting in (torch.enable_grad(), torch.inference_mode()):
+        with setting:
+            found = tower(inputs, mask).embeddings
+        torch.testing.assert_close(found.detach(), expected.view_as(found), atol=1e-4, rtol=0)
+
+
+def golden_text(about: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    lengths = about["text_lengths"]
+    tokens = torch.from_numpy(recipe.draw_tokens(about["text_seed"], lengths, about["vocab_size"]))
+    return tokens, lengths_to_mask(torch.tensor(lengths))
+
+
+def check_region_model(model: VSEModel, about: dict[str, Any], golden: dict[str, Any], zero: bool) -> None:
+    images = torch.from_numpy(recipe.draw(about["image_seed"], tuple(about["image_shape"])))
+    mask = lengths_to_mask(torch.tensor(about["region_lengths"]), images.shape[1])
+    if zero:
+        images[~mask] = 0
+    check_tower(model.image, images, mask, golden["image_embeddings"])
+    check_tower(model.text, *golden_text(about), golden["text_embeddings"])
+
+
+def check_vse_infty_bigru(golden: dict[str, Any]) -> None:
+    about = about_model("vse_infty_bigru")
+    states = [fill(s, p) for s, p in zip(about["state"], about["fill_prefix"], strict=True)]
+    weights = vse_infty_weights(*({f"module.{k}": v for k, v in s.items()} for s in states))
+    model = golden_model(about, "vse_infty/f30k_region_bigru.yaml", [], weights)
+    check_region_model(model, about, golden, zero=False)
+
+
+def check_vse_2ad(name: str, overrides: list[str]) -> Callable[[dict[str, Any]], None]:
+    def check(golden: dict[str, Any]) -> None:
+        about = about_model(name)
+        weights = vse_2ad_weights(fill(about["state"]))
+        model = golden_model(about, "vse_2ad/f30k_region_bigru.yaml", overrides, weights)
+        check_region_model(model, about, golden, zero=True)
+
+    return check
+
+
+def check_dive(name: str, overrides: list[str]) -> Callable[[dict[str, Any]], None]:
+    def check(golden: dict[str, Any]) -> None:
+        about = about_model(name)
+        weights = dive_weights(fill(about["state"]))
+        model = golden_model(about, "dive/f30k_region_bigru.yaml", overrides, weights)
+        check_region_model(model, about, golden, zero=True)
+
+    return check
+
+
+def check_pvse_text(name: str) -> Callable[[dict[str, Any]], None]:
+    def check(golden: dict[str, Any]) -> None:
+        about = about_model(name)
+        options = about["options"]
+        config = read_config(
+            ROOT / "configs" / "pvse" / "f30k_region_bigru.yaml",
+            [
+                f"model.embed_dim={options['embed_size']}",
+                f"model.text.encoder.context={'last_step' if options['legacy'] else 'last'}",
+                f"model.text.aggregator.num_embeddings={options['num_embeds']}",
+            ],
+        )
+        words = [*SPECIALS, *(f"w{i}" for i in range(about["vocab_size"] - len(SPECIALS)))]
+        text = build_model(config, 8, Vocabulary(words)).text.eval()
+        text.load_state_dict(pvse_text_weights(fill(about["state"])))
+        tokens, mask = golden_text(about)
+        check_tower(text, tokens, mask, golden["text_embeddings"])
+        torch.testing.assert_close(
+            text(tokens, mask).attention.detach().transpose(1, 2), golden["text_attention"], atol=1e-5, rtol=1e-4
+        )
+
+    return check
+
+
+UNTIED = {"depth": 2, "share_weights": False}
+RELEASED_2AD = [f"model.{side}.aggregator.name=vse.official:ReleasedAdaptivePool" for side in ("image", "text")]
+
 CHECKS: dict[str, Callable[[dict[str, Any]], None]] = {
     "components/gpo": check_gpo,
+    "components/adpool_full": check_adaptive(AdaptivePool),
+    "components/adpool_padded": check_adaptive(ReleasedAdaptivePool),
+    "components/pie_net_k1": check_pie_net("pie_net_k1", 1),
+    "components/pie_net_k3": check_pie_net("pie_net_k3", 3),
+    "components/set_prediction_text_full": check_set_prediction("set_prediction_text", position="sine"),
+    "components/set_prediction_text_padded": check_set_prediction("set_prediction_text", True, position="sine"),
+    "components/set_prediction_image_full": check_set_prediction("set_prediction_image"),
+    "components/set_prediction_image_padded": check_set_prediction("set_prediction_image", True),
+    "components/set_prediction_untied_full": check_set_prediction("set_prediction_untied", **UNTIED),
+    "components/set_prediction_untied_padded": check_set_prediction("set_prediction_untied", True, **UNTIED),
+    "components/set_prediction_grid_sine": check_set_prediction("set_prediction_grid_sine", position="sine_2d"),
+    "components/set_similarity": check_set_similarity,
+    "components/set_similarity_uneven": check_set_similarity,
+    "components/order_similarity": check_order,
     "components/triplet_vse_infty": check_triplet,
+    "components/adopt_loss": check_adopt,
+    "components/adopt_loss_released_positive_enters": check_released_adopt,
+    "components/pvse_loss": check_pvse_loss,
+    "components/dive_loss": check_dive_loss,
     "components/metrics": check_metrics,
     "models/vse_infty_bigru": check_vse_infty_bigru,
+    "models/vse_2ad_region_bigru_full": check_vse_2ad("vse_2ad_region_bigru_full", []),
+    "models/vse_2ad_region_bigru_padded": check_vse_2ad("vse_2ad_region_bigru_padded", RELEASED_2AD),
+    "models/dive_butd_bigru_full": check_dive("dive_butd_bigru_full", []),
+    "models/pvse_k1": check_pvse_text("pvse_k1"),
+    "models/pvse_k3": check_pvse_text("pvse_k3"),
+    "models/pvse_legacy_k2": check_pvse_text("pvse_legacy_k2"),
 }
 
 

@@ -36,8 +36,9 @@ def parameter_groups(
 
 
 class Schedule:
-    """Factor on the learning rate as a function of time in epochs (a real number); it has no state.
+    """Factor on the learning rate as a function of time in epochs (a real number), and of the dev RSUMs so far.
 
+    ``history`` holds the dev RSUM of every epoch done; whoever validates appends to it.
     ``warmup_epochs``: the factor also rises linearly from 0 over this time; its first step is not lost.
     Raises ValueError for a negative ``warmup_epochs``.
 
@@ -49,6 +50,7 @@ class Schedule:
         if warmup_epochs < 0:
             raise ValueError(f"warmup_epochs must not be negative, got {warmup_epochs}")
         self.warmup_epochs = warmup_epochs
+        self.history: list[float] = []
 
     def __call__(self, time: float, step: float = 0.0) -> float:
         """Factor at ``time``; ``step`` is the duration of a training step, both in epochs."""
@@ -97,4 +99,28 @@ class Linear(Cosine):
         return 1 - (1 - self.final) * self.progress(time)
 
 
-SCHEDULES: dict[str, type[Schedule]] = {"constant": Schedule, "step": Step, "cosine": Cosine, "linear": Linear}
+class Plateau(Schedule):
+    """Multiply by ``factor`` whenever the dev RSUM has not risen above its best for more than ``patience`` epochs."""
+
+    def __init__(self, factor: float = 0.5, patience: int = 10, warmup_epochs: float = 0.0) -> None:
+        super().__init__(warmup_epochs)
+        if not 0 < factor < 1 or patience < 0:
+            raise ValueError(f"factor must be in (0, 1) and patience not negative, got {factor} and {patience}")
+        self.factor, self.patience = factor, patience
+
+    def factor_at(self, time: float) -> float:  # noqa: D102
+        factor, best, waited = 1.0, -math.inf, 0
+        for rsum in self.history:
+            best, waited = (rsum, 0) if rsum > best else (best, waited + 1)
+            if waited > self.patience:
+                factor, waited = factor * self.factor, 0
+        return factor
+
+
+SCHEDULES: dict[str, type[Schedule]] = {
+    "constant": Schedule,
+    "step": Step,
+    "cosine": Cosine,
+    "linear": Linear,
+    "plateau": Plateau,
+}

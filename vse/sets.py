@@ -50,13 +50,17 @@ def pad(items: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return pad_sequence(list(items), batch_first=True), lengths_to_mask(lengths)
 
 
-def check_set(features: Tensor, mask: Tensor | None, prefix: bool = False) -> None:
-    """Raise ValueError unless (features, mask) is a batch of non-empty sets (``prefix``: with prefix masks).
+def check_set(features: Tensor, mask: Tensor | None, prefix: bool = False, dim: int | None = None) -> None:
+    """Raise ValueError unless (features, mask) is a batch of non-empty sets, ``dim`` wide if that is given.
+
+    ``prefix``: the masks must be prefixes.
 
     On an accelerator what depends on the mask's values is asserted there, without waiting for the answer.
     """
     if features.dim() != 3 or 0 in features.shape:
         raise ValueError(f"features must be a non-empty (B, N, D) tensor, got shape {tuple(features.shape)}")
+    if dim not in (None, features.shape[2]):
+        raise ValueError(f"features must be {dim} wide, got {features.shape[2]}")
     if mask is not None:
         check_mask(mask, features.shape[:2], prefix)
 

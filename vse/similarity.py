@@ -1,9 +1,15 @@
-"""Similarities between embedding sets: (A, K, H) against (C, L, H) gives scores (A, C)."""
+"""Similarities between embedding sets: (A, K, H) against (C, L, H) gives scores (A, C).
+
+K and L may differ. c_kl is the cosine of embeddings k and l; what already has length 1, as from a tower, is not
+normalised again.
+"""
 
 from collections.abc import Callable
 
-from torch import Tensor
-from torch.nn import functional as F
+import torch
+from torch import Tensor, nn
+
+_BLOCK = 1 << 25  # numbers held at a time by the similarity that has no matrix product
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
@@ -17,7 +23,97 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
     check_embeddings(a, b)
     if a.shape[1] != 1 or b.shape[1] != 1:
         raise ValueError(f"cosine compares single embeddings, got K = {a.shape[1]} and L = {b.shape[1]}")
-    return F.normalize(a[:, 0], dim=-1) @ F.normalize(b[:, 0], dim=-1).T
+    return unit(a[:, 0]) @ unit(b[:, 0]).T
+
+
+def max_cosine(a: Tensor, b: Tensor) -> Tensor:
+    """Cosine of the best pair, max_kl c_kl: multiple-instance learning (PVSE, Song & Soleymani 2019).
+
+    Shapes: (A, K, H) and (C, L, H) -> (A, C). Raises ValueError for other shapes.
+
+    >>> max_cosine(torch.randn(3, 4, 8), torch.randn(5, 2, 8)).shape
+    torch.Size([3, 5])
+    """
+    return pair_cosines(a, b).amax((1, 3))
+
+
+def chamfer(a: Tensor, b: Tensor) -> Tensor:
+    """Chamfer similarity, (mean_k max_l c_kl + mean_l max_k c_kl) / 2 (DivE, Kim et al. 2023, section 3.3).
+
+    Shapes: (A, K, H) and (C, L, H) -> (A, C). Raises ValueError for other shapes.
+
+    >>> chamfer(torch.randn(3, 4, 8), torch.randn(5, 2, 8)).shape
+    torch.Size([3, 5])
+    """
+    cosines = pair_cosines(a, b)
+    return (cosines.amax(3).mean(1) + cosines.amax(1).mean(2)) / 2
+
+
+def smooth_chamfer(a: Tensor, b: Tensor, temperature: float = 16.0) -> Tensor:
+    """Smooth-Chamfer similarity (DivE, Kim et al. 2023, section 3.3).
+
+    (mean_k log sum_l exp(t c_kl) + mean_l log sum_k exp(t c_kl)) / 2t with t the ``temperature``: every pair has a
+    weight, the larger t, the more of it on the best one. It is not bounded by 1.
+    Shapes: (A, K, H) and (C, L, H) -> (A, C). Raises ValueError for other shapes or a temperature that is not positive.
+
+    >>> smooth_chamfer(torch.randn(3, 4, 8), torch.randn(5, 2, 8), temperature=16.0).shape
+    torch.Size([3, 5])
+    """
+    if temperature <= 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    scaled = pair_cosines(a, b) * temperature
+    return (scaled.logsumexp(3).mean(1) + scaled.logsumexp(1).mean(2)) / (2 * temperature)
+
+
+class MatchProbability(nn.Module):
+    """Mean over all pairs of sigmoid(a c_kl + b), with a and b learned (PCME, Chun et al. 2021, as used by DivE).
+
+    ``scale`` and ``shift`` are where a and b start; DivE's released code leaves them there.
+    Shapes: (A, K, H) and (C, L, H) -> (A, C). Raises ValueError for other shapes.
+
+    >>> MatchProbability()(torch.randn(3, 4, 8), torch.randn(5, 2, 8)).shape
+    torch.Size([3, 5])
+    """
+
+    def __init__(self, scale: float = 1.0, shift: float = 0.0) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(float(scale)))
+        self.shift = nn.Parameter(torch.tensor(float(shift)))
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """Compare."""
+        return (pair_cosines(a, b) * self.scale + self.shift).sigmoid().mean((1, 3))
+
+
+def order(a: Tensor, b: Tensor) -> Tensor:
+    """Order-embedding score of the best pair, max_kl -|max(0, |b_l| - |a_k|)|_2 with |.| elementwise (PVSE's baseline).
+
+    Vendrov et al. 2016: the image a is below its caption b, coordinate by coordinate.
+    Shapes: (A, K, H) and (C, L, H) -> (A, C). Raises ValueError for other shapes.
+
+    >>> order(torch.randn(3, 1, 8), torch.randn(5, 1, 8)).shape
+    torch.Size([3, 5])
+    """
+    check_embeddings(a, b)
+    a, b = a.abs(), b.abs()
+    rows = max(1, _BLOCK // (a.shape[1] * b.numel()))
+    blocks = []
+    for block in a.split(rows):  # bounded memory: there is no matrix product to hide the H axis in
+        excess = (b[None, None] - block[:, :, None, None]).relu()  # (rows, K, C, L, H)
+        blocks.append(-torch.linalg.vector_norm(excess, dim=-1).amin((1, 3)))
+    return torch.cat(blocks)
+
+
+def pair_cosines(a: Tensor, b: Tensor) -> Tensor:
+    """Cosines (A, K, C, L) of all pairs of embeddings."""
+    check_embeddings(a, b)
+    return (unit(a).flatten(0, 1) @ unit(b).flatten(0, 1).T).view(*a.shape[:2], *b.shape[:2])
+
+
+def unit(x: Tensor) -> Tensor:
+    """L2-normalise the last axis; a vector of length 1 is left as it is, and so is its gradient (official codes)."""
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return x / norm.clamp(min=1e-12).masked_fill((norm - 1).abs() < 1e-4, 1.0)
 
 
 def check_embeddings(a: Tensor, b: Tensor) -> None:
@@ -26,4 +122,11 @@ def check_embeddings(a: Tensor, b: Tensor) -> None:
         raise ValueError(f"expected (A, K, H) and (C, L, H) with one H, got {tuple(a.shape)} and {tuple(b.shape)}")
 
 
-SIMILARITIES: dict[str, Callable[..., Tensor]] = {"cosine": cosine}
+SIMILARITIES: dict[str, Callable[..., Tensor | nn.Module]] = {
+    "cosine": cosine,
+    "max": max_cosine,
+    "chamfer": chamfer,
+    "smooth_chamfer": smooth_chamfer,
+    "match_probability": MatchProbability,
+    "order": order,
+}

@@ -17,11 +17,7 @@ class GlobalContext(nn.Module):
     def forward(self, features: Tensor, mask: Tensor | None = None, context: Tensor | None = None) -> Aggregated:
         """Return the context as the only embedding."""
         check_set(features, mask)
-        if context is None:
-            context = masked_mean(features, mask)
-        if context.dim() != 2 or len(context) != len(features):
-            raise ValueError(f"context must be ({len(features)}, C), got shape {tuple(context.shape)}")
-        return Aggregated(context.unsqueeze(1))
+        return Aggregated(set_context(features, mask, context).unsqueeze(1))
 
 
 class MeanPool(nn.Module):
@@ -80,3 +76,25 @@ class KMaxPool(nn.Module):
 
     def extra_repr(self) -> str:  # noqa: D102
         return f"k={self.k}"
+
+
+def set_context(
+    features: Tensor,
+    mask: Tensor | None,
+    context: Tensor | None,
+    dim: int | None = None,
+    project: nn.Linear | None = None,
+) -> Tensor:
+    """Return the context (B, dim) of a batch of sets: the given one, else the masked mean; through ``project`` if given.
+
+    Raises ValueError unless it is ``dim`` wide (before ``project``: as wide as that reads).
+    """
+    given = context is not None
+    if context is None:
+        context = masked_mean(features, mask)
+    dim = dim if project is None else project.in_features
+    if context.dim() != 2 or len(context) != len(features) or dim not in (None, context.shape[1]):
+        name = "context" if given else "without a context the masked mean stands in, which"
+        found = tuple(context.shape)
+        raise ValueError(f"{name} must be ({len(features)}, {dim or 'C'}), got shape {found}; see project_context")
+    return context if project is None else project(context)

@@ -1,21 +1,33 @@
 """Word vectors and a bidirectional GRU."""
 
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from vse.sets import FeatureSet, check_mask
+from vse.sets import FeatureSet, check_mask, masked_max, masked_mean
+
+Directions = Literal["average", "concatenate"]
+Locals = Literal["states", "words"]
+Context = Literal["last", "last_step", "max", "mean"]
 
 
 class BiGRU(nn.Module):
-    """Bidirectional GRU over learned word vectors, its two directions averaged (VSE∞, Chen et al. 2021, section 4.1).
+    """Bidirectional GRU over learned word vectors (VSE∞, PVSE and DivE; Chen et al. 2021, section 4.1).
 
-    Word vectors start uniform in [-0.1, 0.1]. ``drop`` is the probability of the caption augmentation; it acts on
-    token ids in the data pipeline, where words can be removed (see :meth:`vse.data.vocabulary.Vocabulary.augment`).
+    ``directions``: each direction has ``dim`` units and the two are averaged (VSE∞, VSE-2AD, DivE), or dim/2 units and
+    they are concatenated (PVSE). ``features``: the GRU's states, or the word vectors (PVSE, DivE). ``context``: each
+    direction's last state ("last"), the output at the last valid step ("last_step", PVSE's released checkpoints: there
+    the backward direction has read one word), or the maximum or mean of the states.
+    ``dropout`` acts on word vectors and on the context (PVSE, DivE). ``drop`` is the probability of the caption
+    augmentation, which leaves ``<start>`` and ``<end>`` alone with ``keep_ends`` (VSE-2AD); it acts on token ids in the
+    data pipeline, where words can be removed (see :meth:`vse.data.vocabulary.Vocabulary.augment`). Word vectors start
+    uniform in [-0.1, 0.1].
 
-    Shapes: token ids (B, L), prefix mask (B, L) -> features (B, L, dim), context (B, dim): each direction's last
-    state, averaged. Raises ValueError for sizes below 1, ``drop`` outside [0, 1), an empty caption, a mask that is no
-    prefix.
+    Shapes: token ids (B, L), prefix mask (B, L) -> features (B, L, dim), or (B, L, word_dim) for "words"; context
+    (B, dim). Raises ValueError for sizes below 1, an odd ``dim`` to concatenate, probabilities outside [0, 1), an
+    unknown choice, an empty caption, a mask that is no prefix.
 
     >>> BiGRU(vocab_size=10, dim=64)(torch.randint(0, 10, (2, 5))).features.shape
     torch.Size([2, 5, 64])
@@ -23,16 +35,41 @@ class BiGRU(nn.Module):
 
     reads = "tokens"  # what the data must provide
 
-    def __init__(self, vocab_size: int, dim: int, word_dim: int = 300, drop: float = 0.0) -> None:
+    def __init__(
+        self,
+        vocab_size: int,
+        dim: int,
+        word_dim: int = 300,
+        directions: Directions = "average",
+        features: Locals = "states",
+        context: Context = "last",
+        dropout: float = 0.0,
+        drop: float = 0.0,
+        keep_ends: bool = False,
+    ) -> None:
         super().__init__()
         if min(vocab_size, dim, word_dim) < 1:
             raise ValueError(f"sizes must be at least 1, got vocab_size {vocab_size}, dim {dim}, word_dim {word_dim}")
-        if not 0 <= drop < 1:
-            raise ValueError(f"drop must be in [0, 1), got {drop}")
-        self.dim = self.context_dim = dim
-        self.drop = drop
+        for name, probability in (("drop", drop), ("dropout", dropout)):
+            if not 0 <= probability < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {probability}")
+        for name, choice, choices in (
+            ("directions", directions, Directions),
+            ("features", features, Locals),
+            ("context", context, Context),
+        ):
+            if choice not in get_args(choices):
+                raise ValueError(f"{name} must be one of {get_args(choices)}, got {choice!r}")
+        if directions == "concatenate" and dim % 2:
+            raise ValueError(f"dim must be even to concatenate two directions, got {dim}")
+        self.directions, self.features, self.context = directions, features, context
+        self.drop, self.keep_ends = drop, keep_ends
+        self.dim = dim if features == "states" else word_dim
+        self.context_dim = dim
         self.embedding = nn.Embedding(vocab_size, word_dim)
-        self.gru = nn.GRU(word_dim, dim, batch_first=True, bidirectional=True)
+        units = dim if directions == "average" else dim // 2
+        self.gru = nn.GRU(word_dim, units, batch_first=True, bidirectional=True)
+        self.dropout = nn.Dropout(dropout)
         nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> FeatureSet:
@@ -47,8 +84,23 @@ class BiGRU(nn.Module):
             check_mask(mask, inputs.shape, prefix=True)
             lengths = mask.sum(1).cpu()
             inputs = inputs.masked_fill(~mask, 0)  # whatever stands behind the caption is no word id
-        packed = pack_padded_sequence(self.embedding(inputs), lengths, batch_first=True, enforce_sorted=False)
+        words = self.dropout(self.embedding(inputs))
+        packed = pack_padded_sequence(words, lengths, batch_first=True, enforce_sorted=False)
         states, last = self.gru(packed)
-        features, _ = pad_packed_sequence(states, batch_first=True, total_length=inputs.shape[1])
-        forward, backward = features.chunk(2, dim=-1)
-        return FeatureSet((forward + backward) / 2, mask, last.mean(0))
+        if self.features == "words" and self.context == "last":
+            return FeatureSet(words, mask, self.dropout(self._join(*last)))
+        states, _ = pad_packed_sequence(states, batch_first=True, total_length=inputs.shape[1])
+        states = self._join(*states.chunk(2, dim=-1))
+        if self.context == "last":
+            context = self._join(*last)
+        elif self.context == "last_step":
+            context = states[torch.arange(len(states)), lengths - 1]
+        else:
+            context = (masked_max if self.context == "max" else masked_mean)(states, mask)
+        return FeatureSet(states if self.features == "states" else words, mask, self.dropout(context))
+
+    def _join(self, forward: Tensor, backward: Tensor) -> Tensor:
+        """One vector from the two directions'."""
+        if self.directions == "average":
+            return (forward + backward) / 2
+        return torch.cat([forward, backward], dim=-1)
