@@ -20,7 +20,7 @@ LAYERS = [
     ["vse.data"],
     ["vse.encoders"],
     ["vse.aggregators"],
-    ["vse.similarity", "vse.losses"],
+    ["vse.similarity", "vse.losses", "vse.health"],
     ["vse.metrics"],
     ["vse.sets"],
     ["vse.errors"],

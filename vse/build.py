@@ -204,6 +204,8 @@ def _build_tower(config: Config, side: str, gives: str, widths: dict[str, int]) 
     widths = {"in_dim": encoder.dim, "out_dim": embed_dim, "dim": encoder.dim}
     aggregator = _make(config, AGGREGATORS, f"{key}.aggregator", widths)
     width = getattr(aggregator, "out_dim", encoder.dim)
+    if getattr(aggregator, "returns_context", False):
+        width = getattr(encoder, "context_dim", None) or encoder.dim
     if width != embed_dim:
         raise InputError(
             f"{config.source(f'{key}.encoder.dim')}: {key}.encoder.dim: {tower.aggregator.name} keeps the encoder's "

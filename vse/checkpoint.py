@@ -42,7 +42,13 @@ def write_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint atomically."""
+    """Write a checkpoint atomically.
+
+    Raises InputError, and keeps the old one, when a weight is not finite: such a state is of no use.
+    """
+    for name, value in state["model"].items():
+        if not value.isfinite().all():
+            raise InputError(f"{name} is no longer finite; {path} is left as it was; try a lower optim.lr")
     write_file(path, lambda file: torch.save({"format": FORMAT, **state}, file))
 
 

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from vse.checkpoint import write_file
 from vse.data.corpora import Corpus
 from vse.errors import InputError
+from vse.health import set_health
 from vse.metrics import retrieval_metrics
 from vse.model import VSEModel
 from vse.runtime import autocast
@@ -26,6 +27,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Plain retrieval among all of a corpus's images and captions: :func:`vse.metrics.retrieval_metrics`' dict.
 
+    For embedding sets also "sets", their health (:func:`vse.health.set_health`).
     Every image and caption is encoded once. Raises InputError for features of another width than the model's, for
     NaN or Inf in them, and when the model itself gives NaN.
     """
@@ -42,7 +44,9 @@ def evaluate(
     scores = score(model.similarity, images, captions)
     if scores.isnan().any():
         raise InputError(f"{corpus.name}: the model gives NaN; its weights have diverged")
-    return retrieval_metrics(scores, corpus.positives)
+    metrics: dict[str, Any] = retrieval_metrics(scores, corpus.positives)
+    health = set_health(images.float(), captions.float(), torch.from_numpy(corpus.image_of_caption).to(images.device))
+    return {**metrics, "sets": {name: float(value) for name, value in health.items()}} if health else metrics
 
 
 def encode_corpus(model: VSEModel, corpus: Corpus, batch_size: int, progress: bool = True) -> tuple[Tensor, Tensor]:
@@ -77,6 +81,12 @@ def format_table(metrics: dict[str, Any], title: str) -> str:
         m = metrics[side]
         lines.append(f"{name:14}{m['r1']:7.1f}{m['r5']:7.1f}{m['r10']:7.1f}{m['medr']:8.1f}{m['meanr']:9.1f}")
     lines.append(f"{'RSUM':14}{metrics['rsum']:7.1f}")
+    sets = metrics.get("sets", {})
+    for side in ("image", "text"):
+        if f"{side}_slots_used" in sets:
+            used, variance = sets[f"{side}_slots_used"], sets[f"{side}_log_variance"]
+            name = f"{side.capitalize()} sets"
+            lines.append(f"{name:14}log within-set variance {variance:.2f}, {used:.1f} embeddings used")
     return "\n".join(lines)
 
 

@@ -96,8 +96,8 @@ class TripletLoss(nn.Module):
 class AdaptiveContrastiveLoss(nn.Module):
     """Contrastive loss against the n hardest negatives, n chosen by the state of the embedding space (AdOpt).
 
-    VSE-2AD, Zhang et al. 2023 (EACL), its adaptive objective. With a the mean score of the positive pairs, u the mean over all
-    scores of exp(-s), the positives counting as s = 0 (both without gradient), and B candidates of a query:
+    VSE-2AD, Zhang et al. 2023 (EACL), its adaptive objective. With a the mean score of the positive pairs, u the
+    mean over all scores of exp(-s), the positives counting as s = 0 (both without gradient), B candidates of a query:
     n = clip(floor(B cos((a + u)^gamma)) + 1, 1, B - 1). Each positive pair costs the cross-entropy, at the
     ``temperature``, of its score against the query's n hardest negatives, whose scores get ``margin`` added; mean over
     the positive pairs, averaged over both directions.
@@ -287,8 +287,7 @@ def uniformity_loss(image: Aggregated, text: Aggregated) -> Tensor:
 def mmd_loss(
     image: Aggregated, text: Aggregated, kernel: Literal["rbf", "exponential"] = "rbf", gamma: float = 0.5
 ) -> Tensor:
-    """Maximum mean discrepancy between all image and all text embeddings (the domain discrepancy loss of PVSE,
-    Song & Soleymani 2019).
+    """Maximum mean discrepancy between all image and all text embeddings (PVSE, Song & Soleymani 2019).
 
     mean k(x, x') - 2 mean k(x, y) + mean k(y, y'), self-pairs included, with k = exp(-gamma |x - y|^2) ("rbf", the
     paper) or exp(-gamma |x - y|) ("exponential", the released codes of PVSE and DivE).

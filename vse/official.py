@@ -66,7 +66,7 @@ def vse_infty_weights(image: dict[str, Tensor], text: dict[str, Tensor]) -> dict
 
     >>> model.load_state_dict(vse_infty_weights(*torch.load("model_best.pth")["model"]))
     """
-    weights = {}
+    weights: dict[str, Tensor] = {}
     for side, state, names in (("image", image, _REGIONS | _GPOOL), ("text", text, _GRU | _GPOOL)):
         weights |= rename(state, _inside(names, "", f"{side}."), f"VSE∞'s {side} encoder (regions, BiGRU)")
     return weights
@@ -150,14 +150,12 @@ class ReleasedSetPrediction(SetPrediction):
     >>> ReleasedSetPrediction(in_dim=8, out_dim=16)(torch.randn(2, 5, 8), context=torch.randn(2, 16)).embeddings
     """
 
+    block = ReleasedSlotBlock
+
     def forward(self, features: Tensor, mask: Tensor | None = None, context: Tensor | None = None) -> Aggregated:
         """Embed a batch of sets; what stands in masked places counts."""
         check_set(features, mask)
         return self.predict(features, mask, set_context(features, mask, context, self.out_dim))
-
-    @property
-    def block(self) -> type[SlotBlock]:  # noqa: D102
-        return ReleasedSlotBlock
 
     def position_codes(self, features: Tensor, mask: Tensor | None) -> Tensor | None:  # noqa: D102
         return super().position_codes(features, None)

@@ -18,6 +18,7 @@ from vse.data.batches import Batch, BatchSampler, TrainingData, make_loader
 from vse.data.vocabulary import Vocabulary
 from vse.errors import InputError
 from vse.evaluation import evaluate
+from vse.health import Watch, set_health
 
 
 class Training:
@@ -38,9 +39,11 @@ class Training:
         self.criterion = build.build_criterion(config).to(self.device)
         self.optimiser = build.build_optimiser(config, self.model, self.criterion)
         self.schedule = build.build_schedule(config)
+        self.watch = Watch(self.model, self.criterion.ranking)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.run.precision == "fp16")
-        drop = getattr(self.model.text.encoder, "drop", 0.0)
-        data = TrainingData(self.train_corpus, self.vocabulary, drop, config.run.seed)
+        text = self.model.text.encoder
+        drop, keep_ends = getattr(text, "drop", 0.0), getattr(text, "keep_ends", False)
+        data = TrainingData(self.train_corpus, self.vocabulary, drop, config.run.seed, keep_ends)
         self.sampler = BatchSampler(
             self.train_corpus.image_of_caption,
             len(self.train_corpus.images),
@@ -65,6 +68,7 @@ class Training:
             "epoch": self.epoch,
             "step": self.step,
             "best": self.best,
+            "history": self.schedule.history,
             "train_captions": len(self.train_corpus.captions),
             "optimiser": self.optimiser.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -93,6 +97,7 @@ class Training:
         self.optimiser.load_state_dict(state["optimiser"])
         self.scaler.load_state_dict(state["scaler"])
         self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
+        self.schedule.history = state["history"]
         runtime.restore_random_states(state["random"])
 
     def describe(self) -> str:
@@ -113,13 +118,13 @@ class Training:
                 set_epoch(self.epoch)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Forward pass: the criterion's parts by name, "total" among them."""
+        """Forward pass: the criterion's parts by name, "total" among them, and the sets' health."""
         with runtime.autocast(self.device, self.config.run.precision):
             image = self.model.image(batch.images, batch.image_mask)
             text = self.model.text(batch.tokens, batch.token_mask)
         scores = self.model.similarity(image.embeddings, text.embeddings)  # float32: ranking is sensitive
         losses: dict[str, Tensor] = self.criterion(scores, batch.positives, image, text)
-        return losses
+        return {**losses, **set_health(image.embeddings, text.embeddings, batch.positives.int().argmax(0))}
 
     def train_step(self, batch: Batch) -> dict[str, Tensor]:
         """One update; returns the losses and the gradient's norm."""
@@ -183,8 +188,10 @@ def dry_run(config: Config) -> None:
     """Build everything and compute one loss; train nothing, and write nothing in the run folder."""
     training = Training(config)
     training.start_epoch()
-    loss = float(training.losses(next(training.batches()))["total"].detach())
-    print(f"dry run: {training.describe()}; first loss {loss:.4f}")
+    loss = training.losses(next(training.batches()))["total"]
+    loss.backward()
+    training.watch.unused_parameters()
+    print(f"dry run: {training.describe()}; first loss {float(loss.detach()):.4f}")
 
 
 def _train_epoch(training: Training, folder: Path, log: runtime.RunLog, stop: runtime.StopSignal) -> None:
@@ -198,6 +205,8 @@ def _train_epoch(training: Training, folder: Path, log: runtime.RunLog, stop: ru
     with tqdm(total=total, initial=done, desc=title, unit=" samples", unit_scale=True, mininterval=0.5) as bar:
         for batch in training.batches():
             log.add(training.train_step(batch), size)
+            if training.total_steps == 0:
+                training.watch.unused_parameters()
             training.step += 1
             bar.update(size)
             stopping = bool(stop)  # asked once: a signal after this line waits for the next step
@@ -205,10 +214,11 @@ def _train_epoch(training: Training, folder: Path, log: runtime.RunLog, stop: ru
             if due or training.step % check_steps == 0:
                 bar.set_postfix(loss=f"{log.check(training.epoch + 1, training.step):.3f}", refresh=False)
             if training.step % config.run.log_steps == 0:
-                rate = training.optimiser.param_groups[0]["lr"]
-                log.write(training.epoch + 1, training.total_steps, {"train": {**log.means(), "lr": rate}})
+                means = {**log.means(), "lr": training.optimiser.param_groups[0]["lr"]}
+                log.write(training.epoch + 1, training.total_steps, {"train": means})
+                training.watch.training(means, batch.positives, config.run.log_steps)
             if due:
-                _save(training, folder)
+                save_checkpoint(folder / "last.pt", training.state())
                 save_time = time.monotonic() + 60 * config.run.save_minutes
             if stopping:
                 raise runtime.Stopped
@@ -225,24 +235,15 @@ def _finish_epoch(training: Training, folder: Path, log: runtime.RunLog, stop: r
     if better:
         training.best = {"rsum": metrics["rsum"], "epoch": training.epoch}
         save_checkpoint(folder / "best.pt", {**training.weights(), "epoch": training.epoch, "dev": metrics})
+    training.schedule.history.append(metrics["rsum"])
     log.write(training.epoch, training.total_steps, {"dev": metrics})
     log.means()  # the next epoch's begin afresh
-    _save(training, folder)
+    save_checkpoint(folder / "last.pt", training.state())
     print(
         f"epoch {training.epoch}/{config.train.epochs}: dev RSUM {metrics['rsum']:.1f}, "
         f"I2T R@1 {metrics['i2t']['r1']:.1f}, T2I R@1 {metrics['t2i']['r1']:.1f}{' (best so far)' if better else ''}",
         flush=True,
     )
-
-
-def _save(training: Training, folder: Path) -> None:
-    """Write last.pt. Raises InputError, and keeps the old one, when a parameter is no longer finite."""
-    for name, parameter in training.model.named_parameters():
-        if not parameter.isfinite().all():
-            raise InputError(
-                f"{name} is no longer finite; {folder / 'last.pt'} is left as it was; try a lower optim.lr"
-            )
-    save_checkpoint(folder / "last.pt", training.state())
 
 
 def _best(best: dict[str, Any]) -> str:

@@ -9,8 +9,8 @@ from vse.sets import Aggregated, check_set, masked_softmax, masked_sort
 class AdaptivePool(nn.Module):
     """Adaptive pooling: two learned weightings of each dimension's sorted values, balanced per sample.
 
-    VSE-2AD, Zhang et al. 2023 (EACL), its adaptive pooling. With x_(1)d >= x_(2)d >= ... the values of dimension d over the
-    real elements, and softmaxes over the ranks k:
+    VSE-2AD, Zhang et al. 2023 (EACL), its adaptive pooling. With x_(1)d >= x_(2)d >= ... the values of
+    dimension d over the real elements, and softmaxes over the ranks k:
     E = sum_k softmax_k(x_(k)) * x_(k) (embedding level), T = sum_k softmax_k(relu(W x_(k) + b)) * x_(k) (token level),
     (w_T, w_E) = softmax(v.T + c, v.E + c), and the result is w_T T + w_E E.
 

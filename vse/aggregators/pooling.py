@@ -14,6 +14,8 @@ class GlobalContext(nn.Module):
     >>> GlobalContext()(torch.randn(2, 5, 8), context=torch.ones(2, 8)).embeddings[:, 0]
     """
 
+    returns_context = True  # its embeddings are as wide as the context, not as the features
+
     def forward(self, features: Tensor, mask: Tensor | None = None, context: Tensor | None = None) -> Aggregated:
         """Return the context as the only embedding."""
         check_set(features, mask)
@@ -85,7 +87,7 @@ def set_context(
     dim: int | None = None,
     project: nn.Linear | None = None,
 ) -> Tensor:
-    """Return the context (B, dim) of a batch of sets: the given one, else the masked mean; through ``project`` if given.
+    """Return the context (B, dim) of a batch of sets: the given one, else the masked mean; then through ``project``.
 
     Raises ValueError unless it is ``dim`` wide (before ``project``: as wide as that reads).
     """

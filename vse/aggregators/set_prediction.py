@@ -1,7 +1,7 @@
 """The set-prediction module of DivE."""
 
 import math
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -11,117 +11,6 @@ from vse.sets import Aggregated, check_set, count_elements, fill_masked, masked_
 
 Position = Literal["none", "sine", "sine_2d"]
 Attention = Literal["slots", "inputs"]
-
-
-class SetPrediction(nn.Module):
-    """Set prediction: K learned slots compete for the elements, ``depth`` times, and are added to a global vector.
-
-    DivE, Kim et al. 2023 (arXiv 2211.16761), section 3.2. Each block, with LayerNorms before it:
-    logits = (Wq slots)(Wk inputs)^T / sqrt(head_dim); attention = softmax over the *slots*, then every slot's row is
-    divided by its sum over the elements; slots += dropout(Wo (attention Wv inputs)); slots += FF(slots). In the end
-    embedding_k = LayerNorm(context) + LayerNorm(slot_k), and the residual is LayerNorm(slot_k).
-
-    ``share_weights``: one block for all depths; its keys and values are computed once. ``position`` is added to the
-    keys: "sine" codes an element's place among the sample's own (a sequence, prefix masks only), "sine_2d" row and
-    column of a ``grid`` (h, w) flattened row by row, any mask. ``attention: inputs`` is the paper's ablation, an
-    ordinary softmax over the elements (a transformer decoder). A masked element gets weight 0 after either softmax.
-
-    Without a context the masked mean of the features stands in, which must then be ``out_dim`` wide; with
-    ``project_context`` the context is ``in_dim`` wide and goes through a learned map.
-
-    Shapes: features (B, N, in_dim), mask (B, N), context (B, out_dim) -> embeddings and residual (B, K, out_dim),
-    attention (B, K, N), the last block's averaged over heads. Raises ValueError for sizes below 1, an unknown choice,
-    dropout outside [0, 1), a grid without "sine_2d" or the reverse, an empty set or a wrong shape.
-
-    >>> SetPrediction(in_dim=300, out_dim=64)(torch.randn(2, 9, 300), context=torch.randn(2, 64)).embeddings.shape
-    torch.Size([2, 4, 64])
-    """
-
-    @property
-    def block(self) -> type["SlotBlock"]:
-        """What each depth does (the released code's differs)."""
-        return SlotBlock
-
-    def __init__(
-        self,
-        in_dim: int,
-        out_dim: int,
-        num_embeddings: int = 4,
-        depth: int = 4,
-        heads: int = 4,
-        head_dim: int = 512,
-        ff_mult: int = 4,
-        dropout: float = 0.0,
-        position: Position = "none",
-        grid: tuple[int, int] | None = None,
-        share_weights: bool = True,
-        attention: Attention = "slots",
-        project_context: bool = False,
-    ) -> None:
-        super().__init__()
-        sizes = {"in_dim": in_dim, "out_dim": out_dim, "num_embeddings": num_embeddings, "depth": depth}
-        sizes |= {"heads": heads, "head_dim": head_dim, "ff_mult": ff_mult}
-        for name, size in sizes.items():
-            if size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}")
-        for name, choice, choices in (("position", position, Position), ("attention", attention, Attention)):
-            if choice not in get_args(choices):
-                raise ValueError(f"{name} must be one of {get_args(choices)}, got {choice!r}")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {dropout}")
-        if (position == "sine_2d") != (grid is not None):
-            raise ValueError(f"grid=(h, w) belongs to position 'sine_2d', got position {position!r} and grid {grid}")
-        if position == "sine_2d" and in_dim % 2:
-            raise ValueError(f"in_dim must be even for position 'sine_2d', got {in_dim}")
-        if grid is not None and (len(grid) != 2 or min(grid) < 1):
-            raise ValueError(f"grid must be two sizes (h, w) of at least 1, got {grid}")
-        self.in_dim, self.out_dim = in_dim, out_dim
-        self.position, self.grid = position, None if grid is None else (grid[0], grid[1])
-        self.slots = nn.Parameter(torch.randn(num_embeddings, out_dim))
-        blocks = 1 if share_weights else depth
-        self.repeats = depth // blocks
-        self.blocks = nn.ModuleList(
-            self.block(in_dim, out_dim, heads, head_dim, ff_mult, dropout, attention) for _ in range(blocks)
-        )
-        self.slot_norm = nn.LayerNorm(out_dim)
-        self.context_norm = nn.LayerNorm(out_dim)
-        self.project = nn.Linear(in_dim, out_dim) if project_context else None
-
-    def forward(self, features: Tensor, mask: Tensor | None = None, context: Tensor | None = None) -> Aggregated:
-        """Embed a batch of sets."""
-        check_set(features, mask, prefix=self.position == "sine", dim=self.in_dim)
-        context = set_context(features, mask, context, self.out_dim, self.project)
-        return self.predict(fill_masked(features, mask), mask, context)
-
-    def predict(self, features: Tensor, mask: Tensor | None, context: Tensor) -> Aggregated:
-        """Embed sets that are checked, padding cleared, around a context (B, out_dim)."""
-        codes = self.position_codes(features, mask)
-        slots = self.slots.unsqueeze(0)  # (1, K, out_dim): the same for all samples until the first attention
-        for block in self.blocks:
-            keys, values = block.read(features, codes)
-            for _ in range(self.repeats):
-                slots, attention = block(slots, keys, values, mask)
-        residual = self.slot_norm(slots)
-        return Aggregated(self.context_norm(context).unsqueeze(1) + residual, attention.mean(1), residual)
-
-    def position_codes(self, features: Tensor, mask: Tensor | None) -> Tensor | None:
-        """What is added to the keys' input: (B or 1, N, in_dim), or None."""
-        size = features.shape[1]
-        if self.position == "none":
-            return None
-        if self.grid is None:
-            counts = count_elements(features[:1] if mask is None else features, mask)
-            places = torch.arange(1, size + 1, device=features.device)
-            return sine_codes(places / (counts.unsqueeze(1) + 1e-6), self.in_dim).to(features.dtype)
-        height, width = self.grid
-        if size != height * width:
-            raise ValueError(f"features must have {height} x {width} = {height * width} cells, got {size}")
-        rows, columns = (
-            sine_codes(torch.arange(1, n + 1, device=features.device) / (n + 1e-6), self.in_dim // 2)
-            for n in self.grid
-        )
-        codes = torch.cat([rows.repeat_interleave(width, 0), columns.repeat(height, 1)], dim=-1)
-        return codes.unsqueeze(0).to(features.dtype)
 
 
 class SlotBlock(nn.Module):
@@ -169,6 +58,114 @@ class SlotBlock(nn.Module):
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class SetPrediction(nn.Module):
+    """Set prediction: K learned slots compete for the elements, ``depth`` times, and are added to a global vector.
+
+    DivE, Kim et al. 2023 (arXiv 2211.16761), section 3.2. Each block, with LayerNorms before it:
+    logits = (Wq slots)(Wk inputs)^T / sqrt(head_dim); attention = softmax over the *slots*, then every slot's row is
+    divided by its sum over the elements; slots += dropout(Wo (attention Wv inputs)); slots += FF(slots). In the end
+    embedding_k = LayerNorm(context) + LayerNorm(slot_k), and the residual is LayerNorm(slot_k).
+
+    ``share_weights``: one block for all depths; its keys and values are computed once. ``position`` is added to the
+    keys: "sine" codes an element's place among the sample's own (a sequence, prefix masks only), "sine_2d" row and
+    column of a ``grid`` (h, w) flattened row by row, any mask. ``attention: inputs`` is the paper's ablation, an
+    ordinary softmax over the elements (a transformer decoder). A masked element gets weight 0 after either softmax.
+
+    Without a context the masked mean of the features stands in, which must then be ``out_dim`` wide; with
+    ``project_context`` the context is ``in_dim`` wide and goes through a learned map.
+
+    Shapes: features (B, N, in_dim), mask (B, N), context (B, out_dim) -> embeddings and residual (B, K, out_dim),
+    attention (B, K, N), the last block's averaged over heads. Raises ValueError for sizes below 1, an unknown choice,
+    dropout outside [0, 1), a grid without "sine_2d" or the reverse, an empty set or a wrong shape.
+
+    >>> SetPrediction(in_dim=300, out_dim=64)(torch.randn(2, 9, 300), context=torch.randn(2, 64)).embeddings.shape
+    torch.Size([2, 4, 64])
+    """
+
+    block: ClassVar[type[SlotBlock]] = SlotBlock  # what each depth does (the released code's differs)
+
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        num_embeddings: int = 4,
+        depth: int = 4,
+        heads: int = 4,
+        head_dim: int = 512,
+        ff_mult: int = 4,
+        dropout: float = 0.0,
+        position: Position = "none",
+        grid: tuple[int, int] | None = None,
+        share_weights: bool = True,
+        attention: Attention = "slots",
+        project_context: bool = False,
+    ) -> None:
+        super().__init__()
+        sizes = {"in_dim": in_dim, "out_dim": out_dim, "num_embeddings": num_embeddings, "depth": depth}
+        sizes |= {"heads": heads, "head_dim": head_dim, "ff_mult": ff_mult}
+        for name, size in sizes.items():
+            if size < 1:
+                raise ValueError(f"{name} must be at least 1, got {size}")
+        for name, choice, choices in (("position", position, Position), ("attention", attention, Attention)):
+            if choice not in get_args(choices):
+                raise ValueError(f"{name} must be one of {get_args(choices)}, got {choice!r}")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+        if (position == "sine_2d") != (grid is not None):
+            raise ValueError(f"grid=(h, w) belongs to position 'sine_2d', got position {position!r} and grid {grid}")
+        if position == "sine_2d" and in_dim % 2:
+            raise ValueError(f"in_dim must be even for position 'sine_2d', got {in_dim}")
+        if grid is not None and (len(grid) != 2 or min(grid) < 1):
+            raise ValueError(f"grid must be two sizes (h, w) of at least 1, got {grid}")
+        self.in_dim, self.out_dim = in_dim, out_dim
+        self.position, self.grid = position, None if grid is None else (grid[0], grid[1])
+        self.slots = nn.Parameter(torch.randn(num_embeddings, out_dim))
+        blocks = 1 if share_weights else depth
+        self.repeats = depth // blocks
+        self.blocks = nn.ModuleList(
+            type(self).block(in_dim, out_dim, heads, head_dim, ff_mult, dropout, attention) for _ in range(blocks)
+        )
+        self.slot_norm = nn.LayerNorm(out_dim)
+        self.context_norm = nn.LayerNorm(out_dim)
+        self.project = nn.Linear(in_dim, out_dim) if project_context else None
+
+    def forward(self, features: Tensor, mask: Tensor | None = None, context: Tensor | None = None) -> Aggregated:
+        """Embed a batch of sets."""
+        check_set(features, mask, prefix=self.position == "sine", dim=self.in_dim)
+        context = set_context(features, mask, context, self.out_dim, self.project)
+        return self.predict(fill_masked(features, mask), mask, context)
+
+    def predict(self, features: Tensor, mask: Tensor | None, context: Tensor) -> Aggregated:
+        """Embed sets that are checked, padding cleared, around a context (B, out_dim)."""
+        codes = self.position_codes(features, mask)
+        slots = self.slots.unsqueeze(0)  # (1, K, out_dim): the same for all samples until the first attention
+        for block in self.blocks:
+            assert isinstance(block, SlotBlock)
+            keys, values = block.read(features, codes)
+            for _ in range(self.repeats):
+                slots, attention = block(slots, keys, values, mask)
+        residual = self.slot_norm(slots)
+        return Aggregated(self.context_norm(context).unsqueeze(1) + residual, attention.mean(1), residual)
+
+    def position_codes(self, features: Tensor, mask: Tensor | None) -> Tensor | None:
+        """What is added to the keys' input: (B or 1, N, in_dim), or None."""
+        size = features.shape[1]
+        if self.position == "none":
+            return None
+        if self.grid is None:
+            counts = count_elements(features[:1] if mask is None else features, mask)
+            places = torch.arange(1, size + 1, device=features.device)
+            return sine_codes(places / (counts.unsqueeze(1) + 1e-6), self.in_dim).to(features.dtype)
+        height, width = self.grid
+        if size != height * width:
+            raise ValueError(f"features must have {height} x {width} = {height * width} cells, got {size}")
+        rows, columns = (
+            sine_codes(torch.arange(1, n + 1, device=features.device) / (n + 1e-6), self.in_dim // 2) for n in self.grid
+        )
+        codes = torch.cat([rows.repeat_interleave(width, 0), columns.repeat(height, 1)], dim=-1)
+        return codes.unsqueeze(0).to(features.dtype)
 
 
 def sine_codes(places: Tensor, dim: int) -> Tensor:

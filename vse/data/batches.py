@@ -79,10 +79,11 @@ class TrainingData(Dataset[Batch | InputError]):
     in the data is returned, not raised: an exception that crosses the loader becomes a page of text.
     """
 
-    def __init__(self, corpus: Corpus, vocabulary: Vocabulary, drop: float, seed: int) -> None:
+    def __init__(self, corpus: Corpus, vocabulary: Vocabulary, drop: float, seed: int, keep_ends: bool = False) -> None:
         self.corpus = corpus
         self.vocabulary = vocabulary
         self.drop = drop
+        self.keep_ends = keep_ends
         self.seed = seed
         self._ids: dict[int, np.ndarray] = {}
 
@@ -104,7 +105,8 @@ class TrainingData(Dataset[Batch | InputError]):
         ids = self._ids[index]
         if self.drop == 0:
             return ids
-        return self.vocabulary.augment(ids, self.drop, np.random.default_rng((_AUGMENT, self.seed, epoch, index)))
+        rng = np.random.default_rng((_AUGMENT, self.seed, epoch, index))
+        return self.vocabulary.augment(ids, self.drop, rng, self.keep_ends)
 
 
 def make_loader(data: TrainingData, sampler: BatchSampler, workers: int, pin_memory: bool) -> DataLoader[Any]:

@@ -104,13 +104,17 @@ class Vocabulary:
         words = [self.ids.get(word, self.unk) for word in tokenise(caption)]
         return np.array([self.start, *words, self.end], dtype=np.int64)
 
-    def augment(self, ids: np.ndarray, probability: float, rng: np.random.Generator) -> np.ndarray:
+    def augment(
+        self, ids: np.ndarray, probability: float, rng: np.random.Generator, keep_ends: bool = False
+    ) -> np.ndarray:
         """Caption augmentation of VSE∞ (its section 4.1): each token, with ``probability``, is changed.
 
-        A changed token becomes ``<mask>`` (50 %), a random word (10 %) or is removed (40 %); ``<start>`` and
-        ``<end>`` are tokens like the others. One token always stays.
+        A changed token becomes ``<mask>`` (50 %), a random word (10 %) or is removed (40 %); the first and the last,
+        ``<start>`` and ``<end>``, are tokens like the others, unless ``keep_ends``. One token always stays.
         """
         draw = rng.random(len(ids)) / probability  # uniform in [0, 1) where the token is changed
+        if keep_ends:
+            draw[[0, -1]] = 1.0
         out = np.where(draw < 0.5, self.mask, ids)
         random_word = (draw >= 0.5) & (draw < 0.6)
         if random_word.any() and len(self._plain):
