@@ -14,7 +14,12 @@ Attention = Literal["slots", "inputs"]
 
 
 class SlotBlock(nn.Module):
-    """One round: the slots attend to the inputs, then a feed-forward net."""
+    """One round: the slots attend to the inputs, then a feed-forward net.
+
+    Keys and values are never computed. With q = Wq s and k = Wk x, a head's logit q.k = s.(Wq^T Wk) x, and what it
+    reads, Wo (sum_n a_n Wv x_n), is (Wo Wv)(sum_n a_n x_n): the products of weights serve all samples and depths, and
+    the K slots are fewer than the elements.
+    """
 
     def __init__(
         self, in_dim: int, dim: int, heads: int, head_dim: int, ff_mult: int, dropout: float, attention: Attention
@@ -32,32 +37,39 @@ class SlotBlock(nn.Module):
             nn.Linear(dim, ff_mult * dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(ff_mult * dim, dim)
         )
 
-    def read(self, inputs: Tensor, codes: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Keys and values (B, heads, N, head_dim) of the inputs (B, N, in_dim)."""
-        inputs = self.input_norm(inputs)
-        keys = self.key(inputs if codes is None else inputs + codes)
-        return self._split(keys), self._split(self.value(inputs))
+    def products(self) -> tuple[Tensor, Tensor]:
+        """Wq^T Wk / sqrt(head_dim) as (dim, heads * in_dim), and Wo Wv, transposed, as (heads * in_dim, dim)."""
+        query, key, value = (
+            layer.weight.unflatten(0, (self.heads, -1)) for layer in (self.query, self.key, self.value)
+        )  # (heads, head_dim, dim or in_dim)
+        out = self.out.weight.unflatten(1, (self.heads, -1))  # (dim, heads, head_dim)
+        look = query.transpose(1, 2) @ key / math.sqrt(query.shape[1])  # (heads, dim, in_dim)
+        read = value.transpose(1, 2) @ out.permute(1, 2, 0)  # (heads, in_dim, dim)
+        return look.transpose(0, 1).flatten(1), read.flatten(0, 1)
 
-    def forward(self, slots: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Slots (B or 1, K, dim) become slots (B, K, dim); also returns the attention (B, heads, K, N)."""
-        queries = self._split(self.query(self.norm(slots)))
-        logits = queries @ keys.transpose(-1, -2) / math.sqrt(keys.shape[-1])
+    def forward(
+        self, slots: Tensor, keyed: Tensor, inputs: Tensor, mask: Tensor | None, products: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Slots (B or 1, K, dim) become slots (B, K, dim); also returns the attention (B, K, heads, N).
+
+        ``inputs`` (B, N, in_dim) are normed, ``keyed`` are those with their positions.
+        """
+        look, read = products
+        queries = (self.norm(slots) @ look).unflatten(-1, (self.heads, -1)).flatten(1, 2)  # (B or 1, K * heads, in_dim)
+        logits = (queries @ keyed.transpose(1, 2)).unflatten(1, (-1, self.heads))
         weights = self.weigh(logits, None if mask is None else mask[:, None, None])
-        read = (weights.to(values.dtype) @ values).transpose(1, 2).flatten(2)
-        slots = slots + self.dropout(self.out(read))
+        seen = weights.to(inputs.dtype).flatten(1, 2) @ inputs
+        slots = slots + self.dropout(seen.unflatten(1, (-1, self.heads)).flatten(2) @ read + self.out.bias)
         return slots + self.ff(self.ff_norm(slots)), weights
 
     def weigh(self, logits: Tensor, mask: Tensor | None) -> Tensor:
-        """Attention (B, heads, K, N) from logits; ``mask`` is (B, 1, 1, N)."""
+        """Attention from logits (B, K, heads, N); ``mask`` is (B, 1, 1, N)."""
         if self.attention == "inputs":
             return masked_softmax(logits, mask)
-        weights = logits.softmax(2)
+        weights = logits.softmax(1)
         if mask is not None:
             weights = weights.masked_fill(~mask, 0.0)
         return weights / (weights.sum(-1, keepdim=True) + 1e-7)
-
-    def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
 class SetPrediction(nn.Module):
@@ -68,7 +80,7 @@ class SetPrediction(nn.Module):
     divided by its sum over the elements; slots += dropout(Wo (attention Wv inputs)); slots += FF(slots). In the end
     embedding_k = LayerNorm(context) + LayerNorm(slot_k), and the residual is LayerNorm(slot_k).
 
-    ``share_weights``: one block for all depths; its keys and values are computed once. ``position`` is added to the
+    ``share_weights``: one block for all depths. ``position`` is added to the
     keys: "sine" codes an element's place among the sample's own (a sequence, prefix masks only), "sine_2d" row and
     column of a ``grid`` (h, w) flattened row by row, any mask. ``attention: inputs`` is the paper's ablation, an
     ordinary softmax over the elements (a transformer decoder). A masked element gets weight 0 after either softmax.
@@ -143,11 +155,12 @@ class SetPrediction(nn.Module):
         slots = self.slots.unsqueeze(0)  # (1, K, out_dim): the same for all samples until the first attention
         for block in self.blocks:
             assert isinstance(block, SlotBlock)
-            keys, values = block.read(features, codes)
+            inputs = block.input_norm(features)
+            keyed, products = inputs if codes is None else inputs + codes, block.products()
             for _ in range(self.repeats):
-                slots, attention = block(slots, keys, values, mask)
+                slots, attention = block(slots, keyed, inputs, mask, products)
         residual = self.slot_norm(slots)
-        return Aggregated(self.context_norm(context).unsqueeze(1) + residual, attention.mean(1), residual)
+        return Aggregated(self.context_norm(context).unsqueeze(1) + residual, attention.mean(2), residual)
 
     def position_codes(self, features: Tensor, mask: Tensor | None) -> Tensor | None:
         """What is added to the keys' input: (B or 1, N, in_dim), or None."""
