@@ -2,36 +2,55 @@
 
 import inspect
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from vse.aggregators import AGGREGATORS, GPO, GlobalContext, KMaxPool, MaxPool, MeanPool
+from vse.aggregators import (
+    AGGREGATORS,
+    GPO,
+    AdaptivePool,
+    GlobalContext,
+    KMaxPool,
+    MaxPool,
+    MeanPool,
+    PIENet,
+    SetPrediction,
+)
 from vse.aggregators.gpo import position_codes
 
 DIM = 6
 NEEDED = {"k": 3, "dim": DIM, "in_dim": DIM, "out_dim": DIM, "num_embeddings": 2}  # by argument name
-POSITIONAL: set[str] = set()  # aggregators that code their elements' positions: not permutation invariant
+VARIANTS: dict[str, dict[str, Any]] = {  # "name, what is special": arguments
+    "pie_net, projected context": {"out_dim": 5, "project_context": True},
+    "set_prediction, projected context": {"out_dim": 5, "project_context": True, "head_dim": 8},
+    "set_prediction, inputs": {"attention": "inputs", "head_dim": 8},
+    "set_prediction, own blocks": {"share_weights": False, "depth": 2, "heads": 2, "head_dim": 8},
+    "set_prediction, sine": {"position": "sine", "head_dim": 8},
+}
+POSITIONAL = {"set_prediction, sine"}  # codes its elements' positions: prefix masks, not permutation invariant
 
-every = pytest.mark.parametrize("name", AGGREGATORS)
+every = pytest.mark.parametrize("name", [*AGGREGATORS, *VARIANTS])
 
 
 def make(name: str, dtype: torch.dtype = torch.float64) -> nn.Module:
     torch.manual_seed(0)
-    parameters = inspect.signature(AGGREGATORS[name]).parameters.values()
+    aggregator = AGGREGATORS[name.split(",")[0]]
+    parameters = inspect.signature(aggregator).parameters.values()
     needed = [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
-    arguments = {name: NEEDED[name] for name in needed}
-    return AGGREGATORS[name](**arguments).to(dtype)
+    return aggregator(**{**{name: NEEDED[name] for name in needed}, **VARIANTS.get(name, {})}).to(dtype)
 
 
-def sets(seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
-    """Four sets of 7 places with 7, 3, 1 and 4 real elements in any places."""
-    generator = torch.Generator().manual_seed(seed)
+def sets(name: str = "", dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    """Four sets of 7 places with 7, 3, 1 and 4 real elements, in any places or the first ones, as the name needs."""
+    generator = torch.Generator().manual_seed(0)
     features = torch.randn(4, 7, DIM, generator=generator, dtype=dtype)
     mask = torch.zeros(4, 7, dtype=torch.bool)
     for row, count in enumerate((7, 3, 1, 4)):
-        mask[row, torch.randperm(7, generator=generator)[:count]] = True
+        places = torch.arange(7) if name in POSITIONAL else torch.randperm(7, generator=generator)
+        mask[row, places[:count]] = True
     if dtype == torch.float64:
         return features, mask
     return features.to(dtype), mask
@@ -39,7 +58,7 @@ def sets(seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Ten
 
 @every
 def test_shapes(name: str) -> None:
-    features, mask = sets()
+    features, mask = sets(name)
     result = make(name)(features, mask)
     assert result.embeddings.dim() == 3 and result.embeddings.shape[0] == 4
     assert result.embeddings.dtype == torch.float64
@@ -55,7 +74,7 @@ def test_shapes(name: str) -> None:
 @pytest.mark.parametrize("grad", [True, False])
 def test_garbage_in_masked_places_changes_nothing(name: str, garbage: float, grad: bool) -> None:
     aggregator = make(name).train(grad)
-    features, mask = sets()
+    features, mask = sets(name)
     with torch.set_grad_enabled(grad):
         clean = aggregator(features, mask).embeddings
         dirty = aggregator(features.masked_fill(~mask.unsqueeze(-1), garbage), mask).embeddings
@@ -66,7 +85,7 @@ def test_garbage_in_masked_places_changes_nothing(name: str, garbage: float, gra
 @pytest.mark.parametrize("grad", [True, False])
 def test_alone_equals_in_a_batch(name: str, grad: bool) -> None:
     aggregator = make(name).eval()
-    features, mask = sets()
+    features, mask = sets(name)
     with torch.set_grad_enabled(grad):
         together = aggregator(features, mask).embeddings
         for row in range(4):
@@ -77,7 +96,7 @@ def test_alone_equals_in_a_batch(name: str, grad: bool) -> None:
 @every
 def test_more_padding_changes_nothing(name: str) -> None:
     aggregator = make(name).eval()
-    features, mask = sets()
+    features, mask = sets(name)
     prefix = mask.sort(dim=1, descending=True, stable=True)
     moved = features.gather(1, prefix.indices.unsqueeze(-1).expand_as(features))
     longer = torch.cat([moved, torch.full((4, 5, DIM), torch.nan, dtype=moved.dtype)], 1)
@@ -90,7 +109,7 @@ def test_permutation_invariance(name: str) -> None:
     if name in POSITIONAL:
         pytest.skip("codes positions")
     aggregator = make(name).eval()
-    features, mask = sets()
+    features, mask = sets(name)
     order = torch.tensor([4, 2, 6, 0, 1, 5, 3])
     torch.testing.assert_close(
         aggregator(features[:, order], mask[:, order]).embeddings, aggregator(features, mask).embeddings
@@ -99,7 +118,7 @@ def test_permutation_invariance(name: str) -> None:
 
 @every
 def test_all_real_mask_equals_none(name: str) -> None:
-    features, mask = sets()
+    features, mask = sets(name)
     aggregator = make(name).eval()
     full = aggregator(features, torch.ones_like(mask)).embeddings
     torch.testing.assert_close(full, aggregator(features).embeddings)
@@ -108,7 +127,7 @@ def test_all_real_mask_equals_none(name: str) -> None:
 @every
 def test_gradients(name: str) -> None:
     aggregator = make(name).eval()
-    features, mask = sets()
+    features, mask = sets(name)
     features.requires_grad_()
     assert torch.autograd.gradcheck(lambda x: aggregator(x, mask).embeddings, (features,))
     aggregator(features, mask).embeddings.square().sum().backward()
@@ -121,7 +140,7 @@ def test_gradients(name: str) -> None:
 @every
 def test_nan_in_masked_places_does_not_reach_a_gradient(name: str) -> None:
     aggregator = make(name).eval()
-    features, mask = sets()
+    features, mask = sets(name)
     features[~mask] = torch.nan
     features.requires_grad_()
     aggregator(features, mask).embeddings.square().sum().backward()
@@ -132,7 +151,7 @@ def test_nan_in_masked_places_does_not_reach_a_gradient(name: str) -> None:
 @every
 @pytest.mark.parametrize("how", ["module", "autocast"])
 def test_bfloat16(name: str, how: str) -> None:
-    features, mask = sets(dtype=torch.float32)
+    features, mask = sets(name, dtype=torch.float32)
     features = features.bfloat16()
     expected = make(name, torch.float32).eval()(features.float(), mask).embeddings
     if how == "module":
@@ -145,7 +164,7 @@ def test_bfloat16(name: str, how: str) -> None:
 
 @every
 def test_input_is_left_untouched(name: str) -> None:
-    features, mask = sets()
+    features, mask = sets(name)
     features_before, mask_before = features.clone(), mask.clone()
     make(name)(features, mask)
     assert torch.equal(features, features_before) and torch.equal(mask, mask_before)
@@ -153,14 +172,14 @@ def test_input_is_left_untouched(name: str) -> None:
 
 @every
 def test_single_element(name: str) -> None:
-    features, _ = sets()
+    features, _ = sets(name)
     assert make(name).eval()(features[:, :1]).embeddings.isfinite().all()
 
 
 @every
 def test_bad_sets(name: str) -> None:
     aggregator = make(name)
-    features, mask = sets()
+    features, mask = sets(name)
     empty = mask.clone()
     empty[2] = False
     with pytest.raises(ValueError, match="sample 2 of the batch has no element"):
@@ -273,3 +292,182 @@ def test_gpo_constructor() -> None:
         GPO(position_dim=3)
     with pytest.raises(ValueError, match="hidden_dim must be at least 1, got 0"):
         GPO(hidden_dim=0)
+
+
+def slow_adaptive(pool: AdaptivePool, elements: Tensor) -> Tensor:
+    """Adaptive pooling of one set, rank by rank."""
+    ranked = torch.stack([column.sort(descending=True).values for column in elements.T], dim=1)
+    token_scores = torch.stack([torch.relu(pool.linear.weight @ row + pool.linear.bias) for row in ranked])
+    sums = []
+    for scores in (token_scores, ranked):
+        weights = torch.stack([column.exp() / column.exp().sum() for column in scores.T], dim=1)
+        sums.append((weights * ranked).sum(0))
+    token, embedding = sums
+    w = torch.softmax(torch.stack([pool.balance(token)[0], pool.balance(embedding)[0]]), 0)
+    return w[0] * token + w[1] * embedding
+
+
+def test_adaptive_pooling_equals_its_definition() -> None:
+    pool = make("adaptive")
+    assert isinstance(pool, AdaptivePool)
+    features, mask = sets()
+    expected = torch.stack([slow_adaptive(pool, x) for x in valid(features, mask)])
+    torch.testing.assert_close(pool(features, mask).embeddings[:, 0], expected)
+
+
+def slow_pie_net(net: PIENet, elements: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """PIE-Net of one set: embeddings, attention, residual, one map at a time."""
+    rows = []
+    for k in range(net.maps.out_features):
+        scores = torch.stack([net.maps.weight[k] @ torch.tanh(net.hidden.weight @ x) for x in elements])
+        alpha = scores.exp() / scores.exp().sum()
+        residual = torch.sigmoid(net.fc(sum(a * x for a, x in zip(alpha, elements, strict=True))))
+        rows.append((net.norm(context + residual), alpha, residual))
+    embeddings, attention, residuals = (torch.stack(part) for part in zip(*rows, strict=True))
+    return embeddings, attention, residuals
+
+
+@pytest.mark.parametrize("num_embeddings", [1, 3])
+def test_pie_net_equals_its_definition(num_embeddings: int) -> None:
+    torch.manual_seed(0)
+    net = PIENet(DIM, 5, num_embeddings, hidden_dim=4).double()
+    features, mask = sets()
+    context = torch.randn(4, 5, dtype=torch.float64)
+    result = net(features, mask, context)
+    for row, elements in enumerate(valid(features, mask)):
+        embeddings, attention, residual = slow_pie_net(net, elements, context[row])
+        torch.testing.assert_close(result.embeddings[row], embeddings)
+        torch.testing.assert_close(result.attention[row][:, mask[row]], attention)
+        torch.testing.assert_close(result.residual[row], residual)
+
+
+def slow_set_prediction(net: SetPrediction, elements: Tensor, context: Tensor, depth: int) -> tuple[Tensor, Tensor]:
+    """Set prediction of one set, with keys and values, head by head: embeddings and attention."""
+    slots = net.slots
+    count = len(elements)
+    for layer in range(depth):
+        block = net.blocks[layer % len(net.blocks)]
+        inputs = block.input_norm(elements)
+        keyed = inputs
+        if net.position == "sine":
+            codes = torch.zeros_like(inputs)
+            for p in range(count):
+                for i in range(DIM):
+                    angle = 2 * math.pi * (p + 1) / (count + 1e-6) / 10000 ** (2 * (i // 2) / DIM)
+                    codes[p, i] = math.sin(angle) if i % 2 == 0 else math.cos(angle)
+            keyed = inputs + codes
+        queries, keys, values = block.query(block.norm(slots)), block.key(keyed), block.value(inputs)
+        read, maps = [], []
+        for q, k, v in zip(queries.chunk(block.heads, 1), keys.chunk(block.heads, 1), values.chunk(block.heads, 1)):  # noqa: B905
+            logits = q @ k.T / math.sqrt(q.shape[1])
+            if block.attention == "slots":
+                weights = torch.softmax(logits, 0)
+                weights = weights / (weights.sum(1, keepdim=True) + 1e-7)
+            else:
+                weights = torch.softmax(logits, 1)
+            read.append(weights @ v)
+            maps.append(weights)
+        slots = slots + block.out(torch.cat(read, 1))
+        slots = slots + block.ff(block.ff_norm(slots))
+    return net.context_norm(context) + net.slot_norm(slots), torch.stack(maps).mean(0)
+
+
+@pytest.mark.parametrize("share_weights", [True, False])
+@pytest.mark.parametrize("position", ["none", "sine"])
+@pytest.mark.parametrize("attention", ["slots", "inputs"])
+def test_set_prediction_equals_its_definition(share_weights: bool, position: Any, attention: Any) -> None:
+    torch.manual_seed(0)
+    options = {"position": position, "share_weights": share_weights, "attention": attention}
+    net = SetPrediction(DIM, 5, num_embeddings=3, depth=3, heads=2, head_dim=4, ff_mult=2, **options).double()
+    assert len(net.blocks) == (1 if share_weights else 3)
+    features, mask = sets("set_prediction, sine" if position == "sine" else "")
+    context = torch.randn(4, 5, dtype=torch.float64)
+    result = net(features, mask, context)
+    for row, elements in enumerate(valid(features, mask)):
+        embeddings, attention = slow_set_prediction(net, elements, context[row], depth=3)
+        torch.testing.assert_close(result.embeddings[row], embeddings, atol=1e-6, rtol=1e-6)  # codes are float32
+        torch.testing.assert_close(result.attention[row][:, mask[row]], attention, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(result.residual, result.embeddings - net.context_norm(context).unsqueeze(1))
+
+
+def test_grid_positions() -> None:
+    """Row codes in the first half of the channels, column codes in the second; dropped cells change nothing."""
+    net = SetPrediction(8, 5, depth=1, heads=1, head_dim=4, position="sine_2d", grid=(2, 3)).double()
+    codes = net.position_codes(torch.zeros(1, 6, 8), None)
+    assert codes is not None
+    for row in range(2):
+        for column in range(3):
+            expected = []
+            for place, size in ((row + 1, 2), (column + 1, 3)):
+                for i in range(4):
+                    angle = 2 * math.pi * place / (size + 1e-6) / 10000 ** (2 * (i // 2) / 4)
+                    expected.append(math.sin(angle) if i % 2 == 0 else math.cos(angle))
+            torch.testing.assert_close(codes[0, row * 3 + column], torch.tensor(expected))
+    cells, mask = torch.randn(1, 6, 8, dtype=torch.float64), torch.tensor([[True, False, True, True, False, True]])
+    context = torch.randn(1, 5, dtype=torch.float64)
+    clean = net(cells, mask, context).embeddings
+    assert torch.equal(net(cells.masked_fill(~mask.unsqueeze(-1), torch.nan), mask, context).embeddings, clean)
+    with pytest.raises(ValueError, match="features must have 2 x 3 = 6 cells, got 5"):
+        net(cells[:, :5], context=context)
+
+
+@pytest.mark.parametrize("name", ["pie_net", "set_prediction"])
+def test_attention_sums_to_one(name: str) -> None:
+    features, mask = sets()
+    attention = make(name)(features, mask).attention
+    torch.testing.assert_close(attention.sum(-1), torch.ones_like(attention[..., 0]), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["pie_net", "set_prediction"])
+def test_context_widths(name: str) -> None:
+    aggregator = AGGREGATORS[name]
+    features, mask = sets(dtype=torch.float32)
+    narrow = aggregator(in_dim=DIM, out_dim=5, num_embeddings=2)
+    with pytest.raises(ValueError, match=r"without a context the masked mean .* must be \(4, 5\), got shape \(4, 6\)"):
+        narrow(features, mask)
+    with pytest.raises(ValueError, match=r"context must be \(4, 5\), got shape \(4, 6\)"):
+        narrow(features, mask, torch.randn(4, DIM))
+    with pytest.raises(ValueError, match="features must be 6 wide, got 4"):
+        narrow(features[..., :4], mask)
+    mean = MeanPool()(features, mask).embeddings[:, 0]
+    for net in (aggregator(in_dim=DIM, out_dim=DIM, num_embeddings=2), make(f"{name}, projected context").float()):
+        torch.testing.assert_close(net(features, mask).embeddings, net(features, mask, mean).embeddings)
+
+
+@pytest.mark.parametrize("name", ["pie_net", "set_prediction"])
+def test_dropout_is_for_training(name: str) -> None:
+    torch.manual_seed(0)
+    net = AGGREGATORS[name](in_dim=DIM, out_dim=DIM, num_embeddings=2, dropout=0.5)
+    features, _ = sets(dtype=torch.float32)
+    assert not torch.equal(net(features).embeddings, net(features).embeddings)
+    net.eval()
+    assert torch.equal(net(features).embeddings, net(features).embeddings)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("adaptive", {"dim": 0}, "dim must be at least 1, got 0"),
+        ("pie_net", {"num_embeddings": 0}, "num_embeddings must be at least 1, got 0"),
+        ("pie_net", {"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
+        ("set_prediction", {"heads": 0}, "heads must be at least 1, got 0"),
+        ("set_prediction", {"dropout": -0.1}, r"dropout must be in \[0, 1\), got -0.1"),
+        ("set_prediction", {"position": "sin"}, "position must be one of .*, got 'sin'"),
+        ("set_prediction", {"attention": "keys"}, "attention must be one of .*, got 'keys'"),
+        ("set_prediction", {"position": "sine_2d"}, "position 'sine_2d', got position 'sine_2d' and grid None"),
+        ("set_prediction", {"grid": (2, 3)}, r"position 'sine_2d', got position 'none' and grid \(2, 3\)"),
+        ("set_prediction", {"position": "sine_2d", "grid": (0, 3)}, "grid must be two sizes"),
+        ("set_prediction", {"position": "sine_2d", "grid": (2, 3), "in_dim": 5}, "in_dim must be even .*, got 5"),
+    ],
+)
+def test_bad_arguments(name: str, arguments: dict[str, Any], message: str) -> None:
+    needed = {"adaptive": {}, "pie_net": NEEDED, "set_prediction": NEEDED}[name]
+    wanted = inspect.signature(AGGREGATORS[name]).parameters
+    with pytest.raises(ValueError, match=message):
+        AGGREGATORS[name](**{**{k: v for k, v in needed.items() if k in wanted}, **arguments})
+
+
+def test_a_sequence_needs_a_prefix_mask() -> None:
+    features, mask = sets()
+    with pytest.raises(ValueError, match="a sequence needs a prefix mask"):
+        make("set_prediction, sine")(features, mask)

@@ -1,5 +1,9 @@
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 
 from vse.encoders import BiGRU, Regions
 from vse.encoders.regions import drop_elements
@@ -99,3 +103,95 @@ def test_bad_inputs() -> None:
         Regions(in_dim=5, dim=1)
     with pytest.raises(ValueError, match="sizes must be at least 1, got vocab_size 9, dim 6, word_dim 0"):
         BiGRU(vocab_size=9, dim=6, word_dim=0)
+
+
+def sequences(lengths: list[int]) -> tuple[Tensor, Tensor]:
+    """Token ids with garbage behind each sequence, and their mask."""
+    tokens = torch.full((len(lengths), max(lengths)), 10**6)
+    for row, length in enumerate(lengths):
+        tokens[row, :length] = torch.randint(0, 9, (length,))
+    return tokens, torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+
+
+@pytest.mark.parametrize("directions", ["average", "concatenate"])
+@pytest.mark.parametrize("features", ["states", "words"])
+@pytest.mark.parametrize("context", ["last", "last_step", "max", "mean"])
+def test_bigru_choices_equal_their_definitions(directions: Any, features: Any, context: Any) -> None:
+    """Sample by sample, each with torch's GRU alone."""
+    torch.manual_seed(0)
+    encoder = BiGRU(9, 6, 4, directions, features, context).double()
+    tokens, mask = sequences([2, 5, 1])
+    result = encoder(tokens, mask)
+    assert result.features.shape == (3, 5, encoder.dim) and result.context.shape == (3, encoder.context_dim)
+    units = 6 if directions == "average" else 3
+    for row in range(3):
+        words = encoder.embedding(tokens[row, mask[row]])
+        forward, backward = encoder.gru(words.unsqueeze(0))[0][0].split(units, 1)
+
+        def join(a: Tensor, b: Tensor) -> Tensor:
+            return (a + b) / 2 if directions == "average" else torch.cat([a, b], -1)
+
+        states = join(forward, backward)
+        expected = {
+            "last": join(forward[-1], backward[0]),
+            "last_step": states[-1],
+            "max": states.amax(0),
+            "mean": states.mean(0),
+        }[context]
+        torch.testing.assert_close(result.context[row], expected)
+        torch.testing.assert_close(result.features[row, mask[row]], states if features == "states" else words)
+
+
+@pytest.mark.parametrize("mlp", ["input", "projection", None])
+@pytest.mark.parametrize("features", ["projected", "raw"])
+@pytest.mark.parametrize("context", ["max", "mean"])
+def test_region_choices_equal_their_definitions(mlp: Any, features: Any, context: Any) -> None:
+    torch.manual_seed(0)
+    encoder = Regions(5, 8, mlp, features, context).double().eval()
+    inputs, mask = torch.randn(3, 4, 5, dtype=torch.float64), torch.rand(3, 4) < 0.5
+    mask[:, 1] = True
+    result = encoder(inputs.masked_fill(~mask.unsqueeze(-1), torch.nan), mask)
+    assert result.features.shape == (3, 4, encoder.dim) and result.context.shape == (3, encoder.context_dim)
+    for row in range(3):
+        x = inputs[row, mask[row]]
+        v = encoder.fc(x)
+        if mlp is not None:
+            hidden = encoder.hidden(x if mlp == "input" else v)
+            hidden = (hidden - encoder.norm.running_mean) / (encoder.norm.running_var + 1e-5).sqrt()
+            v = v + encoder.out(torch.relu(hidden * encoder.norm.weight + encoder.norm.bias))
+        torch.testing.assert_close(result.context[row], v.amax(0) if context == "max" else v.mean(0))
+        torch.testing.assert_close(result.features[row, mask[row]], v if features == "projected" else x)
+
+
+def test_dropout_acts_where_the_papers_have_it() -> None:
+    torch.manual_seed(0)
+    regions, mask = torch.ones(2, 3, 5), torch.ones(2, 3, dtype=torch.bool)
+    raw = Regions(5, 64, None, "raw", "mean", dropout=0.5)(regions, mask)
+    assert torch.equal(raw.features, regions) and raw.context is not None and (raw.context == 0).float().mean() > 0.3
+    projected = Regions(5, 64, None, "projected", "mean", dropout=0.5)(regions, mask)
+    assert (projected.features == 0).float().mean() > 0.3
+    torch.testing.assert_close(projected.context, projected.features.mean(1))
+    text = BiGRU(9, 64, 32, features="words", dropout=0.5)
+    words = text(torch.ones(2, 3, dtype=torch.long))
+    assert (words.features == 0).float().mean() > 0.3 and (words.context == 0).float().mean() > 0.3
+    assert not (text.eval()(torch.ones(2, 3, dtype=torch.long)).features == 0).any()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Regions(5, 8, "both"), r"mlp must be one of \('input', 'projection', None\), got 'both'"),  # type: ignore[arg-type]
+        (lambda: Regions(5, 8, features="fc"), "features must be one of .*, got 'fc'"),  # type: ignore[arg-type]
+        (lambda: Regions(5, 8, context="last"), "context must be one of .*, got 'last'"),  # type: ignore[arg-type]
+        (lambda: Regions(5, 8, features="raw"), "context must be 'max' or 'mean' when the features are raw"),
+        (lambda: Regions(5, 8, dropout=1.0), r"dropout must be in \[0, 1\), got 1.0"),
+        (lambda: BiGRU(9, 6, directions="sum"), "directions must be one of .*, got 'sum'"),  # type: ignore[arg-type]
+        (lambda: BiGRU(9, 6, features="chars"), "features must be one of .*, got 'chars'"),  # type: ignore[arg-type]
+        (lambda: BiGRU(9, 6, context="first"), "context must be one of .*, got 'first'"),  # type: ignore[arg-type]
+        (lambda: BiGRU(9, 7, directions="concatenate"), "dim must be even to concatenate two directions, got 7"),
+        (lambda: BiGRU(9, 6, dropout=-0.1), r"dropout must be in \[0, 1\), got -0.1"),
+    ],
+)
+def test_bad_choices(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()

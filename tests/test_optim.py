@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from vse.optim import Cosine, Linear, Schedule, Step, parameter_groups
+from vse.optim import Cosine, Linear, Plateau, Schedule, Step, parameter_groups
 
 
 def test_longest_prefix_gives_the_factor() -> None:
@@ -51,3 +51,22 @@ def test_bad_arguments() -> None:
         Schedule(warmup_epochs=-1)
     with pytest.raises(ValueError, match=r"factor must be positive and milestones not negative, got 0.1 and \[-1\]"):
         Step(milestones=[-1])
+
+
+def test_plateau_against_torch() -> None:
+    """The rate falls when RSUM stagnates, as torch's scheduler in mode "max" does it; not while RSUM rises."""
+    history = [10, 20, 30, 30, 29, 28, 27, 31, 30, 30, 30, 30, 30, 30, 30, 30]
+    schedule = Plateau(factor=0.5, patience=2)
+    optimiser = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(optimiser, "max", factor=0.5, patience=2, threshold=0)
+    for epoch, rsum in enumerate(history):
+        assert schedule(epoch) == pytest.approx(optimiser.param_groups[0]["lr"])
+        schedule.history.append(rsum)
+        theirs.step(rsum)
+    assert schedule(len(history)) < 0.2
+    rising = Plateau(factor=0.5, patience=0)
+    rising.history = list(range(1, 20))
+    assert rising(20) == 1
+    for arguments in ({"factor": 1.0}, {"patience": -1}):
+        with pytest.raises(ValueError, match="factor must be in"):
+            Plateau(**arguments)  # type: ignore[arg-type]

@@ -102,3 +102,13 @@ def test_augmentation_leaves_its_input_alone() -> None:
     ids = np.arange(5, 15)
     Vocabulary([*SPECIALS, *"abcdefghij"]).augment(ids, 0.9, np.random.default_rng(0))
     assert ids.tolist() == list(range(5, 15))
+
+
+def test_augmentation_can_keep_the_ends() -> None:
+    vocabulary = Vocabulary([*SPECIALS, *"abcdefghij"])
+    ids = vocabulary.encode("a b c d e f g")
+    rng = np.random.default_rng(0)
+    outs = [vocabulary.augment(ids, 0.9, rng, keep_ends=True) for _ in range(200)]
+    assert all(out[0] == vocabulary.start and out[-1] == vocabulary.end for out in outs)
+    assert {len(out) for out in outs} > {4, 5, 6}
+    assert not all(vocabulary.augment(ids, 0.9, rng)[0] == vocabulary.start for _ in range(200))

@@ -1,0 +1,170 @@
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vse.evaluation import score
+from vse.similarity import SIMILARITIES, MatchProbability, chamfer, cosine, max_cosine, order, smooth_chamfer
+
+Sets = tuple[Tensor, Tensor]
+
+
+def sets(k: int = 3, size: int = 2) -> Sets:
+    torch.manual_seed(0)
+    return torch.randn(4, k, 6, dtype=torch.float64), torch.randn(5, size, 6, dtype=torch.float64)
+
+
+def cosines(x: Tensor, y: Tensor) -> list[list[Tensor]]:
+    return [[x_k @ y_l / (x_k.norm() * y_l.norm()) for y_l in y] for x_k in x]
+
+
+def slow_max(x: Tensor, y: Tensor) -> Tensor:
+    return max((c for row in cosines(x, y) for c in row), key=float)
+
+
+def slow_chamfer(x: Tensor, y: Tensor) -> Tensor:
+    rows = cosines(x, y)
+    best_of_x = [max(row, key=float) for row in rows]
+    best_of_y = [max(column, key=float) for column in zip(*rows, strict=True)]
+    return (sum(best_of_x) / len(best_of_x) + sum(best_of_y) / len(best_of_y)) / 2  # type: ignore[return-value]
+
+
+def slow_smooth_chamfer(x: Tensor, y: Tensor, alpha: float = 16.0) -> Tensor:
+    rows = cosines(x, y)
+
+    def soft(values: tuple[Tensor, ...] | list[Tensor]) -> Tensor:
+        return torch.log(sum(torch.exp(alpha * c) for c in values)) / alpha  # type: ignore[arg-type]
+
+    left = sum(soft(row) for row in rows) / len(rows)
+    columns = list(zip(*rows, strict=True))
+    return (left + sum(soft(column) for column in columns) / len(columns)) / 2
+
+
+def slow_match_probability(x: Tensor, y: Tensor) -> Tensor:
+    flat = [1 / (1 + torch.exp(-c)) for row in cosines(x, y) for c in row]
+    return sum(flat) / len(flat)  # type: ignore[return-value]
+
+
+def slow_order(x: Tensor, y: Tensor) -> Tensor:
+    scores = [-torch.clamp(y_l.abs() - x_k.abs(), min=0).square().sum().sqrt() for x_k in x for y_l in y]
+    return max(scores, key=float)
+
+
+TWINS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "cosine": slow_max,
+    "max": slow_max,
+    "chamfer": slow_chamfer,
+    "smooth_chamfer": slow_smooth_chamfer,
+    "match_probability": slow_match_probability,
+    "order": slow_order,
+}
+every = pytest.mark.parametrize("name", SIMILARITIES)
+
+
+def make(name: str) -> Callable[[Tensor, Tensor], Tensor]:
+    return MatchProbability().double() if name == "match_probability" else SIMILARITIES[name]  # type: ignore[return-value]
+
+
+@every
+@pytest.mark.parametrize("shape", [(1, 1), (3, 3), (3, 2), (1, 4)])
+def test_it_equals_its_slow_twin(name: str, shape: tuple[int, int]) -> None:
+    if name == "cosine" and shape != (1, 1):
+        pytest.skip("compares single embeddings")
+    a, b = (x.requires_grad_() for x in sets(*shape))
+    expected = torch.stack([torch.stack([TWINS[name](x, y) for y in b]) for x in a])
+    found = make(name)(a, b)
+    torch.testing.assert_close(found, expected)
+    weights = torch.randn_like(found)
+    gradients = [torch.autograd.grad((s * weights).sum(), (a, b)) for s in (found, expected)]
+    torch.testing.assert_close(*gradients)
+
+
+def test_one_embedding_makes_all_cosines_alike() -> None:
+    a, b = sets(1, 1)
+    for similarity in (max_cosine, chamfer, smooth_chamfer):
+        torch.testing.assert_close(similarity(a, b), cosine(a, b))
+
+
+def test_smooth_chamfer_tends_to_chamfer_and_stays_finite() -> None:
+    a, b = (x.float() for x in sets())
+    torch.testing.assert_close(smooth_chamfer(a, b, temperature=1e4), chamfer(a, b), atol=1e-3, rtol=0)
+    for temperature in (1e-3, 1e6):
+        scores = smooth_chamfer(a.requires_grad_(), b, temperature)
+        assert scores.isfinite().all() and torch.autograd.grad(scores.sum(), a)[0].isfinite().all()
+    with pytest.raises(ValueError, match="temperature must be positive, got 0"):
+        smooth_chamfer(a, b, temperature=0)
+
+
+def test_match_probability_is_learned() -> None:
+    a, b = (x.float() for x in sets())
+    similarity = MatchProbability(scale=2.0, shift=-1.0)
+    similarity(a, b).sum().backward()
+    assert [float(p.detach()) for p in similarity.parameters()] == [2.0, -1.0]
+    assert all(p.grad is not None and p.grad.abs() > 0 for p in similarity.parameters())
+    c = (F.normalize(a, dim=-1)[:, None, :, None] * F.normalize(b, dim=-1)[None, :, None]).sum(-1)
+    torch.testing.assert_close(similarity(a, b), torch.sigmoid(2 * c - 1).mean((2, 3)))
+
+
+@every
+def test_lengths_do_not_count_where_cosines_do(name: str) -> None:
+    a, b = sets(1, 1)
+    scaled = make(name)(a * 3.0, b * 0.2)
+    assert torch.allclose(scaled, make(name)(a, b)) == (name != "order")
+
+
+@every
+def test_zero_embeddings_give_finite_gradients(name: str) -> None:
+    a, b = torch.zeros(2, 1, 6, requires_grad=True), torch.zeros(3, 1, 6)
+    similarity = MatchProbability() if name == "match_probability" else SIMILARITIES[name]
+    scores = similarity(a, b)
+    assert isinstance(scores, Tensor) and scores.isfinite().all()
+    assert torch.autograd.grad(scores.sum(), a)[0].isfinite().all()
+
+
+@every
+def test_a_corpus_is_scored_in_chunks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scores are those of one piece, and no chunk holds more than it may."""
+    torch.manual_seed(0)
+    size = 1 if name == "cosine" else 3
+    images, captions = torch.randn(11, size, 6), torch.randn(13, size, 6)
+    similarity = make(name)
+    if isinstance(similarity, torch.nn.Module):
+        similarity.float()
+    whole = score(similarity, images, captions)
+    monkeypatch.setattr("vse.evaluation._CHUNK", 4 * size * 13 * size)
+    monkeypatch.setattr("vse.similarity._BLOCK", 2 * size * 13 * size * 6)
+    rows = []
+
+    def watched(a: Tensor, b: Tensor) -> Tensor:
+        rows.append(len(a))
+        return similarity(a, b)
+
+    torch.testing.assert_close(score(watched, images, captions), whole)
+    assert rows == [4, 4, 3]
+
+
+@every
+def test_bad_shapes(name: str) -> None:
+    a, b = sets(1, 1)
+    with pytest.raises(ValueError, match=r"expected \(A, K, H\) and \(C, L, H\) with one H, got \(4, 1, 5\)"):
+        make(name)(a[..., :5], b)
+    with pytest.raises(ValueError, match=r"expected \(A, K, H\) and \(C, L, H\)"):
+        make(name)(a[:, 0], b)
+
+
+def test_cosine_compares_single_embeddings() -> None:
+    with pytest.raises(ValueError, match="cosine compares single embeddings, got K = 3 and L = 2"):
+        cosine(*sets())
+
+
+def test_unit_vectors_are_left_alone() -> None:
+    """Scores of a tower's embeddings are plain products, gradients included."""
+    a, b = (F.normalize(x, dim=-1).requires_grad_() for x in sets(1, 1))
+    scores = cosine(a, b)
+    assert torch.equal(scores, a[:, 0] @ b[:, 0].T)
+    expected = b[:, 0].sum(0).expand(4, 6)
+    torch.testing.assert_close(torch.autograd.grad(scores.sum(), a)[0][:, 0], expected)
+    assert order(a, b).shape == (4, 5) and math.isfinite(order(a, b).sum().item())
