@@ -20,6 +20,7 @@ from vse.aggregators import (
     SetPrediction,
 )
 from vse.aggregators.gpo import position_codes
+from vse.aggregators.set_prediction import SlotBlock
 
 DIM = 6
 NEEDED = {"k": 3, "dim": DIM, "in_dim": DIM, "out_dim": DIM, "num_embeddings": 2}  # by argument name
@@ -347,6 +348,7 @@ def slow_set_prediction(net: SetPrediction, elements: Tensor, context: Tensor, d
     count = len(elements)
     for layer in range(depth):
         block = net.blocks[layer % len(net.blocks)]
+        assert isinstance(block, SlotBlock)
         inputs = block.input_norm(elements)
         keyed = inputs
         if net.position == "sine":

@@ -157,8 +157,7 @@ def test_region_choices_equal_their_definitions(mlp: Any, features: Any, context
         v = encoder.fc(x)
         if mlp is not None:
             hidden = encoder.hidden(x if mlp == "input" else v)
-            hidden = (hidden - encoder.norm.running_mean) / (encoder.norm.running_var + 1e-5).sqrt()
-            v = v + encoder.out(torch.relu(hidden * encoder.norm.weight + encoder.norm.bias))
+            v = v + encoder.out(torch.nn.BatchNorm1d.forward(encoder.norm, hidden).relu())
         torch.testing.assert_close(result.context[row], v.amax(0) if context == "max" else v.mean(0))
         torch.testing.assert_close(result.features[row, mask[row]], v if features == "projected" else x)
 

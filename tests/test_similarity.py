@@ -22,13 +22,13 @@ def cosines(x: Tensor, y: Tensor) -> list[list[Tensor]]:
 
 
 def slow_max(x: Tensor, y: Tensor) -> Tensor:
-    return max((c for row in cosines(x, y) for c in row), key=float)
+    return max((c for row in cosines(x, y) for c in row), key=Tensor.item)
 
 
 def slow_chamfer(x: Tensor, y: Tensor) -> Tensor:
     rows = cosines(x, y)
-    best_of_x = [max(row, key=float) for row in rows]
-    best_of_y = [max(column, key=float) for column in zip(*rows, strict=True)]
+    best_of_x = [max(row, key=Tensor.item) for row in rows]
+    best_of_y = [max(column, key=Tensor.item) for column in zip(*rows, strict=True)]
     return (sum(best_of_x) / len(best_of_x) + sum(best_of_y) / len(best_of_y)) / 2  # type: ignore[return-value]
 
 
@@ -38,9 +38,8 @@ def slow_smooth_chamfer(x: Tensor, y: Tensor, alpha: float = 16.0) -> Tensor:
     def soft(values: tuple[Tensor, ...] | list[Tensor]) -> Tensor:
         return torch.log(sum(torch.exp(alpha * c) for c in values)) / alpha  # type: ignore[arg-type]
 
-    left = sum(soft(row) for row in rows) / len(rows)
-    columns = list(zip(*rows, strict=True))
-    return (left + sum(soft(column) for column in columns) / len(columns)) / 2
+    left = torch.stack([soft(row) for row in rows]).mean()
+    return (left + torch.stack([soft(column) for column in zip(*rows, strict=True)]).mean()) / 2
 
 
 def slow_match_probability(x: Tensor, y: Tensor) -> Tensor:
@@ -50,7 +49,7 @@ def slow_match_probability(x: Tensor, y: Tensor) -> Tensor:
 
 def slow_order(x: Tensor, y: Tensor) -> Tensor:
     scores = [-torch.clamp(y_l.abs() - x_k.abs(), min=0).square().sum().sqrt() for x_k in x for y_l in y]
-    return max(scores, key=float)
+    return max(scores, key=Tensor.item)
 
 
 TWINS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
