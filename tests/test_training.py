@@ -1,5 +1,6 @@
 """The loop, seen through the command line: what it writes, and that no run is ever lost."""
 
+import json
 import math
 import os
 import random
@@ -55,11 +56,11 @@ def test_a_run_from_training_to_embeddings(cli: Cli, tiny: list[str], tmp_path: 
 
     # The log: epochs and steps in order, dev metrics after each epoch, the best of them in best.pt.
     records = read_jsonl(run / "metrics.jsonl")
-    assert [r["step"] for r in records] == [3, 6, 7, 10, 13, 14]
+    assert [r["step"] for r in records] == [3, 6, 7, 7, 10, 13, 14, 14]  # every 3 steps, and where an epoch ends
     dev = [r["dev"] for r in records if "dev" in r]
     assert len(dev) == 2 and set(dev[0]) == {"i2t", "t2i", "rsum"}
     assert {"total", "ranking", "gradient_norm", "lr", "samples_per_second"} == set(records[0]["train"])
-    assert [r["train"]["lr"] for r in records if "train" in r] == pytest.approx([5e-4, 5e-4, 5e-5, 5e-5])
+    assert [r["train"]["lr"] for r in records if "train" in r] == pytest.approx([5e-4] * 3 + [5e-5] * 3)
     best = load_checkpoint(run / "best.pt")
     assert best["dev"]["rsum"] == max(d["rsum"] for d in dev)
 
@@ -116,10 +117,113 @@ def test_mixed_precision(cli: Cli, tiny: list[str], tmp_path: Path, precision: s
 
 @pytest.mark.parametrize("aggregator", AGGREGATORS)
 def test_every_aggregator_trains(cli: Cli, tiny: list[str], tmp_path: Path, aggregator: str) -> None:
-    settings = [f"model.{side}.aggregator.name={aggregator}" for side in ("image", "text")]
-    settings += [f"model.{side}.aggregator.k=2" for side in ("image", "text") if aggregator == "kmax"]
-    assert cli("train", *tiny, *settings, "train.epochs=1").code == 0
+    needed = {"kmax": {"k": 2}, "pie_net": {"num_embeddings": 3}, "set_prediction": {"head_dim": 4}}.get(aggregator, {})
+    component = yaml.safe_dump({"name": aggregator, **needed}, default_flow_style=True)
+    settings = [f"model.{side}.aggregator={component}" for side in ("image", "text")]
+    assert cli("train", *tiny, *settings, "model.similarity.name=max", "train.epochs=1").code == 0
     assert cli("eval", tmp_path / "run").code == 0
+
+
+CONFIGS = sorted(str(p.relative_to(ROOT / "configs")) for p in (ROOT / "configs").glob("*/*_*.yaml"))
+
+
+def small(config: str, tiny: list[str]) -> list[str]:
+    """A published system's config with everything wide made narrow, on the tiny corpus."""
+    content = read_config(ROOT / "configs" / config)
+    settings = [s for s in tiny[1:] if not s.startswith("optim.schedule")]
+    for side in ("image", "text"):
+        aggregator = getattr(content.model, side).aggregator
+        settings += [f"model.{side}.aggregator.head_dim=4" for _ in [0] if aggregator.name == "set_prediction"]
+    return [str(ROOT / "configs" / config), *settings]
+
+
+@pytest.mark.parametrize("config", [c for c in CONFIGS if not c.startswith("_")])
+def test_every_config_trains_and_evaluates(cli: Cli, tiny: list[str], tmp_path: Path, config: str) -> None:
+    outcome = cli("train", *small(config, tiny), "train.epochs=1")
+    assert outcome.code == 0, outcome.err
+    assert "warning" not in outcome.err
+    content = read_config(ROOT / "configs" / config)
+    training = [r["train"] for r in read_jsonl(tmp_path / "run" / "metrics.jsonl") if "train" in r]
+    assert set(content.loss.terms) <= set(training[0]) and all(math.isfinite(v) for v in training[0].values())
+    table = cli("eval", tmp_path / "run")
+    assert table.code == 0 and "RSUM" in table.out
+    metrics = json.loads((tmp_path / "run" / "test.json").read_text())
+    sets = "num_embeddings" in content.model.image.aggregator.arguments
+    assert ("sets" in metrics) == sets == ("Image sets" in table.out) == ("image_log_variance" in training[0])
+
+
+@pytest.mark.parametrize("config", [c for c in CONFIGS if c.startswith(("pvse/f30k", "vse_2ad/f30k", "dive/f30k"))])
+def test_every_parameter_of_every_system_gets_a_gradient(tiny: list[str], config: str) -> None:
+    path, *settings = small(config, tiny)
+    training = trainer.Training(read_config(path, [*settings, "run.precision=fp32"]))
+    training.model.train()
+    training.train_step(next(training.batches()))
+    unused = [name for name, p in training.model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert unused == []
+
+
+def test_learnable_similarity_and_temperature_are_trained_and_saved(
+    cli: Cli, tiny: list[str], tmp_path: Path, corpus_folder: Path
+) -> None:
+    settings = ["model.similarity.name=match_probability", "loss.ranking.name=info_nce", "train.epochs=1"]
+    assert cli("train", *tiny, *settings).code == 0
+    state = load_checkpoint(tmp_path / "run" / "last.pt")
+    assert state["model"]["similarity.scale"] != 1 and state["model"]["similarity.shift"] != 0
+    assert state["criterion"]["ranking.log_temperature"] != pytest.approx(math.log(0.07))
+    model = vse.load(tmp_path / "run" / "last.pt")
+    assert torch.equal(model.similarity.scale.detach(), state["model"]["similarity.scale"])  # type: ignore[attr-defined]
+    assert cli("train", *tiny, *settings[:2]).code == 0  # goes on with all of it
+
+
+def test_a_plateau_is_remembered(cli: Cli, tiny: list[str], tmp_path: Path) -> None:
+    """The rate depends on every validation so far: going on equals never having stopped."""
+    settings = ["optim.schedule={name: plateau, patience: 0}", "optim.lr=0.02"]
+    tiny = [s for s in tiny if not s.startswith("optim.schedule")]
+    runs = [[*tiny, *settings, f"run.dir={tmp_path / name}"] for name in ("whole", "parts")]
+    assert cli("train", *runs[0], "train.epochs=6").code == 0
+    for epochs in (3, 6):
+        assert cli("train", *runs[1], f"train.epochs={epochs}").code == 0
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+    rates = {r["train"]["lr"] for r in read_jsonl(tmp_path / "whole" / "metrics.jsonl") if "train" in r}
+    assert len(rates) > 1, "RSUM never stagnated: the test shows nothing"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["model.image.aggregator={name: pie_net, num_embeddings: 2}"], "cosine compares single embeddings, got K = 2"),
+        (["loss.terms.diversity.weight=0.1"], "the image aggregator gives no residual"),
+        (
+            ["model.text.encoder.features=words", "model.text.aggregator={name: pie_net, num_embeddings: 1}"] * 2
+            + ["model.text.encoder.context=max", "model.image.aggregator={name: set_prediction, head_dim: 4}"],
+            "cosine compares single embeddings, got K = 4",
+        ),
+        (["model.text.encoder.features=words"], "gpo keeps the encoder's width 6, but model.embed_dim is 8"),
+        (["model.image.encoder={features: raw, context: mean}"], "gpo keeps the encoder's width 12, but"),
+        (["model.image.encoder.features=raw"], "context must be 'max' or 'mean' when the features are raw"),
+    ],
+)
+def test_parts_that_do_not_fit(cli: Cli, tiny: list[str], tmp_path: Path, settings: list[str], message: str) -> None:
+    assert message in cli("train", *tiny, *settings).error
+    assert not (tmp_path / "run" / "last.pt").exists()
+
+
+def test_parameters_that_nothing_uses_are_named(cli: Cli, tiny: list[str]) -> None:
+    """Max-pooled word vectors leave the GRU out."""
+    settings = ["model.text.encoder.features=words", "model.text.encoder.word_dim=8"]
+    for more in ([], ["--dry-run"]):
+        outcome = cli("train", *tiny, *settings, "train.epochs=1", *more)
+        assert outcome.code == 0
+        assert "warning: text.encoder.gru.weight_ih_l0 and 7 more: nothing in the model uses" in outcome.err
+
+
+def test_a_collapse_is_said_once(cli: Cli, tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vse.health._PATIENCE", 6)
+    collapsed = ["model.image.aggregator={name: pie_net, num_embeddings: 2, hidden_dim: 1}"]
+    collapsed += ["model.similarity.name=max", "optim.lr=1e-12", "loss.ranking.warmup_epochs=0", "train.epochs=4"]
+    monkeypatch.setattr("vse.health._COLLAPSED", 0.0)
+    outcome = cli("train", *tiny, *collapsed)
+    assert outcome.code == 0 and outcome.err.count("warning: ") == outcome.err.count("the set has collapsed") == 1
 
 
 def test_every_parameter_gets_a_gradient(tiny: list[str]) -> None:

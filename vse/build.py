@@ -17,6 +17,7 @@ from torch import nn
 from vse.aggregators import AGGREGATORS
 from vse.checkpoint import find_checkpoint, load_checkpoint
 from vse.config import Config, OptimConfig, config_changes, load_config, make_config
+from vse.data.batches import Batch
 from vse.data.corpora import CORPORA, SPLITS, Corpus
 from vse.data.vocabulary import Vocabulary
 from vse.encoders import ENCODERS
@@ -118,6 +119,17 @@ def build_criterion(config: Config) -> Criterion:
         function = _find(config, REGULARISERS, f"loss.terms.{name}", name)
         terms[name] = (term.weight, _construct(config, f"loss.terms.{name}", function, term.arguments))
     return Criterion(_make(config, LOSSES, "loss.ranking"), terms)
+
+
+def check_fit(config: Config, model: VSEModel, criterion: Criterion, batch: Batch) -> None:
+    """Raise InputError when encoders, aggregators, similarity and loss do not fit together, as a batch tells."""
+    model.eval()
+    try:
+        with torch.no_grad(), torch.random.fork_rng():
+            image, text = model.image(batch.images, batch.image_mask), model.text(batch.tokens, batch.token_mask)
+            criterion(model.similarity(image.embeddings, text.embeddings), batch.positives, image, text)
+    except ValueError as error:
+        raise InputError(f"{config.source('model')}: the parts of model and loss do not fit: {error}") from None
 
 
 def build_optimiser(config: Config, model: VSEModel, criterion: Criterion) -> torch.optim.Optimizer:

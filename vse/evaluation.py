@@ -41,7 +41,10 @@ def evaluate(
         )
     with autocast(model.device, precision):
         images, captions = encode_corpus(model, corpus, batch_size, progress)
-    scores = score(model.similarity, images, captions)
+    try:
+        scores = score(model.similarity, images, captions)
+    except ValueError as error:
+        raise InputError(f"model.similarity: {error}") from None
     if scores.isnan().any():
         raise InputError(f"{corpus.name}: the model gives NaN; its weights have diverged")
     metrics: dict[str, Any] = retrieval_metrics(scores, corpus.positives)

@@ -52,6 +52,7 @@ class Training:
             config.run.seed,
         )
         self.loader = make_loader(data, self.sampler, config.data.workers, self.device.type == "cuda")
+        build.check_fit(config, self.model, self.criterion, data.sample().to(self.device))
         self.epoch = 0  # place of the next step
         self.step = 0
         self.best: dict[str, Any] = {"rsum": -1.0, "epoch": None}
@@ -185,13 +186,12 @@ def train(config: Config) -> None:
 
 
 def dry_run(config: Config) -> None:
-    """Build everything and compute one loss; train nothing, and write nothing in the run folder."""
+    """Build everything and take one step with it; write nothing."""
     training = Training(config)
     training.start_epoch()
-    loss = training.losses(next(training.batches()))["total"]
-    loss.backward()
+    loss = float(training.train_step(next(training.batches()))["total"])
     training.watch.unused_parameters()
-    print(f"dry run: {training.describe()}; first loss {float(loss.detach()):.4f}")
+    print(f"dry run: {training.describe()}; first loss {loss:.4f}")
 
 
 def _train_epoch(training: Training, folder: Path, log: runtime.RunLog, stop: runtime.StopSignal) -> None:
@@ -213,10 +213,10 @@ def _train_epoch(training: Training, folder: Path, log: runtime.RunLog, stop: ru
             due = stopping or time.monotonic() > save_time or training.step == len(training.sampler)
             if due or training.step % check_steps == 0:
                 bar.set_postfix(loss=f"{log.check(training.epoch + 1, training.step):.3f}", refresh=False)
-            if training.step % config.run.log_steps == 0:
-                means = {**log.means(), "lr": training.optimiser.param_groups[0]["lr"]}
+            if training.step % config.run.log_steps == 0 or training.step == len(training.sampler):
+                steps, means = log.steps, {**log.means(), "lr": training.optimiser.param_groups[0]["lr"]}
                 log.write(training.epoch + 1, training.total_steps, {"train": means})
-                training.watch.training(means, batch.positives, config.run.log_steps)
+                training.watch.training(means, batch.positives, steps)
             if due:
                 save_checkpoint(folder / "last.pt", training.state())
                 save_time = time.monotonic() + 60 * config.run.save_minutes

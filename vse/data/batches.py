@@ -99,6 +99,13 @@ class TrainingData(Dataset[Batch | InputError]):
         positives = torch.from_numpy(np.arange(len(images))[:, None] == row[None, :])
         return Batch(features, None, tokens, mask, positives)
 
+    def sample(self) -> Batch:
+        """A small batch, the same every time. Raises InputError for a mistake in the data."""
+        batch = self[0, np.arange(min(2, len(self.corpus.captions)))]
+        if isinstance(batch, InputError):
+            raise batch
+        return batch
+
     def _tokens(self, epoch: int, index: int) -> np.ndarray:
         if index not in self._ids:
             self._ids[index] = self.vocabulary.encode(self.corpus.captions[index])
