@@ -12,9 +12,11 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from vse.aggregators import GPO
+from vse.aggregators import GPO, SetPrediction
+from vse.aggregators.set_prediction import SlotBlock
 from vse.build import build_criterion, build_model, read_config
 from vse.data.vocabulary import SPECIALS, Vocabulary
 from vse.metrics import retrieval_metrics
@@ -35,17 +37,17 @@ def median_time(function: Callable[[], object]) -> float:
     return statistics.median(times)
 
 
-def training_step(precision: str) -> Callable[[], object]:
-    """One VSE∞ step on Flickr8k's shapes: 128 pairs, 25 regions of 192, 512-dimensional embeddings."""
-    config = read_config("configs/vse_infty/f30k_region_bigru.yaml", ["model.embed_dim=512"])
+def training_step(config_file: str, precision: str, captions: int = 1) -> Callable[[], object]:
+    """One step on Flickr8k's shapes: 128 images of 25 regions of 192, 512-dimensional embeddings."""
+    config = read_config(config_file, ["model.embed_dim=512"])
     torch.manual_seed(0)
     model = build_model(config, 192, Vocabulary([*SPECIALS, *map(str, range(2930))])).train()
     criterion = build_criterion(config)
     optimiser = torch.optim.AdamW(model.parameters(), lr=5e-4)
     images = torch.randn(128, 25, 192)
-    lengths = torch.randint(6, 24, (128,))
-    tokens, mask = torch.randint(5, 2935, (128, int(lengths.max()))), lengths_to_mask(lengths)
-    positives = torch.eye(128, dtype=torch.bool)
+    lengths = torch.randint(6, 24, (128 * captions,))
+    tokens, mask = torch.randint(5, 2935, (len(lengths), int(lengths.max()))), lengths_to_mask(lengths)
+    positives = torch.eye(128, dtype=torch.bool).repeat_interleave(captions, 1)
 
     def step() -> None:
         with autocast(torch.device("cpu"), precision):
@@ -56,6 +58,26 @@ def training_step(precision: str) -> Callable[[], object]:
         optimiser.step()
 
     return step
+
+
+class KeysAndValues(SlotBlock):
+    """The slots' attention with keys and values of every element, at every depth, as the released code has it."""
+
+    def forward(
+        self, slots: Tensor, keyed: Tensor, inputs: Tensor, mask: Tensor | None, products: object
+    ) -> tuple[Tensor, Tensor]:
+        """Take one round."""
+
+        def split(x: Tensor) -> Tensor:
+            return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+        queries = split(self.query(self.norm(slots.expand(len(inputs), -1, -1))))
+        keys, values = split(self.key(keyed)), split(self.value(inputs))
+        logits = (queries @ keys.transpose(-1, -2) / queries.shape[-1] ** 0.5).transpose(1, 2)
+        weights = self.weigh(logits, None if mask is None else mask[:, None, None])
+        read = weights.to(values.dtype).transpose(1, 2) @ values
+        slots = slots + self.dropout(self.out(read.transpose(1, 2).flatten(2)))
+        return slots + self.ff(self.ff_norm(slots)), weights
 
 
 def gpo_per_sample(gpo: GPO, sets: list[torch.Tensor]) -> torch.Tensor:
@@ -78,7 +100,13 @@ def main() -> None:
     """Measure and print."""
     torch.manual_seed(0)
     rows: list[tuple[str, float, str, float]] = []
-    rows.append(("VSE∞ step, bf16", median_time(training_step("bf16")), "fp32", median_time(training_step("fp32"))))
+    for system, captions in (("vse_infty", 1), ("dive", 5)):
+        steps = (training_step(f"configs/{system}/f30k_region_bigru.yaml", p, captions) for p in ("bf16", "fp32"))
+        half, full = (median_time(step) for step in steps)
+        rows.append((f"{system} step, bf16", half, "fp32", full))
+    SetPrediction.block = KeysAndValues
+    plain = median_time(training_step("configs/dive/f30k_region_bigru.yaml", "fp32", 5))
+    rows.append(("dive step, fp32, products of weights", full, "keys, values", plain))
 
     gpo = GPO()
     features, mask = torch.randn(128, 36, 1024), torch.rand(128, 36) < 0.8

@@ -5,30 +5,59 @@ Importing this package is fast: training, configs and data are imported where th
 
 from pathlib import Path
 
-from vse.aggregators import GPO, GlobalContext, KMaxPool, MaxPool, MeanPool
-from vse.losses import TripletLoss
+from vse.aggregators import (
+    GPO,
+    AdaptivePool,
+    GlobalContext,
+    KMaxPool,
+    MaxPool,
+    MeanPool,
+    PIENet,
+    SetPrediction,
+)
+from vse.losses import (
+    AdaptiveContrastiveLoss,
+    InfoNCELoss,
+    TripletLoss,
+    diversity_loss,
+    mmd_loss,
+    uniformity_loss,
+)
 from vse.metrics import retrieval_metrics
 from vse.model import Tower, VSEModel
 from vse.sets import Aggregated, FeatureSet, lengths_to_mask
-from vse.similarity import cosine
+from vse.similarity import MatchProbability, chamfer, cosine, max_cosine, order, smooth_chamfer
 
 __version__ = "0.1.0"
 
 __all__ = [
     "GPO",
+    "AdaptiveContrastiveLoss",
+    "AdaptivePool",
     "Aggregated",
     "FeatureSet",
     "GlobalContext",
+    "InfoNCELoss",
     "KMaxPool",
+    "MatchProbability",
     "MaxPool",
     "MeanPool",
+    "PIENet",
+    "SetPrediction",
     "Tower",
     "TripletLoss",
     "VSEModel",
+    "chamfer",
     "cosine",
+    "diversity_loss",
     "lengths_to_mask",
     "load",
+    "max_cosine",
+    "mmd_loss",
+    "order",
     "retrieval_metrics",
+    "smooth_chamfer",
+    "uniformity_loss",
 ]
 
 
