@@ -125,7 +125,7 @@ def test_zero_embeddings_give_finite_gradients(name: str) -> None:
 
 @every
 def test_a_corpus_is_scored_in_chunks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The scores are those of one piece, and no chunk holds more than it may."""
+    """The scores are those of one piece, and no block holds more than it may."""
     torch.manual_seed(0)
     size = 1 if name == "cosine" else 3
     images, captions = torch.randn(11, size, 6), torch.randn(13, size, 6)
@@ -133,16 +133,16 @@ def test_a_corpus_is_scored_in_chunks(name: str, monkeypatch: pytest.MonkeyPatch
     if isinstance(similarity, torch.nn.Module):
         similarity.float()
     whole = score(similarity, images, captions)
-    monkeypatch.setattr("vse.evaluation._CHUNK", 4 * size * 13 * size)
-    monkeypatch.setattr("vse.similarity._BLOCK", 2 * size * 13 * size * 6)
-    rows = []
+    monkeypatch.setattr("vse.evaluation._BLOCK", 17 * size * size)
+    monkeypatch.setattr("vse.similarity._BLOCK", 2 * size * 4 * size * 6)
+    blocks = []
 
     def watched(a: Tensor, b: Tensor) -> Tensor:
-        rows.append(len(a))
+        blocks.append((len(a), len(b)))
         return similarity(a, b)
 
     torch.testing.assert_close(score(watched, images, captions), whole)
-    assert rows == [4, 4, 3]
+    assert blocks == [(rows, columns) for rows in (4, 4, 3) for columns in (4, 4, 4, 1)]
 
 
 @every

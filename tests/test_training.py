@@ -540,11 +540,11 @@ def test_a_run_folder_belongs_to_one_process(cli: Cli, tiny: list[str], tmp_path
     process.communicate()
 
 
-def test_evaluation_with_several_chunks_and_batch_sizes(
+def test_evaluation_with_several_blocks_and_batch_sizes(
     tiny: list[str], cli: Cli, tmp_path: Path, corpus_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cli("train", *tiny, "train.epochs=1")
     model, corpus = vse.load(tmp_path / "run"), precomp(str(corpus_folder), "dev")
     expected = evaluate(model, corpus, 256, progress=False)
-    monkeypatch.setattr("vse.evaluation._CHUNK", 100)
+    monkeypatch.setattr("vse.evaluation._BLOCK", 100)
     assert evaluate(model, corpus, 3, progress=False) == expected

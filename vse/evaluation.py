@@ -1,6 +1,7 @@
 """Encode a corpus once, score it in chunks, report."""
 
 import json
+import math
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ from vse.metrics import retrieval_metrics
 from vse.model import VSEModel
 from vse.runtime import autocast
 
-_CHUNK = 1 << 25  # products of embeddings held at a time while scoring
+_BLOCK = 1 << 25  # products of embeddings held at a time while scoring
 
 
 def evaluate(
@@ -42,7 +43,7 @@ def evaluate(
     with autocast(model.device, precision):
         images, captions = encode_corpus(model, corpus, batch_size, progress)
     try:
-        scores = score(model.similarity, images, captions)
+        scores = score(model.similarity, images, captions, progress)
     except ValueError as error:
         raise InputError(f"model.similarity: {error}") from None
     if scores.isnan().any():
@@ -66,13 +67,16 @@ def encode_corpus(model: VSEModel, corpus: Corpus, batch_size: int, progress: bo
 
 
 @torch.no_grad()
-def score(similarity: Callable[[Tensor, Tensor], Tensor], images: Tensor, captions: Tensor) -> Tensor:
-    """Scores (images, captions), float32 on the CPU, computed in chunks of bounded memory."""
-    rows = max(1, _CHUNK // (images.shape[1] * captions.shape[0] * captions.shape[1]))
+def score(
+    similarity: Callable[[Tensor, Tensor], Tensor], images: Tensor, captions: Tensor, progress: bool = True
+) -> Tensor:
+    """Scores (images, captions), float32 on the CPU, computed in square blocks of bounded memory."""
+    side = max(1, math.isqrt(_BLOCK // (images.shape[1] * captions.shape[1])))
     scores = torch.empty(len(images), len(captions))
-    captions = captions.float()
-    for start in range(0, len(images), rows):
-        scores[start : start + rows] = similarity(images[start : start + rows].float(), captions)
+    corners = [(i, j) for i in range(0, len(images), side) for j in range(0, len(captions), side)]
+    for i, j in tqdm(corners, desc="scoring", unit=" blocks", leave=False, delay=2, disable=not progress):
+        rows, columns = slice(i, i + side), slice(j, j + side)
+        scores[rows, columns] = similarity(images[rows].float(), captions[columns].float())
     return scores
 
 
