@@ -392,6 +392,38 @@ def test_set_prediction_equals_its_definition(share_weights: bool, position: Any
     torch.testing.assert_close(result.residual, result.embeddings - net.context_norm(context).unsqueeze(1))
 
 
+@pytest.mark.parametrize(("share_weights", "expected"), [(True, 1), (False, 3)])
+def test_a_shared_block_does_its_work_on_the_inputs_once(
+    share_weights: bool, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = SetPrediction(DIM, DIM, depth=3, heads=1, head_dim=4, share_weights=share_weights)
+    calls, norms = [], []
+    products = SlotBlock.products
+
+    def counted(block: SlotBlock) -> tuple[Tensor, Tensor]:
+        calls.append(block)
+        return products(block)
+
+    monkeypatch.setattr(SlotBlock, "products", counted)
+    for block in net.blocks:
+        assert isinstance(block, SlotBlock)
+        block.input_norm.register_forward_pre_hook(lambda *_: norms.append(1))
+    net(torch.randn(2, 5, DIM))
+    assert len(calls) == len(norms) == expected
+
+
+def test_attention_and_feed_forward_have_dropout() -> None:
+    for silenced in ("out", "ff"):
+        net = SetPrediction(DIM, DIM, depth=1, heads=1, head_dim=4, dropout=0.5)
+        block = net.blocks[0]
+        assert isinstance(block, SlotBlock)
+        layer = block.out if silenced == "out" else block.ff[3]
+        nn.init.zeros_(layer.weight)  # type: ignore[arg-type]
+        nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+        features = torch.randn(2, 5, DIM)
+        assert not torch.equal(net(features).embeddings, net(features).embeddings)
+
+
 def test_grid_positions() -> None:
     """Row codes in the first half of the channels, column codes in the second; dropped cells change nothing."""
     net = SetPrediction(8, 5, depth=1, heads=1, head_dim=4, position="sine_2d", grid=(2, 3)).double()

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -6,6 +7,7 @@ import yaml
 from vse.build import read_config
 from vse.config import Config, load_config
 from vse.errors import InputError
+from vse.runtime import flatten
 
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "configs" / "vse_infty" / "f30k_region_bigru.yaml"
@@ -74,18 +76,95 @@ def test_shipped_configs_are_valid(file: Path) -> None:
     assert read_config(file).train.epochs > 0
 
 
-def test_the_recipe_is_the_papers() -> None:
-    config = read_config(RECIPE)
-    assert config.model.embed_dim == 1024 and config.train.batch_size == 128 and config.train.epochs == 25
-    assert config.optim.lr == 5e-4 and config.optim.weight_decay == 0.01 and config.train.clip_norm == 2
-    assert config.optim.schedule.arguments == {"milestones": [15], "factor": 0.1, "warmup_epochs": 0.0}
-    assert config.loss.ranking.arguments == {
-        "margin": 0.2,
-        "mining": "hardest",
-        "reduction": "sum",
-        "warmup_epochs": 1,
-    }
-    assert config.model.image.encoder.arguments["drop"] == config.model.text.encoder.arguments["drop"] == 0.2
+RECIPES: dict[str, dict[str, Any]] = {  # the papers' and their released codes' numbers, by flat key
+    "vsepp": {
+        "loss.ranking": {"name": "triplet", "margin": 0.2, "mining": "hardest", "reduction": "sum", "warmup_epochs": 0},
+        "optim": {"name": "adam", "lr": 2e-4, "weight_decay": 0.0, "factors": {}},
+        "optim.schedule": {"name": "step", "milestones": [15], "factor": 0.1},
+        "train": {"epochs": 30, "batch_size": 128, "clip_norm": 2.0},
+        "model.image.encoder": {"mlp": None, "drop": 0.0},
+        "model.text.encoder": {"drop": 0.0, "word_dim": 300},
+    },
+    "vse_infty": {
+        "loss.ranking": {"name": "triplet", "margin": 0.2, "mining": "hardest", "reduction": "sum", "warmup_epochs": 1},
+        "optim": {"name": "adamw", "lr": 5e-4, "weight_decay": 0.01, "factors": {}},
+        "optim.schedule": {"name": "step", "milestones": [15], "factor": 0.1, "warmup_epochs": 0.0},
+        "train": {"epochs": 25, "batch_size": 128, "clip_norm": 2.0},
+        "model.image.encoder": {"mlp": "input", "features": "projected", "drop": 0.2, "dropout": 0.0},
+        "model.text.encoder": {"directions": "average", "features": "states", "drop": 0.2, "keep_ends": False},
+        "model.image.aggregator": {"name": "gpo", "position_dim": 32, "hidden_dim": 32},
+        "model.similarity": {"name": "cosine"},
+    },
+    "vse_2ad": {
+        "loss.ranking": {"name": "adaptive_contrastive", "gamma": 1.25, "margin": 0.2, "temperature": 0.05}
+        | {"negatives": "adaptive", "released": False},
+        "optim": {"name": "adamw", "lr": 5e-4, "weight_decay": 0.01},
+        "optim.schedule": {"name": "step", "milestones": [15], "factor": 0.1},
+        "train": {"epochs": 25, "batch_size": 128, "clip_norm": 2.0},
+        "model.text.encoder": {"drop": 0.2, "keep_ends": True, "features": "states"},
+        "model.image.encoder": {"drop": 0.2, "mlp": "input"},
+        "model.image.aggregator": {"name": "adaptive"},
+        "model.text.aggregator": {"name": "adaptive"},
+    },
+    "pvse": {
+        "loss.ranking": {
+            "name": "triplet",
+            "margin": 0.1,
+            "mining": "hardest",
+            "reduction": "mean",
+            "warmup_epochs": 0,
+        },
+        "loss.terms.diversity": {"weight": 0.1},
+        "loss.terms.mmd": {"weight": 0.01, "kernel": "exponential", "gamma": 0.5},
+        "optim": {"name": "adam", "lr": 2e-4, "amsgrad": True, "weight_decay": 0.0},
+        "optim.schedule": {"name": "plateau", "factor": 0.5, "patience": 10},
+        "train": {"epochs": 50, "clip_norm": 2.0},
+        "model.image.encoder": {"mlp": None, "features": "raw", "context": "mean", "drop": 0.0},
+        "model.text.encoder": {"directions": "concatenate", "features": "words", "context": "last", "drop": 0.0},
+        "model.image.aggregator": {"name": "pie_net", "num_embeddings": 2, "dropout": 0.0},
+        "model.text.aggregator": {"name": "pie_net", "num_embeddings": 2, "dropout": 0.0},
+        "model.similarity": {"name": "max"},
+    },
+    "dive": {
+        "loss.ranking": {
+            "name": "triplet",
+            "margin": 0.2,
+            "mining": "hardest",
+            "reduction": "mean",
+            "warmup_epochs": 0,
+        },
+        "loss.terms.uniformity": {"weight": 0.01},
+        "loss.terms.mmd": {"weight": 0.01, "kernel": "exponential", "gamma": 0.5},
+        "optim": {"name": "adamw", "lr": 1e-3, "weight_decay": 1e-4}
+        | {"factors": {"image": 0.1, "text.aggregator": 0.1}},
+        "optim.schedule": {"name": "cosine", "final": 0.0},
+        "train": {"epochs": 80, "batch_size": 200, "clip_norm": 1.0},
+        "data": {"sampling": "image"},
+        "run": {"precision": "bf16"},
+        "model.image.encoder": {"mlp": "projection", "context": "max", "drop": 0.2, "dropout": 0.1},
+        "model.text.encoder": {"directions": "average", "features": "words", "context": "last"}
+        | {"drop": 0.2, "dropout": 0.1},
+        "model.image.aggregator": {"name": "set_prediction", "num_embeddings": 4, "depth": 4, "position": "none"}
+        | {"heads": 4, "head_dim": 512, "ff_mult": 4, "dropout": 0.1, "share_weights": True, "attention": "slots"},
+        "model.text.aggregator": {"name": "set_prediction", "num_embeddings": 4, "depth": 4, "position": "sine"}
+        | {"heads": 4, "head_dim": 512, "ff_mult": 4, "dropout": 0.1, "share_weights": True, "attention": "slots"},
+        "model.similarity": {"name": "smooth_chamfer", "temperature": 16.0},
+    },
+}
+BATCHES = {"pvse/f30k": 128, "pvse/coco": 256}
+
+
+@pytest.mark.parametrize("system", RECIPES)
+@pytest.mark.parametrize("dataset", ["f30k", "coco"])
+def test_the_recipe_is_the_papers(system: str, dataset: str) -> None:
+    config = read_config(ROOT / "configs" / system / f"{dataset}_region_bigru.yaml")
+    assert config.model.embed_dim == 1024 and config.data.root == f"data/{dataset}"
+    assert config.run.dir == f"runs/{dataset}_{system}"
+    assert config.train.batch_size == BATCHES.get(f"{system}/{dataset}", config.train.batch_size)
+    flat = flatten(config.model_dump())
+    for section, values in RECIPES[system].items():
+        for key, value in flatten(values, f"{section}.").items():
+            assert flat.get(key, "missing") == value, key
 
 
 @pytest.mark.parametrize(

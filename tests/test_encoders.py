@@ -91,7 +91,7 @@ def test_bigru_averages_its_directions() -> None:
 
 def test_bad_inputs() -> None:
     regions, bigru = Regions(in_dim=5, dim=8), BiGRU(vocab_size=9, dim=6)
-    with pytest.raises(ValueError, match="regions must be 5 wide, got 4"):
+    with pytest.raises(ValueError, match="features must be 5 wide, got 4"):
         regions(torch.randn(2, 3, 4))
     with pytest.raises(ValueError, match=r"tensor of ids, got torch.float32 \(2, 3\)"):
         bigru(torch.randn(2, 3))

@@ -4,11 +4,12 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vse.health import Watch, set_health
-from vse.losses import AdaptiveContrastiveLoss, InfoNCELoss, TripletLoss
+from vse.health import Watch, set_health, training_health
+from vse.losses import AdaptiveContrastiveLoss, Criterion, InfoNCELoss, TripletLoss
+from vse.sets import Aggregated
 
 
 def slow_log_variance(embeddings: Tensor) -> float:
@@ -56,46 +57,57 @@ def test_the_ends_of_the_scale() -> None:
     assert set_health(opposite, opposite, torch.arange(5))["text_log_variance"] == 0
 
 
-@pytest.mark.parametrize(
-    "ranking",
-    [
-        TripletLoss(),
-        TripletLoss(mining="all"),
-        TripletLoss(0.1, "hardest", "mean"),
-        InfoNCELoss(),
-        AdaptiveContrastiveLoss(),
-        AdaptiveContrastiveLoss(negatives="random"),
-    ],
-    ids=lambda loss: f"{type(loss).__name__} {loss.extra_repr()}",
-)
-def test_the_plateau(ranking: torch.nn.Module, capsys: pytest.CaptureFixture[str]) -> None:
-    """A loss that stays where every score is equal is said once, after a while; one that falls is not."""
-    eye = torch.eye(8, dtype=torch.bool)
-    watch = Watch(torch.nn.Linear(1, 1), ranking)
+RANKINGS = {
+    "hardest": TripletLoss(),
+    "all": TripletLoss(mining="all"),
+    "mean": TripletLoss(0.1, "hardest", "mean"),
+    "info_nce": InfoNCELoss(),
+    "adaptive": AdaptiveContrastiveLoss(),
+    "constant": AdaptiveContrastiveLoss(negatives=3),
+}
+
+
+def step(ranking: nn.Module, embeddings: Tensor, captions: int) -> dict[str, float]:
+    """What a training step logs, for images (8, 1, H) and as many captions each, with the same embeddings."""
+    image_of_caption = torch.arange(len(embeddings)).repeat_interleave(captions)
+    positives = torch.arange(len(embeddings))[:, None] == image_of_caption
+    image, text = Aggregated(embeddings), Aggregated(embeddings[image_of_caption])
+    scores = image.embeddings[:, 0] @ text.embeddings[:, 0].T
+    logged = {"ranking": ranking(scores, positives), **training_health(Criterion(ranking), positives, image, text)}
+    return {name: value.item() for name, value in logged.items()}
+
+
+@pytest.mark.parametrize("name", RANKINGS)
+def test_the_plateau(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A loss that stays where all scores are equal is said once, after a while; one that falls is not."""
+    ranking = RANKINGS[name]
+    watch = Watch(nn.Linear(1, 1), Criterion(ranking))
+    apart, equal = torch.eye(8).unsqueeze(1), torch.zeros(8, 1, 8)
+    for steps, embeddings, expected in ((500, apart, 0), (50, equal, 0), (60, equal, 1), (60, equal, 0)):
+        logged = [step(ranking, embeddings, captions) for captions in (1, 2, 5) * 4]  # batches of different sizes
+        watch.training({key: sum(s[key] for s in logged) / len(logged) for key in logged[0]}, steps)
+        assert capsys.readouterr().err.count("as if all scores were equal") == expected
+
+
+def test_the_plateau_is_found_without_a_trace() -> None:
+    random = Criterion(AdaptiveContrastiveLoss(negatives="random"))
     state = torch.get_rng_state()
-    equal = watch.loss_of_equal_scores(eye)
-    assert torch.equal(torch.get_rng_state(), state)  # training does not notice
-    if getattr(ranking, "negatives", None) != "random":
-        assert equal == pytest.approx(float(ranking(torch.full((8, 8), 0.3), eye).detach()), rel=0.2)
-    for _ in range(9):
-        watch.training({"ranking": equal * 0.5}, eye, 50)
-    assert capsys.readouterr().err == ""
-    if getattr(ranking, "negatives", None) == "random":
-        return
-    watch.training({"ranking": equal}, eye, 50)
-    assert capsys.readouterr().err == ""  # once is not enough
-    for _ in range(5):
-        watch.training({"ranking": equal}, eye, 50)
-    assert capsys.readouterr().err.count("where every score is equal") == 1
+    side = Aggregated(torch.eye(8).unsqueeze(1))
+    training_health(random, torch.eye(8, dtype=torch.bool), side, side)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_hints_fit_the_loss(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, ranking in RANKINGS.items():
+        Watch(nn.Linear(1, 1), Criterion(ranking)).training({"ranking": 1.0, "plateau": 1.0}, 100)
+        assert ("warmup_epochs" in capsys.readouterr().err) == (name in ("hardest", "all", "mean"))
 
 
 def test_collapsed_sets(capsys: pytest.CaptureFixture[str]) -> None:
-    watch = Watch(torch.nn.Linear(1, 1), TripletLoss())
-    means = {"ranking": 0.1, "image_log_variance": -2.0, "text_log_variance": -12.0}
+    watch = Watch(nn.Linear(1, 1), Criterion(TripletLoss()))
+    means = {"ranking": 0.1, "plateau": 0.4, "image_log_variance": -2.0, "text_log_variance": -12.0}
     for _ in range(5):
-        watch.training(means, torch.eye(8, dtype=torch.bool), 50)
+        watch.training(means, 50)
     err = capsys.readouterr().err
-    assert (
-        err.count("warning") == 1
-        and "the embeddings of each text are nearly equal (log within-set variance -12.0)" in err
-    )
+    assert err.count("warning") == 1
+    assert "the embeddings of each text are nearly equal (log within-set variance -12.0)" in err

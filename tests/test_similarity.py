@@ -159,6 +159,22 @@ def test_cosine_compares_single_embeddings() -> None:
         cosine(*sets())
 
 
+def test_order_holds_few_pairs_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = sets()
+    whole = order(a, b)
+    sizes = []
+    norm = torch.linalg.vector_norm
+
+    def watched(x: Tensor, dim: int) -> Tensor:
+        sizes.append(x.numel())
+        return norm(x, dim=dim)
+
+    monkeypatch.setattr(torch.linalg, "vector_norm", watched)
+    limit = 2 * 3 * 5 * 2 * 6  # two of a's four samples
+    monkeypatch.setattr("vse.similarity._BLOCK", limit)
+    assert torch.equal(order(a, b), whole) and sizes == [limit, limit]
+
+
 def test_unit_vectors_are_left_alone() -> None:
     """Scores of a tower's embeddings are plain products, gradients included."""
     a, b = (F.normalize(x, dim=-1).requires_grad_() for x in sets(1, 1))

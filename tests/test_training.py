@@ -59,7 +59,7 @@ def test_a_run_from_training_to_embeddings(cli: Cli, tiny: list[str], tmp_path: 
     assert [r["step"] for r in records] == [3, 6, 7, 7, 10, 13, 14, 14]  # every 3 steps, and where an epoch ends
     dev = [r["dev"] for r in records if "dev" in r]
     assert len(dev) == 2 and set(dev[0]) == {"i2t", "t2i", "rsum"}
-    assert {"total", "ranking", "gradient_norm", "lr", "samples_per_second"} == set(records[0]["train"])
+    assert {"total", "ranking", "plateau", "gradient_norm", "lr", "samples_per_second"} == set(records[0]["train"])
     assert [r["train"]["lr"] for r in records if "train" in r] == pytest.approx([5e-4] * 3 + [5e-5] * 3)
     best = load_checkpoint(run / "best.pt")
     assert best["dev"]["rsum"] == max(d["rsum"] for d in dev)
@@ -157,9 +157,25 @@ def test_every_parameter_of_every_system_gets_a_gradient(tiny: list[str], config
     path, *settings = small(config, tiny)
     training = trainer.Training(read_config(path, [*settings, "run.precision=fp32"]))
     training.model.train()
+    assert training.loader.dataset.keep_ends == config.startswith("vse_2ad")  # type: ignore[attr-defined]
     training.train_step(next(training.batches()))
     unused = [name for name, p in training.model.named_parameters() if p.grad is None or not p.grad.any()]
-    assert unused == []
+    # Adaptive pooling's balance.bias is added to both sides of a softmax: it changes nothing, in the paper's code too.
+    assert [name for name in unused if not name.endswith("balance.bias")] == []
+
+
+def test_terms_appear_by_name_in_tensorboard(cli: Cli, tiny: list[str], tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert cli("train", *small("pvse/f30k_region_bigru.yaml", tiny), "train.epochs=1").code == 0
+    events = EventAccumulator(str(tmp_path / "run"))
+    events.Reload()
+    logged = [r["train"] for r in read_jsonl(tmp_path / "run" / "metrics.jsonl") if "train" in r]
+    for name in ("ranking", "diversity", "mmd", "image_log_variance", "text_slots_used"):
+        assert [e.value for e in events.Scalars(f"train/{name}")] == pytest.approx([r[name] for r in logged])
+    assert "dev/sets/image_log_variance" in events.Tags()["scalars"]
+    total = [r["ranking"] + 0.1 * r["diversity"] + 0.01 * r["mmd"] for r in logged]
+    assert [r["total"] for r in logged] == pytest.approx(total, rel=1e-4)
 
 
 def test_learnable_similarity_and_temperature_are_trained_and_saved(
@@ -193,11 +209,16 @@ def test_a_plateau_is_remembered(cli: Cli, tiny: list[str], tmp_path: Path) -> N
     [
         (["model.image.aggregator={name: pie_net, num_embeddings: 2}"], "cosine compares single embeddings, got K = 2"),
         (["loss.terms.diversity.weight=0.1"], "the image aggregator gives no residual"),
+        (["model.image.aggregator={name: set_prediction, head_dim: 4}"], "got K = 4 and L = 1"),
         (
-            ["model.text.encoder.features=words", "model.text.aggregator={name: pie_net, num_embeddings: 1}"] * 2
-            + ["model.text.encoder.context=max", "model.image.aggregator={name: set_prediction, head_dim: 4}"],
-            "cosine compares single embeddings, got K = 4",
+            ["model.similarity={name: smooth_chamfer, temperature: -1}"],
+            "temperature: -1}': model.similarity: temperature must be positive, got -1",
         ),
+        (
+            ["loss.terms.mmd.weight=0.1", "loss.terms.mmd.gamma=-1"],
+            "override 'loss.terms.mmd.gamma=-1': loss.terms.mmd: gamma must be positive, got -1",
+        ),
+        (["model.image.aggregator={name: pie_net, num_embeddings: 1, out_dim: 4}"], "out_dim: is filled in and cannot"),
         (["model.text.encoder.features=words"], "gpo keeps the encoder's width 6, but model.embed_dim is 8"),
         (["model.image.encoder={features: raw, context: mean}"], "gpo keeps the encoder's width 12, but"),
         (["model.image.encoder.features=raw"], "context must be 'max' or 'mean' when the features are raw"),
@@ -232,6 +253,44 @@ def test_every_parameter_gets_a_gradient(tiny: list[str]) -> None:
     training.train_step(next(training.batches()))
     unused = [name for name, p in training.model.named_parameters() if p.grad is None or not p.grad.any()]
     assert unused == []
+
+
+class MyTerm(nn.Module):
+    """A user's own regulariser, with a parameter."""
+
+    def __init__(self, power: int = 2) -> None:
+        super().__init__()
+        self.power, self.scale = power, nn.Parameter(torch.ones(()))
+
+    def forward(self, image: Any, text: Any) -> torch.Tensor:
+        return self.scale * (image.embeddings.mean() - text.embeddings.mean()).abs() ** self.power
+
+
+def my_ranking(scores: torch.Tensor, positives: torch.Tensor, margin: float = 0.1) -> torch.Tensor:
+    """A user's own loss, a function."""
+    return (margin + scores.masked_fill(positives, 0.0)).relu().mean() - scores[positives].mean()
+
+
+def test_own_losses(cli: Cli, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    settings = [
+        "loss.terms={'test_training:MyTerm': {weight: 0.1, power: 1}}",
+        "loss.ranking.name=test_training:my_ranking",
+    ]
+    assert cli("train", *tiny, *settings, "train.epochs=1").code == 0
+    assert len(load_checkpoint(tmp_path / "run" / "last.pt")["criterion"]) == 1
+    assert "test_training:MyTerm" in read_jsonl(tmp_path / "run" / "metrics.jsonl")[0]["train"]
+
+
+def test_a_weight_of_zero_takes_a_term_out(cli: Cli, tiny: list[str], tmp_path: Path) -> None:
+    """What a base brings can be left out, also where the aggregator has nothing for it."""
+    settings = [f"loss.terms.{term}.weight=0" for term in ("diversity", "mmd")]
+    settings += ["model.image.aggregator.num_embeddings=1", "model.text.encoder={features: states}"]
+    settings += ["model.text.aggregator.name=mean", "train.epochs=1"]
+    outcome = cli("train", *small("pvse/f30k_region_bigru.yaml", tiny), *settings)
+    assert outcome.code == 0, outcome.err
+    logged = read_jsonl(tmp_path / "run" / "metrics.jsonl")[0]["train"]
+    assert not {"diversity", "mmd"} & set(logged)
 
 
 class MyPool(MeanPool):
@@ -369,7 +428,8 @@ def test_stopped_around_a_validation(
         elif when == "saved":
             patch.setattr("vse.runtime.RunLog.write", lambda *a: once() if "dev" in a[-1] else None)
         else:
-            patch.setattr("vse.runtime.RunLog.means", lambda self: once() or {})
+            means, calls = runtime.RunLog.means, iter(range(1000))  # the first call is the epoch's last training log
+            patch.setattr("vse.runtime.RunLog.means", lambda self: means(self) if next(calls) != 1 else once() or {})
         outcome = cli("train", *tiny, "run.log_steps=100")
     assert outcome.code == (128 + signal.SIGTERM if when == "validating" else 9), outcome.err
     outcome = cli("train", *tiny, "run.log_steps=100")
@@ -447,7 +507,7 @@ def test_nan_stops_the_run_and_keeps_the_last_good_state(
     calls = []
 
     def poisoned(self: vse.TripletLoss, scores: Any, positives: Any) -> Any:
-        calls.append(1)
+        calls.extend([1] * torch.is_grad_enabled())
         loss = forward(self, scores, positives)
         if len(calls) < 12:
             return loss
@@ -529,6 +589,21 @@ def test_resume_under_another_config(cli: Cli, tiny: list[str], tmp_path: Path, 
     outcome = cli("train", *tiny, "train.epochs=4", f"data.root={other}")
     assert "this run trained on 120 captions, but" in outcome.error and "has 150" in outcome.error
     assert "run.resume is never, but" in cli("train", *tiny, "run.resume=never").error
+
+
+def test_a_run_from_before_a_setting_existed_goes_on(cli: Cli, tiny: list[str], tmp_path: Path) -> None:
+    """Its config gets the default, which is what it did."""
+    assert cli("train", *tiny).code == 0
+    state = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+    for key in ("mlp", "features", "context", "dropout"):
+        del state["config"]["model"]["image"]["encoder"][key]
+    del state["history"]
+    torch.save(state, tmp_path / "run" / "last.pt")
+    outcome = cli("train", *tiny, "train.epochs=3")
+    assert outcome.code == 0 and "epoch 3/3" in outcome.out, outcome.err
+    assert (
+        "model.image.encoder.mlp (input there, None here)" in cli("train", *tiny, "model.image.encoder.mlp=null").error
+    )
 
 
 def test_a_run_folder_belongs_to_one_process(cli: Cli, tiny: list[str], tmp_path: Path) -> None:

@@ -27,8 +27,9 @@ from vse.model import Tower, VSEModel
 from vse.optim import OPTIMISERS, SCHEDULES, Schedule, parameter_groups
 from vse.similarity import SIMILARITIES
 
-_FIXED = {"in_dim", "vocab_size", "epochs", "params"}  # arguments that the data and the run decide: never set by hand
-_FILLED = {"dim", "out_dim", "lr"}  # arguments that are filled in unless they are given
+# Arguments that the data and the run decide, never set by hand; and those that are filled in unless they are given.
+_FIXED = {"in_dim", "out_dim", "vocab_size", "epochs", "params"}
+_FILLED = {"dim", "lr"}
 
 _TOWER_TABLES: dict[str, Any] = {"encoder": ENCODERS, "aggregator": AGGREGATORS}
 
@@ -53,13 +54,13 @@ def resolve(config: Config) -> Config:
     tables |= {"model.similarity": SIMILARITIES, "loss.ranking": LOSSES, "optim.schedule": SCHEDULES}
     for key, table in tables.items():
         component = _at(config, key)
-        called_with = ("a", "b") if table is SIMILARITIES else ()
+        called_with = {"model.similarity": ("a", "b"), "loss.ranking": ("scores", "positives")}.get(key, ())
         function = _find(config, table, f"{key}.name", component.name)
         arguments = _check(config, key, component.name, function, component.arguments, called_with)
         _at(content, key).update(arguments)
     for name, term in config.loss.terms.items():
         function = _find(config, REGULARISERS, f"loss.terms.{name}", name)
-        arguments = _check(config, f"loss.terms.{name}", name, function, term.arguments, ("image", "text"))
+        arguments = _check(config, f"loss.terms.{name}", name, function, term.arguments, ("image", "text"), ("weight",))
         content["loss"]["terms"][name].update(arguments)
     name = config.data.format
     function = _find(config, CORPORA, "data.format", name)
@@ -113,9 +114,11 @@ def build_model(config: Config, in_dim: int, vocabulary: Vocabulary) -> VSEModel
 
 
 def build_criterion(config: Config) -> Criterion:
-    """Ranking loss and weighted terms of a config."""
+    """Ranking loss and weighted terms of a config; a weight of 0 leaves a term out."""
     terms = {}
     for name, term in config.loss.terms.items():
+        if not term.weight:
+            continue
         function = _find(config, REGULARISERS, f"loss.terms.{name}", name)
         terms[name] = (term.weight, _construct(config, f"loss.terms.{name}", function, term.arguments))
     return Criterion(_make(config, LOSSES, "loss.ranking"), terms)
@@ -125,11 +128,13 @@ def check_fit(config: Config, model: VSEModel, criterion: Criterion, batch: Batc
     """Raise InputError when encoders, aggregators, similarity and loss do not fit together, as a batch tells."""
     model.eval()
     try:
-        with torch.no_grad(), torch.random.fork_rng():
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):  # a loss may draw random numbers
             image, text = model.image(batch.images, batch.image_mask), model.text(batch.tokens, batch.token_mask)
             criterion(model.similarity(image.embeddings, text.embeddings), batch.positives, image, text)
     except ValueError as error:
-        raise InputError(f"{config.source('model')}: the parts of model and loss do not fit: {error}") from None
+        for key in ("model.similarity", *(f"loss.terms.{name}" for name in criterion.terms)):
+            _blame(config, key, _at(config, key).arguments, error)
+        raise InputError(f"{config.source('')}: the parts of model and loss do not fit: {error}") from None
 
 
 def build_optimiser(config: Config, model: VSEModel, criterion: Criterion) -> torch.optim.Optimizer:
@@ -176,7 +181,8 @@ def saved_state(config: Config, folder: Path) -> dict[str, Any] | None:
     state = load_checkpoint(file)
     if "optimiser" not in state:
         raise InputError(f"{file}: holds no training state; expected the last.pt of a run")
-    changes = config_changes(state["config"], config)
+    saved = config_of_checkpoint(state, file)  # with the defaults of settings that are newer than the run
+    changes = config_changes(saved.model_dump(), config)
     if changes:
         raise InputError(f"{file}: cannot go on under another config: {'; '.join(changes)}; choose another run.dir")
     return state
@@ -321,6 +327,12 @@ def _construct(config: Config, key: str, function: Callable[..., Any], arguments
     try:
         return function(**arguments)
     except ValueError as error:
-        named = [f"{key}.{argument}" for argument in arguments if re.search(rf"\b{argument}\b", str(error))]
-        given = [name for name in named if name in config._origin]
-        raise InputError(f"{config.source((given or [key])[0])}: {key}: {error}") from None
+        _blame(config, key, arguments, error)
+        raise InputError(f"{config.source(key)}: {key}: {error}") from None
+
+
+def _blame(config: Config, key: str, arguments: Collection[str], error: ValueError) -> None:
+    """Raise InputError when the config gives an argument that the error names."""
+    for argument in arguments:
+        if f"{key}.{argument}" in config._origin and re.search(rf"\b{argument}\b", str(error)):
+            raise InputError(f"{config.source(f'{key}.{argument}')}: {key}: {error}") from None

@@ -1,15 +1,17 @@
 """Whether embedding sets are still sets, and whether training has got stuck: both fail silently."""
 
 import sys
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from vse.losses import Criterion
+from vse.sets import Aggregated
+
 _ROWS = 4096  # positive pairs compared at a time
 _PATIENCE = 100  # steps in a bad state before it is worth a line
-_COLLAPSED = -10.0  # log variance: cosines inside a set above 0.9999
+_COLLAPSED = -10.0  # log variance: cosines inside a set of four about 0.9999; PIE-Net's -7.35 still tells them apart
 _NEAR = 0.01  # relative distance to the loss of equal scores
 
 
@@ -22,6 +24,8 @@ def set_health(image: Tensor, text: Tensor, image_of_caption: Tensor) -> dict[st
     ``{side}_slots_used``: exp of the entropy of which embedding is the best match in a positive pair, 1 to K.
     Shapes: image (A, K, H), text (C, L, H), image_of_caption (C,) -> scalars.
     """
+    if image.shape[1] == text.shape[1] == 1:
+        return {}
     pairs = zip(image_of_caption.split(_ROWS), text.split(_ROWS), strict=True)
     cosines = torch.cat([torch.einsum("ckh,clh->ckl", image[rows], captions) for rows, captions in pairs])
     health = {}
@@ -34,11 +38,25 @@ def set_health(image: Tensor, text: Tensor, image_of_caption: Tensor) -> dict[st
     return health
 
 
+@torch.no_grad()
+def training_health(criterion: Criterion, positives: Tensor, image: Aggregated, text: Aggregated) -> dict[str, Tensor]:
+    """What :class:`Watch` reads of a training step: the sets' health, and the ranking loss's plateau.
+
+    ``plateau`` is the loss of a model that gives all pairs one score, where training sits when nothing is learned.
+    """
+    with torch.random.fork_rng(devices=[]):  # a loss may draw random numbers: training must not notice
+        plateau = criterion.ranking(torch.zeros(positives.shape, device=positives.device), positives)
+    return {"plateau": plateau, **set_health(image.embeddings, text.embeddings, positives.int().argmax(0))}
+
+
 class Watch:
     """Says once, in one line on stderr, what goes wrong without an error."""
 
-    def __init__(self, model: nn.Module, ranking: Callable[[Tensor, Tensor], Tensor]) -> None:
-        self.model, self.ranking = model, ranking
+    def __init__(self, model: nn.Module, criterion: Criterion) -> None:
+        self.model = model
+        self.hint = "a lower optim.lr may help"
+        if hasattr(criterion.ranking, "warmup_epochs"):
+            self.hint += ", or all negatives in the first epochs (loss.ranking.warmup_epochs)"
         self.steps: dict[str, int] = {}
         self.said: set[str] = set()
 
@@ -49,11 +67,8 @@ class Watch:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             self._say(names[0], f"{names[0]}{more}: nothing in the model uses these parameters, they are not trained")
 
-    def training(self, means: dict[str, float], positives: Tensor, steps: int) -> None:
-        """Warn of a collapsed set, and of a ranking loss that stays where all scores are equal.
-
-        ``means`` are those of the last ``steps`` steps, ``positives`` those of the last one.
-        """
+    def training(self, means: dict[str, float], steps: int) -> None:
+        """Warn of a collapsed set, and of a ranking loss at its plateau, from the means over the last ``steps``."""
         lines = {}
         for side in ("image", "text"):
             variance = means.get(f"{side}_log_variance", 0.0)
@@ -62,22 +77,15 @@ class Watch:
                     f"the embeddings of each {side} are nearly equal (log within-set variance {variance:.1f}): "
                     f"the set has collapsed to one embedding"
                 )
-        equal = self.loss_of_equal_scores(positives)
-        if abs(means["ranking"] - equal) < _NEAR * equal:
+        if abs(means["ranking"] - means["plateau"]) < _NEAR * means["plateau"]:
             lines["plateau"] = (
-                f"the ranking loss stays at {means['ranking']:.4g}, where every score is equal ({equal:.4g}): nothing "
-                f"is learned; try mining: all for the first epochs (warmup_epochs) or a lower optim.lr"
+                f"the ranking loss stays at {means['ranking']:.4g}, as if all scores were equal: nothing is learned; "
+                f"{self.hint}"
             )
         self.steps = {name: self.steps.get(name, 0) + steps for name in lines}
         for name, line in lines.items():
             if self.steps[name] >= _PATIENCE:
                 self._say(name, line)
-
-    @torch.no_grad()
-    def loss_of_equal_scores(self, positives: Tensor) -> float:
-        """Ranking loss of a model that tells nothing apart."""
-        with torch.random.fork_rng(devices=[]):  # a loss may draw random numbers: training must not notice
-            return float(self.ranking(torch.zeros(positives.shape, device=positives.device), positives))
 
     def _say(self, name: str, line: str) -> None:
         if name not in self.said:

@@ -66,14 +66,13 @@ class TripletLoss(nn.Module):
 
     def forward(self, scores: Tensor, positives: Tensor) -> Tensor:
         """Return the loss of one batch."""
-        check_scores(scores, positives)
+        rows, columns = positive_pairs(scores, positives)
         scores = _full_precision(scores)
-        return self._direction(scores, positives) + self._direction(scores.T, positives.T)
+        return self._direction(scores, positives, rows, columns) + self._direction(scores.T, positives.T, columns, rows)
 
-    def _direction(self, scores: Tensor, positives: Tensor) -> Tensor:
-        """Loss of the rows' queries against the columns."""
+    def _direction(self, scores: Tensor, positives: Tensor, query: Tensor, match: Tensor) -> Tensor:
+        """Loss of the rows' queries against the columns; pair p is (query[p], match[p])."""
         mining = "all" if self.warming_up else self.mining
-        query, match = positives.nonzero(as_tuple=True)  # P positive pairs
         negatives = scores.masked_fill(positives, float("-inf"))
         if mining == "hardest":
             negatives = negatives.max(1, keepdim=True).values
@@ -126,38 +125,39 @@ class AdaptiveContrastiveLoss(nn.Module):
                 raise ValueError(f"{name} must be positive, got {value}")
         if margin < 0:
             raise ValueError(f"margin must not be negative, got {margin}")
-        if negatives not in ("adaptive", "random") and (not isinstance(negatives, int) or negatives < 1):
+        if negatives not in ("adaptive", "random") and (type(negatives) is not int or negatives < 1):
             raise ValueError(f"negatives must be 'adaptive', 'random' or a number of at least 1, got {negatives!r}")
         self.gamma, self.margin, self.temperature = gamma, margin, temperature
         self.negatives, self.released = negatives, released
 
     def forward(self, scores: Tensor, positives: Tensor) -> Tensor:
         """Return the loss of one batch."""
-        check_scores(scores, positives)
+        rows, columns = positive_pairs(scores, positives)
         scores = _full_precision(scores)
-        return (self._direction(scores, positives) + self._direction(scores.T, positives.T)) / 2
+        left = self._direction(scores, positives, rows, columns)
+        return (left + self._direction(scores.T, positives.T, columns, rows)) / 2
 
     @torch.no_grad()
     def count_negatives(self, scores: Tensor, positives: Tensor) -> Tensor:
         """Return n, the number of negatives of the rows' queries among the columns: an integer tensor without shape."""
         size = scores.shape[1]
         if self.negatives == "random":
-            return torch.randint(1, max(2, size), ()).to(scores.device)
+            return torch.randint(1, max(2, size), (), device=scores.device)
         if self.negatives != "adaptive":
-            return torch.tensor(self.negatives, device=scores.device)
+            return torch.full((), self.negatives, device=scores.device)
         alignment = scores.masked_fill(~positives, 0.0).sum() / positives.sum()
         uniformity = (-scores.masked_fill(positives, 0.0)).exp().mean()
         share = (alignment + uniformity).clamp(min=0.0).pow(self.gamma).cos()
         return (share * size).floor().long().add(1).clamp(max=size - 1).clamp(min=1)
 
-    def _direction(self, scores: Tensor, positives: Tensor) -> Tensor:
-        """Loss of the rows' queries against the columns."""
+    def _direction(self, scores: Tensor, positives: Tensor, query: Tensor, match: Tensor) -> Tensor:
+        """Loss of the rows' queries against the columns; pair p is (query[p], match[p])."""
         ranking = scores.detach().masked_fill(positives, 0.0 if self.released else float("-inf"))
         value, index = ranking.sort(dim=1, descending=True)
         chosen = torch.arange(scores.shape[1], device=scores.device) < self.count_negatives(scores, positives)
         negatives = (scores.gather(1, index) + self.margin) / self.temperature
         negatives = negatives.masked_fill(~chosen | (value == float("-inf")), float("-inf"))
-        return _cross_entropy(scores / self.temperature, positives, negatives)
+        return _cross_entropy(scores[query, match] / self.temperature, negatives, query)
 
     def extra_repr(self) -> str:  # noqa: D102
         return f"gamma={self.gamma}, margin={self.margin}, temperature={self.temperature}, negatives={self.negatives}"
@@ -186,20 +186,20 @@ class InfoNCELoss(nn.Module):
 
     def forward(self, scores: Tensor, positives: Tensor) -> Tensor:
         """Return the loss of one batch."""
-        check_scores(scores, positives)
+        rows, columns = positive_pairs(scores, positives)
         with torch.no_grad():  # on the parameter itself: a clamp in the graph would leave it without a gradient there
             self.log_temperature.clamp_(min=math.log(self.lowest))
         scaled = _full_precision(scores) / self.log_temperature.exp()
         negatives = scaled.masked_fill(positives, float("-inf"))
-        return (_cross_entropy(scaled, positives, negatives) + _cross_entropy(scaled.T, positives.T, negatives.T)) / 2
+        matches = scaled[rows, columns]
+        return (_cross_entropy(matches, negatives, rows) + _cross_entropy(matches, negatives.T, columns)) / 2
 
 
-def _cross_entropy(logits: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
-    """Mean over positive pairs of log(1 + sum exp(negatives of the row) / exp(logit)); -inf is no negative."""
-    query, match = positives.nonzero(as_tuple=True)
+def _cross_entropy(matches: Tensor, negatives: Tensor, query: Tensor) -> Tensor:
+    """Mean over pairs of log(1 + sum exp(negatives[query]) / exp(match)); -inf is no negative."""
     lowest = torch.finfo(negatives.dtype).min / 2  # finite: the gradient of an all -inf row's logsumexp is NaN
     against = negatives.clamp(min=lowest).logsumexp(1)
-    return F.softplus(against[query] - logits[query, match]).mean()
+    return F.softplus(against[query] - matches).mean()
 
 
 def _full_precision(scores: Tensor) -> Tensor:
@@ -224,7 +224,7 @@ class Criterion(nn.Module):
         super().__init__()
         self.ranking = ranking
         self.terms = dict(terms or {})
-        self.term_modules = nn.ModuleDict({n: t for n, (_, t) in self.terms.items() if isinstance(t, nn.Module)})
+        self.term_modules = nn.ModuleList(t for _, t in self.terms.values() if isinstance(t, nn.Module))
 
     def forward(self, scores: Tensor, positives: Tensor, image: Aggregated, text: Aggregated) -> dict[str, Tensor]:
         """Return {"total": ..., "ranking": ..., and each term unweighted}."""
@@ -236,16 +236,21 @@ class Criterion(nn.Module):
         return {"total": total, **parts}
 
 
-def check_scores(scores: Tensor, positives: Tensor) -> None:
-    """Raise ValueError unless the two are (A, C), ``positives`` is bool and some pair is positive."""
+def positive_pairs(scores: Tensor, positives: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows (P,) and columns (P,) of the positive pairs.
+
+    Raises ValueError unless scores and positives are (A, C), ``positives`` is bool and some pair is positive.
+    """
     if scores.dim() != 2 or scores.shape != positives.shape:
         raise ValueError(
             f"scores and positives must be (A, C) alike, got {tuple(scores.shape)} and {tuple(positives.shape)}"
         )
     if positives.dtype != torch.bool:
         raise ValueError(f"positives must be bool, got {positives.dtype}")
-    if positives.device.type == "cpu" and not positives.any():
+    rows, columns = positives.nonzero(as_tuple=True)
+    if not len(rows):
         raise ValueError("the batch has no positive pair")
+    return rows, columns
 
 
 def diversity_loss(image: Aggregated, text: Aggregated) -> Tensor:
@@ -258,7 +263,8 @@ def diversity_loss(image: Aggregated, text: Aggregated) -> Tensor:
     """
 
     def side(residual: Tensor) -> Tensor:
-        excess = residual @ residual.transpose(1, 2) - torch.eye(residual.shape[1]).to(residual)
+        identity = torch.eye(residual.shape[1], dtype=residual.dtype, device=residual.device)
+        excess = residual @ residual.transpose(1, 2) - identity
         return torch.linalg.matrix_norm(excess).mean() / residual.shape[1] ** 2
 
     return side(_residuals(image, "image")) + side(_residuals(text, "text"))

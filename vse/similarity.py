@@ -113,7 +113,7 @@ def pair_cosines(a: Tensor, b: Tensor) -> Tensor:
 def unit(x: Tensor) -> Tensor:
     """L2-normalise the last axis; a vector of length 1 is left as it is, and so is its gradient (official codes)."""
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return x / norm.clamp(min=1e-12).masked_fill((norm - 1).abs() < 1e-4, 1.0)
+    return x / norm.clamp(min=1e-12).masked_fill((norm - 1).abs() < 1e-5, 1.0)
 
 
 def check_embeddings(a: Tensor, b: Tensor) -> None:

@@ -18,7 +18,7 @@ from vse.data.batches import Batch, BatchSampler, TrainingData, make_loader
 from vse.data.vocabulary import Vocabulary
 from vse.errors import InputError
 from vse.evaluation import evaluate
-from vse.health import Watch, set_health
+from vse.health import Watch, training_health
 
 
 class Training:
@@ -39,7 +39,7 @@ class Training:
         self.criterion = build.build_criterion(config).to(self.device)
         self.optimiser = build.build_optimiser(config, self.model, self.criterion)
         self.schedule = build.build_schedule(config)
-        self.watch = Watch(self.model, self.criterion.ranking)
+        self.watch = Watch(self.model, self.criterion)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.run.precision == "fp16")
         text = self.model.text.encoder
         drop, keep_ends = getattr(text, "drop", 0.0), getattr(text, "keep_ends", False)
@@ -98,7 +98,7 @@ class Training:
         self.optimiser.load_state_dict(state["optimiser"])
         self.scaler.load_state_dict(state["scaler"])
         self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
-        self.schedule.history = state["history"]
+        self.schedule.history = state.get("history", [])
         runtime.restore_random_states(state["random"])
 
     def describe(self) -> str:
@@ -125,7 +125,7 @@ class Training:
             text = self.model.text(batch.tokens, batch.token_mask)
         scores = self.model.similarity(image.embeddings, text.embeddings)  # float32: ranking is sensitive
         losses: dict[str, Tensor] = self.criterion(scores, batch.positives, image, text)
-        return {**losses, **set_health(image.embeddings, text.embeddings, batch.positives.int().argmax(0))}
+        return {**losses, **training_health(self.criterion, batch.positives, image, text)}
 
     def train_step(self, batch: Batch) -> dict[str, Tensor]:
         """One update; returns the losses and the gradient's norm."""
@@ -216,7 +216,7 @@ def _train_epoch(training: Training, folder: Path, log: runtime.RunLog, stop: ru
             if training.step % config.run.log_steps == 0 or training.step == len(training.sampler):
                 steps, means = log.steps, {**log.means(), "lr": training.optimiser.param_groups[0]["lr"]}
                 log.write(training.epoch + 1, training.total_steps, {"train": means})
-                training.watch.training(means, batch.positives, steps)
+                training.watch.training(means, steps)
             if due:
                 save_checkpoint(folder / "last.pt", training.state())
                 save_time = time.monotonic() + 60 * config.run.save_minutes

@@ -97,6 +97,6 @@ def set_context(
     dim = dim if project is None else project.in_features
     if context.dim() != 2 or len(context) != len(features) or dim not in (None, context.shape[1]):
         name = "context" if given else "without a context the masked mean stands in, which"
-        found = tuple(context.shape)
-        raise ValueError(f"{name} must be ({len(features)}, {dim or 'C'}), got shape {found}; see project_context")
+        hint = "" if dim is None else "; see project_context"
+        raise ValueError(f"{name} must be ({len(features)}, {dim or 'C'}), got shape {tuple(context.shape)}{hint}")
     return context if project is None else project(context)

@@ -72,9 +72,7 @@ class Regions(nn.Module):
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> FeatureSet:
         """Project a batch of region sets."""
-        check_set(inputs, mask)
-        if inputs.shape[2] != self.in_dim:
-            raise ValueError(f"regions must be {self.in_dim} wide, got {inputs.shape[2]}")
+        check_set(inputs, mask, dim=self.in_dim)
         if self.training and self.drop > 0:
             mask = drop_elements(inputs.shape[:2], mask, self.drop, inputs.device)
         inputs = fill_masked(inputs, mask)  # a NaN in a masked place must not reach the weights' gradients
