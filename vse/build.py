@@ -19,6 +19,7 @@ from vse.checkpoint import find_checkpoint, load_checkpoint
 from vse.config import Config, OptimConfig, config_changes, load_config, make_config
 from vse.data.batches import Batch
 from vse.data.corpora import CORPORA, SPLITS, Corpus
+from vse.data.vectors import read_vectors
 from vse.data.vocabulary import Vocabulary
 from vse.encoders import ENCODERS
 from vse.errors import InputError, close_match
@@ -84,8 +85,10 @@ def build_corpus(config: Config, split: str) -> Corpus:
     return corpus
 
 
-def build_vocabulary(config: Config, training: Corpus) -> Vocabulary:
-    """Vocabulary from the config's file, or of the training captions."""
+def build_vocabulary(config: Config, training: Corpus, state: dict[str, Any] | None = None) -> Vocabulary:
+    """Vocabulary of a run's ``state``, or from the config's file, or of the training captions."""
+    if state is not None:
+        return Vocabulary(state["vocabulary"])
     if config.data.vocabulary.file is not None:
         return Vocabulary.read(config.data.vocabulary.file)
     return Vocabulary.build(training.captions, config.data.vocabulary.min_count)
@@ -111,6 +114,22 @@ def build_model(config: Config, in_dim: int, vocabulary: Vocabulary) -> VSEModel
     image = _build_tower(config, "image", "features", {"in_dim": in_dim})
     text = _build_tower(config, "text", "tokens", {"vocab_size": len(vocabulary)})
     return VSEModel(image, text, _make(config, SIMILARITIES, "model.similarity"), vocabulary=vocabulary)
+
+
+def fill_word_vectors(config: Config, model: VSEModel) -> None:
+    """Put the config's word vectors, when it names a file of them, into the text encoder's table."""
+    file = config.data.vocabulary.vectors
+    if file is None or model.vocabulary is None:
+        return
+    table = getattr(model.text.encoder, "embedding", None)
+    if not isinstance(table, nn.Embedding):
+        key, name = "data.vocabulary.vectors", config.model.text.encoder.name
+        raise InputError(f"{config.source(key)}: {key}: {name} has no table of words to fill")
+    vectors, found = read_vectors(file, model.vocabulary.words, table.embedding_dim)
+    with torch.no_grad():
+        rows = torch.from_numpy(found)
+        table.weight[rows.to(table.weight.device)] = torch.from_numpy(vectors)[rows].to(table.weight)
+    print(f"{file}: vectors of {found.sum():,} of {len(found):,} words ({100 * found.mean():.1f} %)")
 
 
 def build_criterion(config: Config) -> Criterion:

@@ -61,10 +61,11 @@ class RunConfig(Section):
 
 
 class VocabularyConfig(Section):
-    """Built from the training captions, or read from a file."""
+    """Built from the training captions, or read from a file; its word vectors random, or from a file."""
 
     min_count: PositiveInt = 4
     file: FilePath | None = None
+    vectors: FilePath | None = None
 
 
 class DataConfig(Section):
@@ -212,7 +213,8 @@ def merge(base: Any, new: Any, origin: dict[str, str], source: str | None, key: 
 # What may change when a run goes on: its length, paths, workers and logging.
 _MAY_CHANGE = {
     "train.epochs",
-    *("data.root", "data.vocabulary.file", "data.options.annotations", "data.options.pictures", "run.dir"),
+    *("data.root", "data.vocabulary.file", "data.vocabulary.vectors"),
+    *("data.options.annotations", "data.options.pictures", "run.dir"),
     "data.workers",
     *("run.log_steps", "run.save_minutes", "run.resume"),
 }

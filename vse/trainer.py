@@ -15,7 +15,6 @@ from vse import build, runtime
 from vse.checkpoint import save_checkpoint, write_file
 from vse.config import Config
 from vse.data.batches import Batch, BatchSampler, TrainingData, make_loader
-from vse.data.vocabulary import Vocabulary
 from vse.errors import InputError
 from vse.evaluation import evaluate
 from vse.health import Watch, training_health
@@ -31,11 +30,10 @@ class Training:
         self.train_corpus = build.build_corpus(config, "train")
         self.dev_corpus = build.build_corpus(config, "dev")
         self.in_dim = build.image_width(config, self.train_corpus, self.dev_corpus)
-        if state is None:
-            self.vocabulary = build.build_vocabulary(config, self.train_corpus)
-        else:
-            self.vocabulary = Vocabulary(state["vocabulary"])
+        self.vocabulary = build.build_vocabulary(config, self.train_corpus, state)
         self.model = build.build_model(config, self.in_dim, self.vocabulary).to(self.device)
+        if state is None:
+            build.fill_word_vectors(config, self.model)
         self.criterion = build.build_criterion(config).to(self.device)
         self.optimiser = build.build_optimiser(config, self.model, self.criterion)
         self.schedule = build.build_schedule(config)

@@ -23,7 +23,7 @@ class BiGRU(nn.Module):
     ``dropout`` acts on word vectors and on the context (PVSE, DivE). ``drop`` is the probability of the caption
     augmentation, which leaves ``<start>`` and ``<end>`` alone with ``keep_ends`` (VSE-2AD); it acts on token ids in the
     data pipeline, where words can be removed (see :meth:`vse.data.vocabulary.Vocabulary.augment`). Word vectors start
-    uniform in [-0.1, 0.1].
+    uniform in [-0.1, 0.1], or from ``data.vocabulary.vectors``; with ``freeze_words`` they stay as they start.
 
     Shapes: token ids (B, L), prefix mask (B, L) -> features (B, L, dim), or (B, L, word_dim) for "words"; context
     (B, dim). Raises ValueError for sizes below 1, an odd ``dim`` to concatenate, probabilities outside [0, 1), an
@@ -46,6 +46,7 @@ class BiGRU(nn.Module):
         dropout: float = 0.0,
         drop: float = 0.0,
         keep_ends: bool = False,
+        freeze_words: bool = False,
     ) -> None:
         super().__init__()
         if min(vocab_size, dim, word_dim) < 1:
@@ -70,7 +71,7 @@ class BiGRU(nn.Module):
         units = dim if directions == "average" else dim // 2
         self.gru = nn.GRU(word_dim, units, batch_first=True, bidirectional=True)
         self.dropout = nn.Dropout(dropout)
-        nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
+        nn.init.uniform_(self.embedding.weight, -0.1, 0.1).requires_grad_(not freeze_words)
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> FeatureSet:
         """Encode a batch of token ids."""

@@ -1,0 +1,87 @@
+"""Word vectors from GloVe's and fastText's text files."""
+
+import hashlib
+import os
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from vse.errors import InputError
+
+
+def read_vectors(path: str | Path, words: Sequence[str], dim: int) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors (words, dim) float32 of known words from a text file, and which were found (words,) bool.
+
+    A line is a word and its ``dim`` numbers; fastText's first line, two numbers, is passed over. A word that is not
+    there is looked up without its hyphens, full stops and apostrophes, and as what stands before its slash (PVSE's
+    released code). The result is kept in the user's cache folder: the files have millions of lines.
+    Raises InputError, naming file and line, for a missing file, another width, or what is no number.
+
+    >>> vectors, found = read_vectors("glove.6B.300d.txt", vocabulary.words, 300)
+    """
+    path = Path(path)
+    try:
+        about = path.stat()
+    except OSError:
+        raise InputError(f"{path}: no such file; expected word vectors as text, such as glove.6B.{dim}d.txt") from None
+    key = repr((str(path.resolve()), about.st_size, about.st_mtime_ns, dim, list(words)))
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vse"
+    cache = folder / f"vectors-{hashlib.sha256(key.encode()).hexdigest()[:24]}.npz"
+    try:
+        with np.load(cache) as known:
+            return known["vectors"], known["found"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # none yet, or damaged: read the file
+        pass
+    vectors, found = _read(path, words, dim, about.st_size)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = cache.with_suffix(f".{os.getpid()}.npz")
+        np.savez(temporary, vectors=vectors, found=found)
+        os.replace(temporary, cache)
+    except OSError:  # a cache that cannot be written is no mistake
+        pass
+    return vectors, found
+
+
+def _read(path: Path, words: Sequence[str], dim: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """What :func:`read_vectors` returns, from the file."""
+    places: dict[bytes, list[int]] = {}  # each spelling that helps, and the words that it helps
+    for place, word in enumerate(words):
+        for spelling in {word, simplified(word)} - {""}:
+            places.setdefault(spelling.encode(), []).append(place)
+    vectors = np.zeros((len(words), dim), dtype=np.float32)
+    exact = np.zeros(len(words), dtype=bool)
+    found = np.zeros(len(words), dtype=bool)
+    title = f"reading {path.name}"
+    with open(path, "rb") as file, tqdm(total=size, desc=title, unit="B", unit_scale=True, leave=False, delay=1) as bar:
+        for number, line in enumerate(file, start=1):
+            bar.update(len(line))
+            parts = line.rstrip().split(b" ")
+            if number == 1 and len(parts) == 2 and dim != 1:
+                continue
+            if number <= 2 and len(parts) != dim + 1:  # further down, a word may hold spaces
+                raise InputError(f"{path}: line {number}: a word and {len(parts) - 1} numbers, expected {dim}")
+            for place in places.get(b" ".join(parts[:-dim]), ()):
+                same = words[place].encode() == b" ".join(parts[:-dim])
+                if exact[place] or (found[place] and not same):
+                    continue
+                try:
+                    vectors[place] = np.array(parts[-dim:], dtype=np.float32)
+                except ValueError:
+                    raise InputError(f"{path}: line {number}: expected a word and {dim} numbers") from None
+                found[place], exact[place] = True, same
+    return vectors, found
+
+
+def simplified(word: str) -> str:
+    """The spelling that is tried when a word has no vector.
+
+    >>> simplified("t-shirt/top")
+    'tshirt'
+    """
+    for sign in "-.'":
+        word = word.replace(sign, "")
+    return word.split("/")[0]
