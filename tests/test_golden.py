@@ -15,6 +15,8 @@ from torch import Tensor
 from vse.aggregators import GPO, AdaptivePool, PIENet, SetPrediction
 from vse.build import build_model, read_config
 from vse.data.vocabulary import SPECIALS, Vocabulary
+from vse.encoders import BiGRU, Grid
+from vse.encoders.bigru import Context
 from vse.losses import (
     AdaptiveContrastiveLoss,
     Mining,
@@ -30,7 +32,7 @@ from vse.official import (
     ReleasedAdaptivePool,
     ReleasedSetPrediction,
     dive_weights,
-    pvse_text_weights,
+    pvse_weights,
     rename,
     set_prediction_names,
     vse_2ad_weights,
@@ -250,7 +252,7 @@ def golden_model(about: dict[str, Any], config: str, overrides: list[str], weigh
     return model.eval()
 
 
-def check_tower(tower: Tower, inputs: Tensor, mask: Tensor, expected: Tensor) -> None:
+def check_tower(tower: Tower, inputs: Tensor, mask: Tensor | None, expected: Tensor) -> None:
     for setting in (torch.enable_grad(), torch.inference_mode()):
         with setting:
             found = tower(inputs, mask).embeddings
@@ -300,26 +302,44 @@ def check_dive(name: str, overrides: list[str]) -> Callable[[dict[str, Any]], No
     return check
 
 
-def check_pvse_text(name: str) -> Callable[[dict[str, Any]], None]:
+def check_pvse(name: str) -> Callable[[dict[str, Any]], None]:
     def check(golden: dict[str, Any]) -> None:
         about = about_model(name)
         options = about["options"]
-        config = read_config(
-            ROOT / "configs" / "pvse" / "f30k_region_bigru.yaml",
-            [
-                f"model.embed_dim={options['embed_size']}",
-                f"model.text.encoder.context={'last_step' if options['legacy'] else 'last'}",
-                f"model.text.aggregator.num_embeddings={options['num_embeds']}",
-            ],
-        )
-        words = [*SPECIALS, *(f"w{i}" for i in range(about["vocab_size"] - len(SPECIALS)))]
-        text = build_model(config, 8, Vocabulary(words)).text.eval()
-        text.load_state_dict(pvse_text_weights(fill(about["state"])))
+        size, count = options["embed_size"], options["num_embeds"]
+        grid = Grid(size, options["cnn_type"], features="raw", context="mean")
+        context: Context = "last_step" if options["legacy"] else "last"
+        bigru = BiGRU(about["vocab_size"], size, options["word_dim"], "concatenate", "words", context)
+        image, text = (Tower(e, PIENet(e.dim, size, count)) for e in (grid, bigru))
+        model = VSEModel(image, text, max_cosine).eval()
+        model.load_state_dict(pvse_weights(fill(about["state"])))
+        pictures = torch.from_numpy(recipe.draw(about["image_seed"], tuple(about["image_shape"])))
         tokens, mask = golden_text(about)
+        check_tower(image, pictures, None, golden["image_embeddings"])
         check_tower(text, tokens, mask, golden["text_embeddings"])
-        torch.testing.assert_close(
-            text(tokens, mask).attention.detach().transpose(1, 2), golden["text_attention"], atol=1e-5, rtol=1e-4
-        )
+        for side, result in (("image", image(pictures)), ("text", text(tokens, mask))):
+            found = result.attention.detach().transpose(1, 2)
+            torch.testing.assert_close(found, golden[f"{side}_attention"], atol=1e-5, rtol=1e-4)
+
+    return check
+
+
+def check_vse_infty_grid(name: str, backbone: str) -> Callable[[dict[str, Any]], None]:
+    def check(golden: dict[str, Any]) -> None:
+        about = about_model(name)
+        grid = Grid(1024, backbone)
+        tower = Tower(grid, GPO()).eval()
+        state = fill(about["state"])
+        doubled = {k.replace("backbone.base.", "backbone.resnet."): v for k, v in state.items() if "base.0" in k}
+        weights = vse_infty_weights({**state, **doubled}, {})
+        tower.load_state_dict({key.removeprefix("image."): value for key, value in weights.items()})
+        pictures = torch.from_numpy(recipe.draw(about["image_seed"], tuple(about["image_shape"])))
+        with torch.no_grad():
+            cells = grid.backbone(pictures)
+        for found, expected in ((cells.mean(-1), golden["grid_mean"]), (cells[:, :, ::64], golden["grid_sample"])):
+            largest = expected.abs().max()
+            torch.testing.assert_close(found / largest, expected / largest, atol=1e-4, rtol=0)
+        check_tower(tower, pictures, None, golden["image_embeddings"])
 
     return check
 
@@ -358,9 +378,11 @@ CHECKS: dict[str, Callable[[dict[str, Any]], None]] = {
     "models/vse_2ad_region_bigru_padded": check_vse_2ad("vse_2ad_region_bigru_padded", RELEASED_2AD),
     "models/dive_butd_bigru_full": check_dive("dive_butd_bigru_full", []),
     "models/dive_butd_bigru_padded": check_dive("dive_butd_bigru_padded", RELEASED_DIVE),
-    "models/pvse_k1": check_pvse_text("pvse_k1"),
-    "models/pvse_k3": check_pvse_text("pvse_k3"),
-    "models/pvse_legacy_k2": check_pvse_text("pvse_legacy_k2"),
+    "models/pvse_k1": check_pvse("pvse_k1"),
+    "models/pvse_k3": check_pvse("pvse_k3"),
+    "models/pvse_legacy_k2": check_pvse("pvse_legacy_k2"),
+    "models/vse_infty_grid_detector": check_vse_infty_grid("vse_infty_grid_detector", "caffe_resnet101"),
+    "models/vse_infty_grid_resnext": check_vse_infty_grid("vse_infty_grid_resnext", "resnext101_32x8d"),
 }
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from vse.aggregators import AdaptivePool, SetPrediction
 from vse.aggregators.pooling import set_context
 from vse.aggregators.set_prediction import SlotBlock
+from vse.encoders.backbones import SPLIT
 from vse.sets import Aggregated, check_set
 
 Names = dict[str, str | None]  # beginning of an official parameter's name -> ours; None: never used
@@ -29,6 +30,12 @@ _DIVE_REGIONS: Names = {
     "mlp.fc1.": "encoder.hidden.",
     "mlp.bn.bn.": "encoder.norm.",
     "mlp.fc2.": "encoder.out.",
+}
+_GRID: Names = {
+    **{f"backbone.{theirs}": f"encoder.backbone.{ours}" for theirs, ours in SPLIT.items()},
+    "backbone.resnet.": None,  # every tensor of the backbone a second time
+    "image_encoder.fc.": "encoder.head.fc.",
+    "image_encoder.gpool.": "aggregator.",
 }
 _POOL: Names = {"pool.": "aggregator."}
 _GPOOL: Names = {"gpool.": "aggregator."}
@@ -60,15 +67,16 @@ def set_prediction_names(depth: int, share_weights: bool) -> Names:
 
 
 def vse_infty_weights(image: dict[str, Tensor], text: dict[str, Tensor]) -> dict[str, Tensor]:
-    """State dict of our ``regions`` + ``bigru`` + ``gpo`` model from VSE∞'s list of two (``checkpoint["model"]``).
+    """State dict of our ``regions`` or ``grid`` + ``bigru`` + ``gpo`` model from VSE∞'s list of two.
 
-    Keys may carry ``module.``. Raises ValueError for a key that this system does not have.
+    ``image`` and ``text`` are the entries of ``checkpoint["model"]``. Keys may carry ``module.``. Raises ValueError for
+    a key that this system does not have.
 
     >>> model.load_state_dict(vse_infty_weights(*torch.load("model_best.pth")["model"]))
     """
     weights: dict[str, Tensor] = {}
-    for side, state, names in (("image", image, _REGIONS | _GPOOL), ("text", text, _GRU | _GPOOL)):
-        weights |= rename(state, _inside(names, "", f"{side}."), f"VSE∞'s {side} encoder (regions, BiGRU)")
+    for side, state, names in (("image", image, _GRID | _REGIONS | _GPOOL), ("text", text, _GRU | _GPOOL)):
+        weights |= rename(state, _inside(names, "", f"{side}."), f"VSE∞'s {side} encoder (regions or grid, BiGRU)")
     return weights
 
 
@@ -95,16 +103,17 @@ def dive_weights(state: dict[str, Tensor], depth: int = 4, share_weights: bool =
     return rename(state, names, "DivE (regions, BiGRU)")
 
 
-def pvse_text_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """State dict of our ``bigru`` + ``pie_net`` tower from the ``txt_enc.`` part of PVSE's state dict.
+def pvse_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """State dict of our ``grid`` + ``bigru`` + ``pie_net`` model from PVSE's state dict.
 
-    Keys may carry ``module.``. Raises ValueError for a key that this encoder does not have.
+    Keys may carry ``module.``. Raises ValueError for a key that this system does not have.
 
-    >>> model.text.load_state_dict(pvse_text_weights(torch.load("coco_resnet152.pth")))
+    >>> model.load_state_dict(pvse_weights(torch.load("coco_resnet152.pth")))
     """
-    state = {key.removeprefix("module."): value for key, value in state.items()}
-    names = _inside(_GRU | _inside(PIE_NET, "pie_net.", "aggregator."), "txt_enc.", "")
-    return rename({k: v for k, v in state.items() if k.startswith("txt_enc.")}, names, "PVSE's text encoder")
+    image: Names = {"cnn.": "encoder.backbone.", "fc.": "encoder.head.fc."}
+    pie_net = _inside(PIE_NET, "pie_net.", "aggregator.")
+    names = _inside(image | pie_net, "img_enc.", "image.") | _inside(_GRU | pie_net, "txt_enc.", "text.")
+    return rename(state, names, "PVSE (pictures, BiGRU)")
 
 
 def rename(state: dict[str, Tensor], names: Names, system: str) -> dict[str, Tensor]:

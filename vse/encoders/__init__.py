@@ -7,8 +7,9 @@
 from torch import nn
 
 from vse.encoders.bigru import BiGRU
+from vse.encoders.grid import Grid
 from vse.encoders.regions import Regions
 
-ENCODERS: dict[str, type[nn.Module]] = {"regions": Regions, "bigru": BiGRU}
+ENCODERS: dict[str, type[nn.Module]] = {"regions": Regions, "grid": Grid, "bigru": BiGRU}
 
-__all__ = ["ENCODERS", "BiGRU", "Regions"]
+__all__ = ["ENCODERS", "BiGRU", "Grid", "Regions"]

@@ -92,8 +92,11 @@ class Regions(nn.Module):
         return FeatureSet(inputs, mask, self.dropout(context))
 
 
-def drop_elements(shape: torch.Size, mask: Tensor | None, probability: float, device: torch.device) -> Tensor:
-    """Mask (B, N) that keeps each real element with 1 - probability, and always at least one per sample."""
+def drop_elements(shape: torch.Size, mask: Tensor | None, probability: float | Tensor, device: torch.device) -> Tensor:
+    """Mask (B, N) that keeps each real element with 1 - probability, and always at least one per sample.
+
+    ``probability``: one for all, or (B, 1), one per sample.
+    """
     draw = torch.rand(shape, device=device)
     if mask is not None:
         draw = draw.masked_fill(~mask, -1.0)

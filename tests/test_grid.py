@@ -1,0 +1,183 @@
+"""The grid encoder, its backbones and their published weight files."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vse.aggregators import GPO
+from vse.encoders import Grid
+from vse.encoders.backbones import SPLIT, ResNetBackbone, load_backbone_weights
+from vse.errors import InputError
+from vse.model import Tower
+
+
+@pytest.fixture(scope="module")
+def pictures() -> Tensor:
+    return torch.randn(3, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "caffe_resnet50"])
+def test_batch_mates_change_nothing(name: str, pictures: Tensor) -> None:
+    torch.manual_seed(0)
+    tower = Tower(Grid(8, name), GPO()).eval()
+    with torch.no_grad():
+        together = tower(pictures).embeddings
+        for row in range(3):
+            torch.testing.assert_close(tower(pictures[row : row + 1]).embeddings[0], together[row], atol=1e-5, rtol=0)
+
+
+def test_cells_are_rows_of_the_map(pictures: Tensor) -> None:
+    """A change in the upper left corner is strongest in the first cell, one in the lower right in the last."""
+    torch.manual_seed(0)
+    grid = Grid(8, "resnet18").eval()
+    with torch.no_grad():
+        cells = grid(pictures[:1]).features
+        assert cells.shape == (1, 2 * 3, 8)
+        for rows, columns, cell in ((slice(0, 8), slice(0, 8), 0), (slice(56, 64), slice(88, 96), 5)):
+            changed = pictures[:1].clone()
+            changed[:, :, rows, columns] += 3
+            assert int((grid(changed).features - cells).norm(dim=-1).argmax()) == cell
+
+
+def test_raw_cells_and_their_mean(pictures: Tensor) -> None:
+    """PVSE's: raw cells, and the projected average pool as the context."""
+    torch.manual_seed(0)
+    grid = Grid(8, "resnet18", features="raw", context="mean").eval()
+    result = grid(pictures)
+    assert result.features.shape == (3, 6, 512) and (grid.dim, grid.context_dim) == (512, 8)
+    torch.testing.assert_close(result.context, grid.head.fc(result.features.mean(1)))
+
+
+def test_geometry_of_caffe(pictures: Tensor) -> None:
+    """The stride is in the first convolution; the first pooling counts what stands over."""
+    plain, caffe = ResNetBackbone("resnet50"), ResNetBackbone("caffe_resnet50")
+    assert plain.state_dict().keys() == caffe.state_dict().keys()
+    for net, first, second in ((plain, (1, 1), (2, 2)), (caffe, (2, 2), (1, 1))):
+        for stage in (net.layer2, net.layer3, net.layer4):
+            assert (stage[0].conv1.stride, stage[0].conv2.stride) == (first, second)  # type: ignore[union-attr]
+            assert stage[1].conv1.stride == stage[1].conv2.stride == (1, 1)  # type: ignore[union-attr]
+        assert net.layer1[0].conv1.stride == net.layer1[0].conv2.stride == (1, 1)  # type: ignore[union-attr]
+    assert caffe.maxpool(torch.zeros(1, 1, 32, 48)).shape == (1, 1, 16, 24)
+    assert caffe.maxpool(torch.zeros(1, 1, 33, 48)).shape == (1, 1, 16, 24)
+
+
+def test_batch_norm_keeps_its_statistics(pictures: Tensor) -> None:
+    grid = Grid(8, "resnet18").train()
+    before = {k: v.clone() for k, v in grid.backbone.state_dict().items() if "running" in k or "tracked" in k}
+    grid(pictures).features.sum().backward()
+    after = grid.backbone.state_dict()
+    assert all(torch.equal(after[k], v) for k, v in before.items())
+    assert grid.training and not any(m.training for m in grid.modules() if isinstance(m, nn.BatchNorm2d))
+    assert all(p.grad is not None for p in grid.parameters())
+
+
+@pytest.mark.parametrize(
+    ("freeze_epochs", "stage_epochs", "expected"),
+    [
+        (0, None, {0: 5, 9: 5}),
+        (1, None, {0: 0, 1: 5, 2: 5}),
+        (2, 1, {0: 0, 1: 0, 2: 1, 3: 2, 6: 5, 9: 5}),
+        (1, 3, {0: 0, 1: 1, 3: 1, 4: 2, 7: 3}),
+    ],
+)
+def test_freezing(freeze_epochs: int, stage_epochs: int | None, expected: dict[int, int]) -> None:
+    grid = Grid(8, "resnet18", freeze_epochs=freeze_epochs, stage_epochs=stage_epochs)
+    for epoch, count in expected.items():
+        grid.set_epoch(epoch)
+        trained = [all(p.requires_grad for m in stage for p in m.parameters()) for stage in grid.backbone.stages]
+        assert trained == [True] * count + [False] * (5 - count)
+        assert all(p.requires_grad for p in grid.head.parameters())
+    assert sum(len(list(m.parameters())) for stage in grid.backbone.stages for m in stage) == len(
+        list(grid.backbone.parameters())
+    )
+
+
+def test_cells_are_dropped_in_training_only() -> None:
+    """With probability 0.2 none; otherwise 0.5 r of them, r uniform in [0.2, 1]: 0.24 of all on average."""
+    torch.manual_seed(0)
+    grid = Grid(8, "resnet18", drop=0.5)
+    grid.backbone.forward = lambda pictures: torch.zeros(len(pictures), 200, 512)  # type: ignore[method-assign]
+    mask = grid.train()(torch.zeros(1000, 3, 1, 1)).mask
+    assert mask is not None
+    share = 1 - mask.float().mean(1)
+    assert abs(share.mean() - 0.24) < 0.01 and abs((share == 0).float().mean() - 0.2) < 0.03
+    some = share[share > 0]
+    assert some.min() < 0.12 and some.max() > 0.45 and abs(some.median() - 0.3) < 0.02
+    assert grid.eval()(torch.zeros(2, 3, 1, 1)).mask is None
+
+
+def test_published_files(tmp_path: Path) -> None:
+    """torchvision's and WSL's state dicts with their classifier, and the detector's two states."""
+    torch.manual_seed(0)
+    source = ResNetBackbone("caffe_resnet50")
+    state = {k: torch.randn_like(v) if v.is_floating_point() else v for k, v in source.state_dict().items()}
+    split: dict[str, dict[str, Tensor]] = {"base": {}, "top": {}}
+    for theirs, ours in SPLIT.items():
+        part, _, prefix = theirs.partition(".")
+        split[part] |= {prefix + k.removeprefix(ours): v for k, v in state.items() if k.startswith(ours)}
+    without_counters = {k: v for k, v in state.items() if "num_batches" not in k}
+    files: dict[str, Any] = {
+        "plain": {**state, "fc.weight": torch.zeros(1000, 2048), "fc.bias": torch.zeros(1000)},
+        "nested": {"state_dict": {f"module.{k}": v for k, v in without_counters.items()}},
+        "detector": split,
+    }
+    for name, content in files.items():
+        torch.save(content, tmp_path / f"{name}.pth")
+        grid = Grid(8, "caffe_resnet50", weights=str(tmp_path / f"{name}.pth"))
+        assert all(torch.equal(v, state[k]) for k, v in grid.backbone.state_dict().items() if k in without_counters)
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return (print, ("executed",))
+
+
+def test_bad_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    backbone = ResNetBackbone("resnet18")
+    state = backbone.state_dict()
+    wider = {**state, "conv1.weight": torch.zeros(32, 3, 7, 7)}
+    contents: dict[str, tuple[Any, str]] = {
+        "lacking": ({k: v for k, v in state.items() if "layer4" not in k}, "layer4.0.conv1.weight is missing"),
+        "strange": ({**state, "head.weight": torch.zeros(1)}, "head.weight is not in this backbone"),
+        "wider": (wider, r"conv1.weight is \(32, 3, 7, 7\) there and \(64, 3, 7, 7\) here"),
+        "list": ([1, 2], "expected a state dict, or a dict of 'base' and 'top' states"),
+        "evil": (Evil(), "cannot be read as weights"),
+    }
+    for name, (content, message) in contents.items():
+        torch.save(content, tmp_path / f"{name}.pth")
+        with pytest.raises(InputError, match=f"{name}.pth: .*{message}"):
+            load_backbone_weights(backbone, tmp_path / f"{name}.pth")
+    (tmp_path / "text.pth").write_text("no weights")
+    for name, message in (("text", "cannot be read as weights"), ("none", "no such file; expected the backbone's")):
+        with pytest.raises(InputError, match=f"{name}.pth: {message}"):
+            load_backbone_weights(backbone, tmp_path / f"{name}.pth")
+    assert "executed" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"backbone": "resnet17"}, r"backbone must be a torchvision ResNet, got 'resnet17' \(did you mean 'resnet1"),
+        ({"backbone": "caffe_resnet18"}, "'caffe_resnet18': only ResNets with bottlenecks"),
+        ({"backbone": "resnet18", "drop": 1.0}, r"drop must be in \[0, 1\), got 1.0"),
+        ({"backbone": "resnet18", "freeze_epochs": -1}, "freeze_epochs must not be negative, got -1"),
+        ({"backbone": "resnet18", "stage_epochs": 0}, "stage_epochs must be at least 1, got 0"),
+        ({"backbone": "resnet18", "features": "raw"}, "context must be 'max' or 'mean' when the features are raw"),
+    ],
+)
+def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Grid(8, **arguments)
+
+
+def test_bad_pictures(pictures: Tensor) -> None:
+    grid = Grid(8, "resnet18")
+    with pytest.raises(ValueError, match=r"pictures must be \(B, 3, height, width\) floats, got torch.uint8"):
+        grid(pictures.byte())
+    with pytest.raises(ValueError, match=r"floats, got torch.float32 \(3, 64, 96\)"):
+        grid(pictures[0])
+    with pytest.raises(ValueError, match="a batch of pictures takes no mask"):
+        grid(pictures, torch.ones(3, 6, dtype=torch.bool))

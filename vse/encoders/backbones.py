@@ -1,0 +1,116 @@
+"""Convolutional backbones: pictures become the cells of their last feature map."""
+
+import os
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vse.errors import InputError, close_match, first_line
+
+_CAFFE = "caffe_"  # before a ResNet's name: the geometry of the networks converted from Caffe
+
+
+class ResNetBackbone(nn.Module):
+    """A torchvision ResNet, ResNeXt or Wide ResNet without its pooling and classifier.
+
+    ``name``: torchvision's, such as "resnext101_32x8d"; with "caffe_" before it, the stride of a stage sits in its
+    first 1x1 convolution and the first pooling has no padding and counts what stands over (bottom-up attention's
+    detector). Parameter names are torchvision's. BatchNorm always uses its running statistics.
+
+    Shapes: pictures (B, 3, height, width) -> cells (B, h * w, dim), row by row. Raises ValueError for an unknown name.
+
+    >>> ResNetBackbone("resnet18")(torch.randn(2, 3, 224, 224)).shape
+    torch.Size([2, 49, 512])
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        import torchvision
+
+        plain = name.removeprefix(_CAFFE)
+        known = [n for n in torchvision.models.list_models(torchvision.models) if "resne" in n and "quant" not in n]
+        if plain not in known:
+            raise ValueError(f"backbone must be a torchvision ResNet, got {name!r} ({close_match(plain, known)})")
+        net = torchvision.models.get_model(plain, weights=None)
+        self.dim: int = net.fc.in_features
+        self.conv1, self.bn1, self.relu, self.maxpool = net.conv1, net.bn1, net.relu, net.maxpool
+        self.layer1, self.layer2, self.layer3, self.layer4 = net.layer1, net.layer2, net.layer3, net.layer4
+        if plain != name:
+            if not hasattr(net.layer2[0], "conv3"):
+                raise ValueError(f"backbone {name!r}: only ResNets with bottlenecks (50 layers and more) have it")
+            self.maxpool = nn.MaxPool2d(3, stride=2, ceil_mode=True)
+            for stage in (self.layer2, self.layer3, self.layer4):
+                stage[0].conv1.stride, stage[0].conv2.stride = stage[0].conv2.stride, stage[0].conv1.stride
+
+    @property
+    def stages(self) -> list[list[nn.Module]]:
+        """Groups of layers, the last first, as they are unfrozen."""
+        return [[self.layer4], [self.layer3], [self.layer2], [self.layer1], [self.conv1, self.bn1]]
+
+    def train(self, mode: bool = True) -> "ResNetBackbone":
+        """Set the mode; BatchNorm stays in evaluation."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Cells of a batch of pictures."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(pictures))))
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = stage(x)
+        return x.flatten(2).transpose(1, 2)
+
+
+def load_backbone_weights(backbone: ResNetBackbone, file: str | Path) -> None:
+    """Load published weights: torchvision's and WSL's files, or a dict of ``base`` and ``top`` states (BUTD).
+
+    Nothing in the file is executed. Raises InputError that names the file, and the first keys that do not fit.
+    """
+    path = Path(os.path.expanduser(file))
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; expected the backbone's published weights") from None
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: cannot be read as weights ({first_line(error)})") from None
+    state = _torchvision_names(content)
+    if state is None:
+        raise InputError(f"{path}: expected a state dict, or a dict of 'base' and 'top' states")
+    own = backbone.state_dict()
+    problems = [f"{key} is missing" for key in own if key not in state and "num_batches_tracked" not in key]
+    problems += [f"{key} is not in this backbone" for key in state if key not in own and not key.startswith("fc.")]
+    problems += [
+        f"{key} is {tuple(state[key].shape)} there and {tuple(own[key].shape)} here"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise InputError(f"{path}: does not fit the backbone: {'; '.join(problems[:3])}{more}")
+    backbone.load_state_dict({key: state.get(key, value) for key, value in own.items()})
+
+
+# The parts of a ResNet as VSE∞'s code splits it, in torchvision's names.
+SPLIT = {"base.0.": "conv1.", "base.1.": "bn1.", "base.4.": "layer1.", "base.5.": "layer2.", "base.6.": "layer3."} | {
+    "top.0.": "layer4."
+}
+
+
+def _torchvision_names(content: Any) -> dict[str, Tensor] | None:
+    """State dict under torchvision's names; None when it is none."""
+    if not isinstance(content, dict):
+        return None
+    if {"base", "top"} <= set(content):
+        parts = {f"{part}.{key}": value for part in ("base", "top") for key, value in content[part].items()}
+        prefixes = {key: next((p for p in SPLIT if key.startswith(p)), "") for key in parts}
+        return {SPLIT.get(p, "") + key.removeprefix(p): parts[key] for key, p in prefixes.items()}
+    content = content.get("state_dict", content)
+    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        return None
+    return {key.removeprefix("module."): value for key, value in content.items()}

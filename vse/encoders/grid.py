@@ -1,0 +1,88 @@
+"""Pictures through a convolutional backbone."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from vse.encoders.backbones import ResNetBackbone, load_backbone_weights
+from vse.encoders.regions import Context, Locals, Regions, drop_elements
+from vse.sets import FeatureSet
+
+
+class Grid(nn.Module):
+    """The cells of a CNN's last feature map (VSE∞, Chen et al. 2021, section 4.1; PVSE, Song & Soleymani 2019).
+
+    X = the map, row by row; V = fc(X). ``backbone``: a name of :class:`vse.encoders.backbones.ResNetBackbone`;
+    ``weights``: a file of published weights, "imagenet" (torchvision downloads them), or none. ``features``,
+    ``context`` and ``dropout`` as in :class:`vse.encoders.Regions`: projected without a context is VSE∞, raw with the
+    context "mean" PVSE.
+
+    The backbone is frozen in the first ``freeze_epochs`` epochs; then it is trained, all of it or, with
+    ``stage_epochs``, one stage more, the last first, after every that many epochs. Its BatchNorm keeps its statistics.
+    In training ``drop`` is the size augmentation for grids: with probability 0.2 a picture keeps all its cells,
+    otherwise each goes with probability ``drop`` * r, r uniform in [0.2, 1]; never all of them.
+
+    Shapes: pictures (B, 3, height, width), normalised as the backbone's were -> features (B, h * w, dim), or
+    (B, h * w, channels) for "raw"; context (B, dim) or None. Raises ValueError for another shape, an unknown name or
+    choice, and :class:`vse.errors.InputError` for a weights file that is missing or does not fit.
+
+    >>> Grid(dim=1024, backbone="resnet18")(torch.randn(2, 3, 224, 224)).features.shape
+    torch.Size([2, 49, 1024])
+    """
+
+    reads = "pictures"  # what the data must provide
+
+    def __init__(
+        self,
+        dim: int,
+        backbone: str = "resnext101_32x8d",
+        weights: str | Literal["imagenet"] | None = None,
+        features: Locals = "projected",
+        context: Context | None = None,
+        dropout: float = 0.0,
+        drop: float = 0.0,
+        freeze_epochs: int = 0,
+        stage_epochs: int | None = None,
+    ) -> None:
+        super().__init__()
+        if not 0 <= drop < 1:
+            raise ValueError(f"drop must be in [0, 1), got {drop}")
+        if freeze_epochs < 0:
+            raise ValueError(f"freeze_epochs must not be negative, got {freeze_epochs}")
+        if stage_epochs is not None and stage_epochs < 1:
+            raise ValueError(f"stage_epochs must be at least 1, got {stage_epochs}")
+        self.drop, self.freeze_epochs, self.stage_epochs = drop, freeze_epochs, stage_epochs
+        self.backbone = ResNetBackbone(backbone)
+        if weights == "imagenet":
+            from torchvision.models import get_model
+
+            published = get_model(backbone, weights="IMAGENET1K_V1").state_dict()
+            self.backbone.load_state_dict({key: published[key] for key in self.backbone.state_dict()})
+        elif weights is not None:
+            load_backbone_weights(self.backbone, weights)
+        self.head = Regions(self.backbone.dim, dim, None, features, context, dropout)
+        self.dim, self.context_dim = self.head.dim, self.head.context_dim
+
+    def set_epoch(self, epoch: int) -> None:
+        """Freeze what is not yet trained; epochs count from 0."""
+        stages = self.backbone.stages
+        done = epoch - self.freeze_epochs
+        trained = 0 if done < 0 else len(stages) if self.stage_epochs is None else 1 + done // self.stage_epochs
+        for number, stage in enumerate(stages):
+            for module in stage:
+                module.requires_grad_(number < trained)
+
+    def forward(self, inputs: Tensor, mask: Tensor | None = None) -> FeatureSet:
+        """Encode a batch of pictures, all of one size; there is nothing to mask."""
+        if inputs.dim() != 4 or inputs.shape[1] != 3 or not inputs.is_floating_point():
+            raise ValueError(f"pictures must be (B, 3, height, width) floats, got {inputs.dtype} {tuple(inputs.shape)}")
+        if mask is not None:
+            raise ValueError("a batch of pictures takes no mask")
+        cells = self.backbone(inputs)
+        if self.training and self.drop > 0:
+            share = torch.rand(len(cells), 1, device=cells.device) * 0.8 + 0.2
+            share = share.masked_fill(torch.rand_like(share) < 0.2, 0.0)
+            mask = drop_elements(cells.shape[:2], None, self.drop * share, cells.device)
+        result: FeatureSet = self.head(cells, mask)
+        return result
