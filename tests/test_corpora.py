@@ -187,7 +187,7 @@ def test_karpathy_bad_files(tmp_path: Path) -> None:
 
 
 def test_synthetic_world_is_rendered_once_and_the_same(tmp_path: Path) -> None:
-    small = {"train_scenes": 6, "eval_scenes": 4}
+    small: dict[str, Any] = {"train_scenes": 6, "eval_scenes": 4}
     first = synthetic(str(tmp_path / "a"), "train", **small)
     picture = tmp_path / "a" / "images" / "train_00003.png"
     changed = picture.stat().st_mtime_ns
@@ -209,7 +209,7 @@ def test_synthetic_world_is_rendered_once_and_the_same(tmp_path: Path) -> None:
 
 
 def test_synthetic_bad_places(tmp_path: Path) -> None:
-    small = {"train_scenes": 2, "eval_scenes": 1}
+    small: dict[str, Any] = {"train_scenes": 2, "eval_scenes": 1}
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="file: not empty, and holds no rendered world"):
         synthetic(str(tmp_path / "file"), "train", **small)

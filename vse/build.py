@@ -6,6 +6,7 @@ import json
 import re
 import typing
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from vse.checkpoint import find_checkpoint, load_checkpoint
 from vse.config import Config, OptimConfig, config_changes, load_config, make_config
 from vse.data.batches import Batch
 from vse.data.corpora import CORPORA, SPLITS, Corpus
+from vse.data.transforms import TRANSFORMS, Pictures
 from vse.data.vectors import read_vectors
 from vse.data.vocabulary import Vocabulary
 from vse.encoders import ENCODERS
@@ -52,6 +54,8 @@ def resolve(config: Config) -> Config:
     """Check every component and fill its arguments' defaults in."""
     content = config.model_dump()
     tables = {f"model.{side}.{kind}": t for side in ("image", "text") for kind, t in _TOWER_TABLES.items()}
+    if config.data.transform is not None:
+        tables["data.transform"] = TRANSFORMS
     tables |= {"model.similarity": SIMILARITIES, "loss.ranking": LOSSES, "optim.schedule": SCHEDULES}
     for key, table in tables.items():
         component = _at(config, key)
@@ -82,7 +86,18 @@ def build_corpus(config: Config, split: str) -> Corpus:
         raise InputError(f"split {split!r}: {close_match(split, list(SPLITS))}")
     function = _find(config, CORPORA, "data.format", config.data.format)
     corpus: Corpus = function(config.data.root, split, **config.data.options)
-    return corpus
+    has = "features" if hasattr(corpus.images, "width") else "pictures"
+    name = config.model.image.encoder.name
+    reads = getattr(_find(config, ENCODERS, "model.image.encoder.name", name), "reads", has)
+    if has != reads:
+        raise InputError(f"model.image.encoder.name: {name} reads {reads}, but {corpus.name} has {has}")
+    if has == "features":
+        return corpus
+    if config.data.transform is None:
+        known = close_match("", list(TRANSFORMS))
+        raise InputError(f"{config.source('data')}: data.transform: missing, and {name} needs one ({known})")
+    transform = _make(config, TRANSFORMS, "data.transform")
+    return replace(corpus, images=Pictures(corpus.images, transform, config.run.seed, config.data.workers))
 
 
 def build_vocabulary(config: Config, training: Corpus, state: dict[str, Any] | None = None) -> Vocabulary:
@@ -94,13 +109,11 @@ def build_vocabulary(config: Config, training: Corpus, state: dict[str, Any] | N
     return Vocabulary.build(training.captions, config.data.vocabulary.min_count)
 
 
-def image_width(config: Config, *corpora: Corpus) -> int:
-    """Width of the corpora's features. Raises InputError when they differ, or are not what the image encoder reads."""
+def image_width(*corpora: Corpus) -> int | None:
+    """Width of the corpora's features, None for pictures. Raises InputError when they differ."""
     for corpus in corpora:
         if not hasattr(corpus.images, "width"):
-            name = config.model.image.encoder.name
-            reads = getattr(_find(config, ENCODERS, "model.image.encoder.name", name), "reads", "features")
-            raise InputError(f"model.image.encoder.name: {name} reads {reads}, but {corpus.name} has pictures")
+            return None
         if corpus.images.width != corpora[0].images.width:
             raise InputError(
                 f"{corpora[0].name} has features {corpora[0].images.width} wide, "
@@ -109,11 +122,13 @@ def image_width(config: Config, *corpora: Corpus) -> int:
     return int(corpora[0].images.width)
 
 
-def build_model(config: Config, in_dim: int, vocabulary: Vocabulary) -> VSEModel:
-    """Model of a config, for images ``in_dim`` wide, with fresh weights."""
-    image = _build_tower(config, "image", "features", {"in_dim": in_dim})
+def build_model(config: Config, in_dim: int | None, vocabulary: Vocabulary) -> VSEModel:
+    """Model of a config, for features ``in_dim`` wide or, without, for pictures; with fresh weights."""
+    given = {} if in_dim is None else {"in_dim": in_dim}
+    image = _build_tower(config, "image", "features" if given else "pictures", given)
     text = _build_tower(config, "text", "tokens", {"vocab_size": len(vocabulary)})
-    return VSEModel(image, text, _make(config, SIMILARITIES, "model.similarity"), vocabulary=vocabulary)
+    transform = None if config.data.transform is None else _make(config, TRANSFORMS, "data.transform")
+    return VSEModel(image, text, _make(config, SIMILARITIES, "model.similarity"), vocabulary, transform)
 
 
 def fill_word_vectors(config: Config, model: VSEModel) -> None:

@@ -75,6 +75,7 @@ class DataConfig(Section):
     root: FilePath
     options: dict[str, Any] = {}  # arguments of the format's function
     sampling: Literal["pair", "image"] = "pair"
+    transform: Component | None = None  # of pictures
     workers: Annotated[int, Field(ge=0, le=256)] = 2
     vocabulary: VocabularyConfig = VocabularyConfig()
 

@@ -32,14 +32,9 @@ def evaluate(
     Every image and caption is encoded once. Raises InputError for features of another width than the model's, for
     NaN or Inf in them, and when the model itself gives NaN.
     """
-    width = getattr(model.image.encoder, "in_dim", None)
-    if width is not None and getattr(corpus.images, "width", None) != width:
-        found = getattr(corpus.images, "width", None)
-        raise InputError(
-            f"{corpus.name}: its features are {found} wide, but the model reads {width}"
-            if found
-            else f"{corpus.name}: has pictures, but the model reads features {width} wide"
-        )
+    width, found = getattr(model.image.encoder, "in_dim", None), getattr(corpus.images, "width", None)
+    if None not in (width, found) and width != found:
+        raise InputError(f"{corpus.name}: its features are {found} wide, but the model reads {width}")
     with autocast(model.device, precision):
         images, captions = encode_corpus(model, corpus, batch_size, progress)
     try:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from vse.sets import Aggregated, pad
 
 if TYPE_CHECKING:
+    from vse.data.transforms import Crop, Square
     from vse.data.vocabulary import Vocabulary
 
 
@@ -51,12 +52,14 @@ class VSEModel(nn.Module):
         text: Tower,
         similarity: Callable[[Tensor, Tensor], Tensor],
         vocabulary: "Vocabulary | None" = None,
+        transform: "Square | Crop | None" = None,
     ) -> None:
         super().__init__()
         self.image = image
         self.text = text
         self.similarity = similarity
         self.vocabulary = vocabulary
+        self.transform = transform
 
     @property
     def device(self) -> torch.device:
@@ -86,14 +89,18 @@ class VSEModel(nn.Module):
         return self._encode(self.text, ids, batch_size, progress)
 
     def encode_images(self, images: Sequence[Any], batch_size: int = 256) -> Tensor:
-        """Embeddings (n, K, H) of images, each a tensor (regions, width); the numbers of regions may differ.
+        """Embeddings (n, K, H) of images: paths or PIL pictures, or tensors, for a model that reads pictures.
 
-        In evaluation mode, without gradients, on the model's device. Raises ValueError for an empty list, and for
-        anything but tensors: this model reads precomputed features.
+        A picture gets the model's evaluation transform; a tensor (3, height, width) is taken as it is. A model of
+        precomputed features takes tensors (regions, width), whose numbers of regions may differ. In evaluation mode,
+        without gradients, on the model's device. Raises ValueError for an empty list, for anything else, and
+        :class:`vse.errors.InputError` for a file that is missing or no picture.
 
         >>> model.encode_images([torch.randn(36, 2048), torch.randn(20, 2048)]).shape
         torch.Size([2, 1, 1024])
         """
+        if getattr(self.image.encoder, "reads", "features") == "pictures":
+            return self._encode(self.image, images, batch_size, prepare=self._read_pictures, length=lambda _: 0)
         for position, image in enumerate(images):
             if not isinstance(image, Tensor) or image.dim() != 2 or not image.is_floating_point():
                 found = f"{image.dtype} {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
@@ -102,15 +109,34 @@ class VSEModel(nn.Module):
                 raise ValueError(f"image {position} is {image.shape[1]} wide, image 0 {images[0].shape[1]}")
         return self._encode(self.image, images, batch_size)
 
+    def _read_pictures(self, pictures: Sequence[Any]) -> tuple[Tensor, None]:
+        """Batch of transformed pictures; they have no mask."""
+        from vse.data.transforms import open_picture
+
+        tensors = []
+        for picture in pictures:
+            if isinstance(picture, Tensor):
+                tensors.append(picture)
+            elif self.transform is None:
+                raise ValueError("this model came without a transform: pass tensors (3, height, width)")
+            else:
+                tensors.append(self.transform.evaluate(open_picture(picture)))
+            if tensors[-1].shape != tensors[0].shape or tensors[-1].dim() != 3:
+                found = tuple(tensors[-1].shape)
+                raise ValueError(f"pictures must be (3, height, width) of one size, got {found}")
+        return torch.stack(tensors), None
+
     @torch.no_grad()
     def _encode(
         self,
         tower: Tower,
-        items: Sequence[Tensor],
+        items: Sequence[Any],
         batch_size: int,
         progress: Callable[[int], object] = lambda n: None,
+        prepare: Callable[[Sequence[Any]], tuple[Tensor, Tensor | None]] = pad,
+        length: Callable[[Any], int] = len,
     ) -> Tensor:
-        """Embed items (length, ...) of any lengths: similar lengths share a batch, the order is kept."""
+        """Embed items: similar lengths share a batch, which ``prepare`` makes; the order is kept."""
         if not len(items):
             raise ValueError("nothing to encode: the list is empty")
         if batch_size < 1:
@@ -118,13 +144,14 @@ class VSEModel(nn.Module):
         training = self.training
         self.eval()
         try:
-            order = sorted(range(len(items)), key=lambda i: len(items[i]))
+            order = sorted(range(len(items)), key=lambda i: length(items[i]))
             parts = []
             for start in range(0, len(order), batch_size):
-                inputs, mask = pad([items[i] for i in order[start : start + batch_size]])
+                inputs, mask = prepare([items[i] for i in order[start : start + batch_size]])
                 if inputs.is_floating_point():
                     inputs = inputs.to(next(self.parameters()).dtype)
-                parts.append(tower(inputs.to(self.device), mask.to(self.device)).embeddings)
+                mask = None if mask is None else mask.to(self.device)
+                parts.append(tower(inputs.to(self.device), mask).embeddings)
                 progress(len(inputs))
         finally:
             self.train(training)

@@ -29,7 +29,7 @@ class Training:
         self.device = runtime.pick_device(config.run.device)
         self.train_corpus = build.build_corpus(config, "train")
         self.dev_corpus = build.build_corpus(config, "dev")
-        self.in_dim = build.image_width(config, self.train_corpus, self.dev_corpus)
+        self.in_dim = build.image_width(self.train_corpus, self.dev_corpus)
         self.vocabulary = build.build_vocabulary(config, self.train_corpus, state)
         self.model = build.build_model(config, self.in_dim, self.vocabulary).to(self.device)
         if state is None:

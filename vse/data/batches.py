@@ -23,7 +23,7 @@ _ORDER, _AUGMENT = 1, 2  # random streams: no two purposes share one
 class Batch(NamedTuple):
     """What one training step needs."""
 
-    images: Tensor  # (A, regions, width)
+    images: Tensor  # (A, regions, width), or pictures (A, 3, height, width)
     image_mask: Tensor | None  # (A, regions)
     tokens: Tensor  # (C, length)
     token_mask: Tensor  # (C, length)
@@ -92,7 +92,7 @@ class TrainingData(Dataset[Batch | InputError]):
         epoch, captions = key
         images, row = np.unique(self.corpus.image_of_caption[captions], return_inverse=True)
         try:
-            features = torch.from_numpy(self.corpus.images.read(images))
+            features = torch.from_numpy(self.corpus.images.read(images, epoch))
         except InputError as error:
             return error
         tokens, mask = pad([torch.from_numpy(self._tokens(epoch, int(index))) for index in captions])

@@ -20,7 +20,7 @@ class Corpus:
     """Images and the captions that describe them. Raises InputError when the parts do not fit."""
 
     name: str  # what messages call it: the file or folder it came from
-    images: Any  # indexable and lazily read: Features, or a list of picture paths
+    images: Any  # indexable and lazily read: Features, or picture paths
     captions: list[str]
     image_of_caption: np.ndarray  # (captions,) index of each caption's image
     image_ids: Sequence[Any]  # unique
@@ -90,8 +90,8 @@ class Features:
         """Return one image's features (regions, width) float32."""
         return self.read(np.array([index]))[0]
 
-    def read(self, indices: np.ndarray) -> np.ndarray:
-        """Features (n, regions, width) float32 of some images."""
+    def read(self, indices: np.ndarray, epoch: int | None = None) -> np.ndarray:
+        """Features (n, regions, width) float32 of some images, the same in every epoch."""
         values = self._open()[self.rows[indices]].astype(np.float32, copy=False)
         bad = ~np.isfinite(values).all((1, 2))
         if bad.any():
@@ -224,10 +224,13 @@ def karpathy(root: str, split: str, annotations: str | None = None, pictures: st
     return Corpus(f"{path} ({split})", images, captions, np.array(image_of_caption, dtype=np.int64), ids, caption_ids)
 
 
-def synthetic(root: str, split: str, seed: int = 0, train_scenes: int = 3000, eval_scenes: int = 200) -> Corpus:
+def synthetic(
+    root: str, split: str, seed: int = 0, train_scenes: int = 3000, eval_scenes: int = 200, pictures: bool = False
+) -> Corpus:
     """The demo's own small world (see :mod:`vse.data.synthetic`), rendered once under ``root``.
 
-    The pictures' patches are the regions. Splits train (``train_scenes``), dev and test (``eval_scenes`` each).
+    The pictures' patches are the regions, unless the images are to be ``pictures``. Splits train (``train_scenes``),
+    dev and test (``eval_scenes`` each).
     """
     if split not in ("train", "dev", "test"):
         raise InputError(f"the synthetic corpus has the splits train, dev and test, not {split}")
@@ -238,6 +241,8 @@ def synthetic(root: str, split: str, seed: int = 0, train_scenes: int = 3000, ev
         )
     render_world(Path(root), {"train": train_scenes, "dev": eval_scenes, "test": eval_scenes}, seed)
     corpus = karpathy(root, split)
+    if pictures:
+        return corpus
     return replace(corpus, images=ArrayFeatures(read_patches(corpus.images)))
 
 
@@ -255,8 +260,8 @@ class ArrayFeatures:
         """Return one image's features (regions, width) float32."""
         return self.read(np.array([index]))[0]
 
-    def read(self, indices: np.ndarray) -> np.ndarray:
-        """Features (n, regions, width) float32 of some images."""
+    def read(self, indices: np.ndarray, epoch: int | None = None) -> np.ndarray:
+        """Features (n, regions, width) float32 of some images, the same in every epoch."""
         return self.array[indices].astype(np.float32) / 127.5 - 1
 
 
