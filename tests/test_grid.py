@@ -157,6 +157,25 @@ def test_bad_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "executed" not in capsys.readouterr().out
 
 
+def test_imagenet_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torchvision's own download; without a connection, one line."""
+    torch.manual_seed(0)
+    state = {**ResNetBackbone("resnet18").state_dict(), "fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1)}
+    monkeypatch.setattr("torch.hub.load_state_dict_from_url", lambda *_, **__: state)
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_, **__: state)
+    grid = Grid(8, "resnet18", weights="imagenet")
+    assert all(torch.equal(value, state[key]) for key, value in grid.backbone.state_dict().items())
+
+    def offline(*_: object, **__: object) -> None:
+        raise OSError("no route")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
+    with pytest.raises(InputError, match=r"weights 'imagenet' cannot be downloaded \(no route\); a file may be named"):
+        Grid(8, "resnet18", weights="imagenet")
+    with pytest.raises(InputError, match="'imagenet' are of torchvision's geometry, not caffe_resnet50's"):
+        Grid(8, "caffe_resnet50", weights="imagenet")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

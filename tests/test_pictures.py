@@ -14,6 +14,7 @@ from torch import Tensor
 import vse
 from vse.checkpoint import load_checkpoint
 from vse.data.transforms import Crop, Normalise, Pictures, ScaledCrop, Square, open_picture
+from vse.encoders.backbones import ResNetBackbone
 from vse.errors import InputError
 
 Cli = Callable[..., Outcome]
@@ -182,6 +183,28 @@ def test_trained_end_to_end(cli: Cli, small: list[str], tmp_path: Path) -> None:
     torch.testing.assert_close(model.encode_images(paths[::-1]).flip(0), embeddings, atol=1e-5, rtol=0)
 
 
+def test_the_recipe_for_pictures(cli: Cli, small: list[str], tmp_path: Path) -> None:
+    """PVSE on COCO pictures, made small, on the demo's pictures in Karpathy's layout."""
+    assert cli("train", *small, "--dry-run").code == 0  # renders the world
+    config = ROOT / "configs" / "pvse" / "coco_resnet152_bigru.yaml"
+    settings = [
+        "data.workers=0",
+        "data.vocabulary.min_count=1",
+        f"data.root={tmp_path / 'world'}",
+        "train.batch_size=8",
+    ]
+    settings += ["data.transform.size=32", "data.transform.resize=40", "model.embed_dim=8", "train.epochs=1"]
+    settings += [
+        "model.image.encoder.backbone=resnet18",
+        "model.image.encoder.weights=null",
+        f"run.dir={tmp_path / 'p'}",
+    ]
+    outcome = cli("train", config, *settings)
+    assert outcome.code == 0, outcome.err
+    table = cli("eval", tmp_path / "p")
+    assert table.code == 0 and "Image sets" in table.out
+
+
 def test_a_frozen_backbone_stays(cli: Cli, small: list[str], tmp_path: Path) -> None:
     runs = {}
     for freeze in (1, 0):
@@ -195,6 +218,19 @@ def test_a_frozen_backbone_stays(cli: Cli, small: list[str], tmp_path: Path) -> 
     assert cli("train", *small, *settings).code == 0
     after = weights(tmp_path / "1")
     assert any(not torch.equal(runs[1][k], after[k]) for k in moved)  # trained from the second epoch on
+
+
+def test_a_checkpoint_needs_no_weights_file(cli: Cli, small: list[str], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    state = ResNetBackbone("resnet18").state_dict()
+    torch.save(state, tmp_path / "resnet18.pth")
+    settings = [f"model.image.encoder.weights={tmp_path / 'resnet18.pth'}", "model.image.encoder.freeze_epochs=9"]
+    assert cli("train", *small, *settings).code == 0
+    key = "layer4.0.conv1.weight"
+    assert torch.equal(weights(tmp_path / "run")[f"image.encoder.backbone.{key}"], state[key])
+    (tmp_path / "resnet18.pth").unlink()
+    assert cli("eval", tmp_path / "run").code == 0
+    assert cli("train", *small, *settings, "train.epochs=2").code == 0
 
 
 def test_mistakes(cli: Cli, small: list[str], tmp_path: Path) -> None:

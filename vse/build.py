@@ -122,25 +122,28 @@ def image_width(*corpora: Corpus) -> int | None:
     return int(corpora[0].images.width)
 
 
-def build_model(config: Config, in_dim: int | None, vocabulary: Vocabulary) -> VSEModel:
-    """Model of a config, for features ``in_dim`` wide or, without, for pictures; with fresh weights."""
+def build_model(config: Config, in_dim: int | None, vocabulary: Vocabulary, fresh: bool = True) -> VSEModel:
+    """Model of a config, for features ``in_dim`` wide or, without, for pictures.
+
+    A model that is not ``fresh`` gets its weights from a checkpoint: no file of published ones is read.
+    """
     given = {} if in_dim is None else {"in_dim": in_dim}
-    image = _build_tower(config, "image", "features" if given else "pictures", given)
-    text = _build_tower(config, "text", "tokens", {"vocab_size": len(vocabulary)})
+    image = _build_tower(config, "image", "features" if given else "pictures", given, fresh)
+    text = _build_tower(config, "text", "tokens", {"vocab_size": len(vocabulary)}, fresh)
     transform = None if config.data.transform is None else _make(config, TRANSFORMS, "data.transform")
-    return VSEModel(image, text, _make(config, SIMILARITIES, "model.similarity"), vocabulary, transform)
+    model = VSEModel(image, text, _make(config, SIMILARITIES, "model.similarity"), vocabulary, transform)
+    if fresh and config.data.vocabulary.vectors is not None:
+        _fill_word_vectors(config, config.data.vocabulary.vectors, model, vocabulary)
+    return model
 
 
-def fill_word_vectors(config: Config, model: VSEModel) -> None:
-    """Put the config's word vectors, when it names a file of them, into the text encoder's table."""
-    file = config.data.vocabulary.vectors
-    if file is None or model.vocabulary is None:
-        return
+def _fill_word_vectors(config: Config, file: str, model: VSEModel, vocabulary: Vocabulary) -> None:
+    """Put a file's word vectors into the text encoder's table."""
     table = getattr(model.text.encoder, "embedding", None)
     if not isinstance(table, nn.Embedding):
         key, name = "data.vocabulary.vectors", config.model.text.encoder.name
         raise InputError(f"{config.source(key)}: {key}: {name} has no table of words to fill")
-    vectors, found = read_vectors(file, model.vocabulary.words, table.embedding_dim)
+    vectors, found = read_vectors(file, vocabulary.words, table.embedding_dim)
     with torch.no_grad():
         rows = torch.from_numpy(found)
         table.weight[rows.to(table.weight.device)] = torch.from_numpy(vectors)[rows].to(table.weight)
@@ -198,7 +201,7 @@ def load_model(
     state = load_checkpoint(file)
     config = config_of_checkpoint(state, file, overrides)
     words = Vocabulary(state["vocabulary"]) if vocabulary is None else vocabulary
-    model = build_model(config, state["in_dim"], words)
+    model = build_model(config, state["in_dim"], words, fresh=False)
     load_weights(model, state["model"], file)
     return model.eval(), config, file
 
@@ -238,7 +241,7 @@ def load_weights(model: nn.Module, weights: dict[str, Any], file: Path) -> None:
     model.load_state_dict(weights)
 
 
-def _build_tower(config: Config, side: str, gives: str, widths: dict[str, int]) -> Tower:
+def _build_tower(config: Config, side: str, gives: str, widths: dict[str, int], fresh: bool) -> Tower:
     """One tower, its widths filled in from the data and ``model.embed_dim``."""
     key = f"model.{side}"
     tower = getattr(config.model, side)
@@ -249,7 +252,8 @@ def _build_tower(config: Config, side: str, gives: str, widths: dict[str, int]) 
             f"{config.source(f'{key}.encoder.name')}: {key}.encoder.name: {tower.encoder.name} reads {reads}, "
             f"but the {side} tower is given {gives}"
         )
-    encoder = _make(config, ENCODERS, f"{key}.encoder", {**widths, "dim": embed_dim})
+    instead = {} if fresh else {"weights": None}
+    encoder = _make(config, ENCODERS, f"{key}.encoder", {**widths, "dim": embed_dim}, instead)
     if not hasattr(encoder, "dim"):
         source = config.source(f"{key}.encoder.name")
         raise InputError(f"{source}: {key}.encoder.name: {tower.encoder.name} is no encoder: it has no attribute dim")
@@ -345,13 +349,23 @@ def _check(
     return checked
 
 
-def _make(config: Config, table: dict[str, Any], key: str, filled: dict[str, Any] | None = None) -> Any:
-    """The component that a config names at ``key``, with what is ``filled`` in where it takes that."""
+def _make(
+    config: Config,
+    table: dict[str, Any],
+    key: str,
+    filled: dict[str, Any] | None = None,
+    instead: dict[str, Any] | None = None,
+) -> Any:
+    """The component that a config names at ``key``.
+
+    Where it takes them, with what is ``filled`` in, and with values ``instead`` of the config's.
+    """
     component = _at(config, key)
     function = _find(config, table, f"{key}.name", component.name)
     wanted = inspect.signature(function).parameters
     taken = {name: value for name, value in (filled or {}).items() if name in wanted}
-    return _construct(config, key, function, {**taken, **component.arguments})
+    replaced = {name: value for name, value in (instead or {}).items() if name in wanted}
+    return _construct(config, key, function, {**taken, **component.arguments, **replaced})
 
 
 def _construct(config: Config, key: str, function: Callable[..., Any], arguments: dict[str, Any]) -> Any:

@@ -31,9 +31,7 @@ class Training:
         self.dev_corpus = build.build_corpus(config, "dev")
         self.in_dim = build.image_width(self.train_corpus, self.dev_corpus)
         self.vocabulary = build.build_vocabulary(config, self.train_corpus, state)
-        self.model = build.build_model(config, self.in_dim, self.vocabulary).to(self.device)
-        if state is None:
-            build.fill_word_vectors(config, self.model)
+        self.model = build.build_model(config, self.in_dim, self.vocabulary, fresh=state is None).to(self.device)
         self.criterion = build.build_criterion(config).to(self.device)
         self.optimiser = build.build_optimiser(config, self.model, self.criterion)
         self.schedule = build.build_schedule(config)

@@ -67,6 +67,20 @@ class ResNetBackbone(nn.Module):
         return x.flatten(2).transpose(1, 2)
 
 
+def load_imagenet_weights(backbone: ResNetBackbone, name: str) -> None:
+    """Load torchvision's ImageNet weights, which it downloads once. Raises InputError when it has or gets none."""
+    import torchvision
+
+    if name.startswith(_CAFFE):
+        raise InputError(f"weights 'imagenet' are of torchvision's geometry, not {name}'s; expected a file")
+    try:
+        published = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"].get_state_dict(check_hash=True)
+    except (OSError, RuntimeError) as error:
+        problem = first_line(error)
+        raise InputError(f"weights 'imagenet' cannot be downloaded ({problem}); a file may be named") from None
+    backbone.load_state_dict({key: published.get(key, value) for key, value in backbone.state_dict().items()})
+
+
 def load_backbone_weights(backbone: ResNetBackbone, file: str | Path) -> None:
     """Load published weights: torchvision's and WSL's files, or a dict of ``base`` and ``top`` states (BUTD).
 

@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from vse.encoders.backbones import ResNetBackbone, load_backbone_weights
+from vse.encoders.backbones import ResNetBackbone, load_backbone_weights, load_imagenet_weights
 from vse.encoders.regions import Context, Locals, Regions, drop_elements
 from vse.sets import FeatureSet
 
@@ -55,10 +55,7 @@ class Grid(nn.Module):
         self.drop, self.freeze_epochs, self.stage_epochs = drop, freeze_epochs, stage_epochs
         self.backbone = ResNetBackbone(backbone)
         if weights == "imagenet":
-            from torchvision.models import get_model
-
-            published = get_model(backbone, weights="IMAGENET1K_V1").state_dict()
-            self.backbone.load_state_dict({key: published[key] for key in self.backbone.state_dict()})
+            load_imagenet_weights(self.backbone, backbone)
         elif weights is not None:
             load_backbone_weights(self.backbone, weights)
         self.head = Regions(self.backbone.dim, dim, None, features, context, dropout)
