@@ -501,7 +501,10 @@ def test_bad_arguments(name: str, arguments: dict[str, Any], message: str) -> No
         AGGREGATORS[name](**{**{k: v for k, v in needed.items() if k in wanted}, **arguments})
 
 
-def test_a_sequence_needs_a_prefix_mask() -> None:
+def test_positions_are_counted_over_real_elements() -> None:
+    """Dropped elements leave no gap: a set with holes equals the same set closed up."""
     features, mask = sets()
-    with pytest.raises(ValueError, match="a sequence needs a prefix mask"):
-        make("set_prediction, sine")(features, mask)
+    net = make("set_prediction, sine").eval()
+    together = net(features, mask).embeddings
+    for row, elements in enumerate(valid(features, mask)):
+        torch.testing.assert_close(net(elements.unsqueeze(0)).embeddings[0], together[row])

@@ -73,7 +73,10 @@ def step(ranking: nn.Module, embeddings: Tensor, captions: int) -> dict[str, flo
     positives = torch.arange(len(embeddings))[:, None] == image_of_caption
     image, text = Aggregated(embeddings), Aggregated(embeddings[image_of_caption])
     scores = image.embeddings[:, 0] @ text.embeddings[:, 0].T
-    logged = {"ranking": ranking(scores, positives), **training_health(Criterion(ranking), positives, image, text)}
+    logged = {
+        "ranking": ranking(scores, positives),
+        **training_health(Criterion(ranking), scores, positives, image, text),
+    }
     return {name: value.item() for name, value in logged.items()}
 
 
@@ -82,7 +85,7 @@ def test_the_plateau(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """A loss that stays where all scores are equal is said once, after a while; one that falls is not."""
     ranking = RANKINGS[name]
     watch = Watch(nn.Linear(1, 1), Criterion(ranking))
-    apart, equal = torch.eye(8).unsqueeze(1), torch.zeros(8, 1, 8)
+    apart, equal = torch.eye(8).unsqueeze(1), torch.eye(8)[:1].expand(8, 8).unsqueeze(1)  # one point: all scores are 1
     for steps, embeddings, expected in ((500, apart, 0), (50, equal, 0), (60, equal, 1), (60, equal, 0)):
         logged = [step(ranking, embeddings, captions) for captions in (1, 2, 5) * 4]  # batches of different sizes
         watch.training({key: sum(s[key] for s in logged) / len(logged) for key in logged[0]}, steps)
@@ -93,7 +96,7 @@ def test_the_plateau_is_found_without_a_trace() -> None:
     random = Criterion(AdaptiveContrastiveLoss(negatives="random"))
     state = torch.get_rng_state()
     side = Aggregated(torch.eye(8).unsqueeze(1))
-    training_health(random, torch.eye(8, dtype=torch.bool), side, side)
+    training_health(random, torch.eye(8), torch.eye(8, dtype=torch.bool), side, side)
     assert torch.equal(torch.get_rng_state(), state)
 
 

@@ -148,10 +148,14 @@ def test_a_corpus_is_scored_in_chunks(name: str, monkeypatch: pytest.MonkeyPatch
 @every
 def test_bad_shapes(name: str) -> None:
     a, b = sets(1, 1)
-    with pytest.raises(ValueError, match=r"expected \(A, K, H\) and \(C, L, H\) with one H, got \(4, 1, 5\)"):
+    with pytest.raises(
+        ValueError, match=r"expected \(A, K, H\) and \(C, L, H\) with one H, nothing empty, got \(4, 1, 5\)"
+    ):
         make(name)(a[..., :5], b)
     with pytest.raises(ValueError, match=r"expected \(A, K, H\) and \(C, L, H\)"):
         make(name)(a[:, 0], b)
+    with pytest.raises(ValueError, match="nothing empty, got"):
+        make(name)(a[:, :0], b)
 
 
 def test_cosine_compares_single_embeddings() -> None:

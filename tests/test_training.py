@@ -219,8 +219,14 @@ def test_a_plateau_is_remembered(cli: Cli, tiny: list[str], tmp_path: Path) -> N
             "override 'loss.terms.mmd.gamma=-1': loss.terms.mmd: gamma must be positive, got -1",
         ),
         (["model.image.aggregator={name: pie_net, num_embeddings: 1, out_dim: 4}"], "out_dim: is filled in and cannot"),
-        (["model.text.encoder.features=words"], "gpo keeps the encoder's width 6, but model.embed_dim is 8"),
-        (["model.image.encoder={features: raw, context: mean}"], "gpo keeps the encoder's width 12, but"),
+        (
+            ["model.text.encoder.features=words"],
+            "gpo keeps the width of the encoder's features, 6, but",
+        ),
+        (
+            ["model.image.encoder={features: raw, context: mean}"],
+            "gpo keeps the width of the encoder's features, 12, but",
+        ),
         (["model.image.encoder.features=raw"], "context must be 'max' or 'mean' when the features are raw"),
     ],
 )

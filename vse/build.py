@@ -1,11 +1,12 @@
 """From a config to objects; the only module that knows every table."""
 
+import contextlib
 import importlib
 import inspect
 import json
 import re
 import typing
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -34,6 +35,7 @@ from vse.similarity import SIMILARITIES
 _FIXED = {"in_dim", "out_dim", "vocab_size", "epochs", "params"}
 _FILLED = {"dim", "lr"}
 
+_TRAINING_STATE = ("epoch", "step", "best", "train_captions", "optimiser", "scaler", "random", "criterion")
 _TOWER_TABLES: dict[str, Any] = {"encoder": ENCODERS, "aggregator": AGGREGATORS}
 
 
@@ -46,8 +48,10 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def config_of_checkpoint(state: dict[str, Any], path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Config that a checkpoint carries, with overrides."""
-    return resolve(make_config(state["config"], overrides, {"": str(path)}))
+    """Config that a checkpoint carries, with overrides; it may name modules outside the package, but no functions."""
+    config = make_config(state["config"], overrides, {"": str(path)})
+    config._trusted = False
+    return resolve(config)
 
 
 def resolve(config: Config) -> Config:
@@ -76,7 +80,7 @@ def resolve(config: Config) -> Config:
     function = _find(config, OPTIMISERS, "optim.name", config.optim.name)
     _check(config, "optim", config.optim.name, function, config.optim.arguments, beside=OptimConfig.model_fields)
     resolved = Config.model_validate(content)
-    resolved._origin = config._origin
+    resolved._origin, resolved._trusted = config._origin, config._trusted
     return resolved
 
 
@@ -89,7 +93,7 @@ def build_corpus(config: Config, split: str) -> Corpus:
     has = "features" if hasattr(corpus.images, "width") else "pictures"
     name = config.model.image.encoder.name
     reads = getattr(_find(config, ENCODERS, "model.image.encoder.name", name), "reads", has)
-    if has != reads:
+    if has != reads and reads in ("features", "pictures"):  # what reads tokens is refused as a tower
         raise InputError(f"model.image.encoder.name: {name} reads {reads}, but {corpus.name} has {has}")
     if has == "features":
         return corpus
@@ -164,14 +168,18 @@ def build_criterion(config: Config) -> Criterion:
 def check_fit(config: Config, model: VSEModel, criterion: Criterion, batch: Batch) -> None:
     """Raise InputError when encoders, aggregators, similarity and loss do not fit together, as a batch tells."""
     model.eval()
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):  # a loss may draw random numbers
-            image, text = model.image(batch.images, batch.image_mask), model.text(batch.tokens, batch.token_mask)
-            criterion(model.similarity(image.embeddings, text.embeddings), batch.positives, image, text)
-    except ValueError as error:
-        for key in ("model.similarity", *(f"loss.terms.{name}" for name in criterion.terms)):
-            _blame(config, key, _at(config, key).arguments, error)
-        raise InputError(f"{config.source('')}: the parts of model and loss do not fit: {error}") from None
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):  # a loss may draw random numbers
+        with _naming(config, "model.image"):
+            image = model.image(batch.images, batch.image_mask)
+        with _naming(config, "model.text"):
+            text = model.text(batch.tokens, batch.token_mask)
+        with _naming(config, "model.similarity", config.model.similarity.arguments):
+            scores = model.similarity(image.embeddings, text.embeddings)
+        with _naming(config, "loss.ranking", config.loss.ranking.arguments):
+            criterion.ranking(scores, batch.positives)
+        for name, (_, term) in criterion.terms.items():
+            with _naming(config, f"loss.terms.{name}", config.loss.terms[name].arguments):
+                term(image, text)
 
 
 def build_optimiser(config: Config, model: VSEModel, criterion: Criterion) -> torch.optim.Optimizer:
@@ -179,7 +187,8 @@ def build_optimiser(config: Config, model: VSEModel, criterion: Criterion) -> to
     named = [*model.named_parameters(), *((f"loss.{name}", p) for name, p in criterion.named_parameters())]
     named = [(name, p) for name, p in named if p.requires_grad]
     try:
-        groups = parameter_groups(named, config.optim.lr, config.optim.factors)
+        factors = {prefix: factor for prefix, factor in config.optim.factors.items() if factor is not None}
+        groups = parameter_groups(named, config.optim.lr, factors)
     except ValueError as error:
         raise InputError(f"{config.source('optim.factors')}: optim.factors: {error}") from None
     settings = {"params": groups, "lr": config.optim.lr, "weight_decay": config.optim.weight_decay}
@@ -202,7 +211,13 @@ def load_model(
     config = config_of_checkpoint(state, file, overrides)
     words = Vocabulary(state["vocabulary"]) if vocabulary is None else vocabulary
     model = build_model(config, state["in_dim"], words, fresh=False)
-    load_weights(model, state["model"], file)
+    weights = state["model"]
+    if any(key.startswith("model.similarity") for key in config._origin):  # another one, with its own parameters
+        weights = {key: value for key, value in weights.items() if not key.startswith("similarity.")}
+        weights |= {key: value for key, value in model.state_dict().items() if key.startswith("similarity.")}
+    load_weights(model, weights, file)
+    with _naming(config, "model.similarity", config.model.similarity.arguments), torch.no_grad():
+        model.similarity(torch.zeros(1, 1, 1), torch.zeros(1, 1, 1))
     return model.eval(), config, file
 
 
@@ -216,9 +231,9 @@ def saved_state(config: Config, folder: Path) -> dict[str, Any] | None:
     if not file.exists():
         raise InputError(f"{file}: missing, beside a best.pt that a new run would replace; choose another run.dir")
     state = load_checkpoint(file)
-    if "optimiser" not in state:
-        raise InputError(f"{file}: holds no training state; expected the last.pt of a run")
-    saved = config_of_checkpoint(state, file)  # with the defaults of settings that are newer than the run
+    if missing := [key for key in _TRAINING_STATE if key not in state]:
+        raise InputError(f"{file}: holds no training state (no {', '.join(missing)}); expected the last.pt of a run")
+    saved = resolve(make_config(state["config"], (), {"": str(file)}))  # defaults of settings newer than the run
     changes = config_changes(saved.model_dump(), config)
     if changes:
         raise InputError(f"{file}: cannot go on under another config: {'; '.join(changes)}; choose another run.dir")
@@ -263,10 +278,15 @@ def _build_tower(config: Config, side: str, gives: str, widths: dict[str, int], 
     if getattr(aggregator, "returns_context", False):
         width = getattr(encoder, "context_dim", None) or encoder.dim
     if width != embed_dim:
+        given = [k for k in ("encoder.dim", "encoder.features", "aggregator.name") if f"{key}.{k}" in config._origin]
+        place = f"{key}.{given[0] if given else 'aggregator.name'}"
         raise InputError(
-            f"{config.source(f'{key}.encoder.dim')}: {key}.encoder.dim: {tower.aggregator.name} keeps the encoder's "
-            f"width {width}, but model.embed_dim is {embed_dim}"
+            f"{config.source(place)}: {place}: {tower.aggregator.name} keeps the width of the encoder's features, "
+            f"{width}, but model.embed_dim is {embed_dim}"
         )
+    if gives == "tokens" and getattr(aggregator, "grid", None) is not None:
+        place = f"{key}.aggregator.grid"
+        raise InputError(f"{config.source(place)}: {place}: is for a picture's cells, but the text tower has tokens")
     return Tower(encoder, aggregator)
 
 
@@ -296,6 +316,9 @@ def _find(config: Config, table: dict[str, Any], key: str, name: str) -> Callabl
         raise InputError(f"{place}: {name}: module {module} has no {attribute}") from None
     except (TypeError, ValueError):
         raise InputError(f"{place}: {name}: is no class or function with named arguments") from None
+    trusted = config._trusted or key in config._origin  # who can write a checkpoint must not choose what is called
+    if not trusted and not (inspect.isclass(found) and issubclass(found, nn.Module)):
+        raise InputError(f"{place}: the checkpoint names {name}, which is no nn.Module; give {key}={name} to allow it")
     return typing.cast(Callable[..., Any], found)
 
 
@@ -335,7 +358,7 @@ def _check(
         try:
             TypeAdapter(hints.get(argument, Any), config=types).validate_json(json.dumps(value), strict=True)
         except ValidationError as error:
-            problem = error.errors()[0]["msg"]
+            problem = " or ".join(dict.fromkeys(part["msg"] for part in error.errors()))
             raise InputError(f"{place}: {problem[0].lower()}{problem[1:]}, got {value!r}") from None
         except PydanticSchemaGenerationError:  # a type that YAML cannot express: the constructor will judge
             pass
@@ -372,15 +395,20 @@ def _construct(config: Config, key: str, function: Callable[..., Any], arguments
     """An instance of a class, or a function with its arguments bound; a constructor's ValueError is the user's."""
     if not inspect.isclass(function):
         return partial(function, **arguments)
-    try:
+    with _naming(config, key, arguments):
         return function(**arguments)
+
+
+@contextlib.contextmanager
+def _naming(config: Config, key: str, arguments: Collection[str] = ()) -> Iterator[None]:
+    """Turn a part's ValueError into an InputError with its key and the file or override that gave it.
+
+    Of the arguments that the error names, one given on the command line is the likeliest.
+    """
+    try:
+        yield
     except ValueError as error:
-        _blame(config, key, arguments, error)
-        raise InputError(f"{config.source(key)}: {key}: {error}") from None
-
-
-def _blame(config: Config, key: str, arguments: Collection[str], error: ValueError) -> None:
-    """Raise InputError when the config gives an argument that the error names."""
-    for argument in arguments:
-        if f"{key}.{argument}" in config._origin and re.search(rf"\b{argument}\b", str(error)):
-            raise InputError(f"{config.source(f'{key}.{argument}')}: {key}: {error}") from None
+        named = [f"{key}.{argument}" for argument in arguments if re.search(rf"\b{argument}\b", str(error))]
+        given = [name for name in named if name in config._origin]
+        given.sort(key=lambda name: not config._origin[name].startswith("override"))
+        raise InputError(f"{config.source((given or [key])[0])}: {key}: {error}") from None

@@ -80,6 +80,14 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     missing = [key for key in ("config", "vocabulary", "in_dim", "model") if key not in state]
     if missing:
         raise InputError(f"{path}: an incomplete checkpoint: it lacks {', '.join(missing)}")
+    kinds = {
+        "config": isinstance(state["config"], dict),
+        "vocabulary": isinstance(state["vocabulary"], list) and all(isinstance(w, str) for w in state["vocabulary"]),
+        "in_dim": state["in_dim"] is None or isinstance(state["in_dim"], int),
+        "model": isinstance(state["model"], dict) and all(isinstance(v, torch.Tensor) for v in state["model"].values()),
+    }
+    if wrong := [key for key, right in kinds.items() if not right]:
+        raise InputError(f"{path}: a damaged checkpoint: its {', '.join(wrong)} is of another kind than it should be")
     return state
 
 

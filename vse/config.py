@@ -9,6 +9,7 @@ import os
 import re
 import types
 import typing
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -114,7 +115,7 @@ class OptimConfig(Component):
 
     lr: PositiveFloat
     weight_decay: NonNegativeFloat = 0.01
-    factors: dict[str, NonNegativeFloat] = {}
+    factors: dict[str, NonNegativeFloat | None] = {}  # None takes one out that a base gave
     schedule: Component
 
 
@@ -143,6 +144,7 @@ class Config(Section):
     train: TrainConfig
     eval: EvalConfig = EvalConfig()
     _origin: dict[str, str] = PrivateAttr(default_factory=dict)
+    _trusted: bool = PrivateAttr(default=True)  # False: from a checkpoint, which may be anybody's
 
     def source(self, key: str) -> str:
         """Return the file or override that gave ``key``, or the nearest section around it."""
@@ -315,6 +317,10 @@ def _explain(error: ValidationError, origin: dict[str, str]) -> str:
     if first["type"] == "extra_forbidden":
         return f"{source}: {key}: unknown key ({close_match(loc[-1], _known_keys(loc[:-1]))})"
     if first["type"] == "missing":
+        close = get_close_matches(loc[-1], list(first["input"]), n=1) if isinstance(first["input"], dict) else []
+        if close:
+            meant = ".".join([*loc[:-1], close[0]])
+            return f"{_source(origin, meant)}: {meant}: unknown key (did you mean {loc[-1]!r}?)"
         return f"{origin['']}: {key}: missing"
     return f"{source}: {key}: {first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}"
 

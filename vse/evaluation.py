@@ -35,12 +35,14 @@ def evaluate(
     width, found = getattr(model.image.encoder, "in_dim", None), getattr(corpus.images, "width", None)
     if None not in (width, found) and width != found:
         raise InputError(f"{corpus.name}: its features are {found} wide, but the model reads {width}")
-    with autocast(model.device, precision):
-        images, captions = encode_corpus(model, corpus, batch_size, progress)
     try:
+        with autocast(model.device, precision):
+            images, captions = encode_corpus(model, corpus, batch_size, progress)
         scores = score(model.similarity, images, captions, progress)
-    except ValueError as error:
-        raise InputError(f"model.similarity: {error}") from None
+    except InputError:
+        raise
+    except ValueError as error:  # the corpus does not fit the model, or its embeddings the similarity
+        raise InputError(f"{corpus.name}: {error}") from None
     if scores.isnan().any():
         raise InputError(f"{corpus.name}: the model gives NaN; its weights have diverged")
     metrics: dict[str, Any] = retrieval_metrics(scores, corpus.positives)

@@ -39,13 +39,16 @@ def set_health(image: Tensor, text: Tensor, image_of_caption: Tensor) -> dict[st
 
 
 @torch.no_grad()
-def training_health(criterion: Criterion, positives: Tensor, image: Aggregated, text: Aggregated) -> dict[str, Tensor]:
+def training_health(
+    criterion: Criterion, scores: Tensor, positives: Tensor, image: Aggregated, text: Aggregated
+) -> dict[str, Tensor]:
     """What :class:`Watch` reads of a training step: the sets' health, and the ranking loss's plateau.
 
-    ``plateau`` is the loss of a model that gives all pairs one score, where training sits when nothing is learned.
+    ``plateau`` is the loss if all pairs had the scores' mean as their score, where training sits when nothing is
+    learned.
     """
     with torch.random.fork_rng(devices=[]):  # a loss may draw random numbers: training must not notice
-        plateau = criterion.ranking(torch.zeros(positives.shape, device=positives.device), positives)
+        plateau = criterion.ranking(scores.mean().expand_as(scores), positives)
     return {"plateau": plateau, **set_health(image.embeddings, text.embeddings, positives.int().argmax(0))}
 
 

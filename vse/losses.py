@@ -46,7 +46,7 @@ class TripletLoss(nn.Module):
         warmup_epochs: int = 0,
     ) -> None:
         super().__init__()
-        if margin <= 0:
+        if not 0 < margin < math.inf:
             raise ValueError(f"margin must be positive, got {margin}")
         if mining not in get_args(Mining):
             raise ValueError(f"mining must be one of {get_args(Mining)}, got {mining!r}")
@@ -121,9 +121,9 @@ class AdaptiveContrastiveLoss(nn.Module):
     ) -> None:
         super().__init__()
         for name, value in (("gamma", gamma), ("temperature", temperature)):
-            if value <= 0:
+            if not 0 < value < math.inf:
                 raise ValueError(f"{name} must be positive, got {value}")
-        if margin < 0:
+        if not 0 <= margin < math.inf:
             raise ValueError(f"margin must not be negative, got {margin}")
         if negatives not in ("adaptive", "random") and (type(negatives) is not int or negatives < 1):
             raise ValueError(f"negatives must be 'adaptive', 'random' or a number of at least 1, got {negatives!r}")
@@ -142,9 +142,9 @@ class AdaptiveContrastiveLoss(nn.Module):
         """Return n, the number of negatives of the rows' queries among the columns: an integer tensor without shape."""
         size = scores.shape[1]
         if self.negatives == "random":
-            return torch.randint(1, max(2, size), (), device=scores.device)
+            return torch.randint(1, max(2, size), ()).to(scores.device)
         if self.negatives != "adaptive":
-            return torch.full((), self.negatives, device=scores.device)
+            return torch.full((), min(int(self.negatives), size), device=scores.device)
         alignment = scores.masked_fill(~positives, 0.0).sum() / positives.sum()
         uniformity = (-scores.masked_fill(positives, 0.0)).exp().mean()
         share = (alignment + uniformity).clamp(min=0.0).pow(self.gamma).cos()
@@ -180,7 +180,7 @@ class InfoNCELoss(nn.Module):
 
     def __init__(self, temperature: float = 0.07, learnable: bool = True) -> None:
         super().__init__()
-        if temperature < self.lowest:
+        if not self.lowest <= temperature < math.inf:
             raise ValueError(f"temperature must be at least {self.lowest}, got {temperature}")
         self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)), requires_grad=learnable)
 
@@ -304,7 +304,7 @@ def mmd_loss(
     """
     if kernel not in ("rbf", "exponential"):
         raise ValueError(f"kernel must be 'rbf' or 'exponential', got {kernel!r}")
-    if gamma <= 0:
+    if not 0 < gamma < math.inf:
         raise ValueError(f"gamma must be positive, got {gamma}")
     x, y = (_full_precision(side.embeddings).flatten(0, 1) for side in (image, text))
     if x.shape[1] != y.shape[1]:

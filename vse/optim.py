@@ -80,6 +80,10 @@ class Cosine(Schedule):
 
     def __init__(self, epochs: int, final: float = 0.0, warmup_epochs: float = 0.0) -> None:
         super().__init__(warmup_epochs)
+        if not 0 <= final <= 1:
+            raise ValueError(f"final must be in [0, 1], got {final}")
+        if warmup_epochs >= epochs:
+            raise ValueError(f"warmup_epochs must be below the {epochs} epochs of training, got {warmup_epochs}")
         self.epochs, self.final = epochs, final
 
     def factor_at(self, time: float) -> float:  # noqa: D102

@@ -4,6 +4,7 @@ K and L may differ. c_kl is the cosine of embeddings k and l; what already has l
 normalised again.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -59,7 +60,7 @@ def smooth_chamfer(a: Tensor, b: Tensor, temperature: float = 16.0) -> Tensor:
     >>> smooth_chamfer(torch.randn(3, 4, 8), torch.randn(5, 2, 8), temperature=16.0).shape
     torch.Size([3, 5])
     """
-    if temperature <= 0:
+    if not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be positive, got {temperature}")
     scaled = pair_cosines(a, b) * temperature
     return (scaled.logsumexp(3).mean(1) + scaled.logsumexp(1).mean(2)) / (2 * temperature)
@@ -113,13 +114,14 @@ def pair_cosines(a: Tensor, b: Tensor) -> Tensor:
 def unit(x: Tensor) -> Tensor:
     """L2-normalise the last axis; a vector of length 1 is left as it is, and so is its gradient (official codes)."""
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return x / norm.clamp(min=1e-12).masked_fill((norm - 1).abs() < 1e-5, 1.0)
+    return x / norm.clamp(min=torch.finfo(x.dtype).tiny).masked_fill((norm - 1).abs() < 1e-5, 1.0)
 
 
 def check_embeddings(a: Tensor, b: Tensor) -> None:
-    """Raise ValueError unless both are (samples, embeddings, H) with one H."""
-    if a.dim() != 3 or b.dim() != 3 or a.shape[-1] != b.shape[-1]:
-        raise ValueError(f"expected (A, K, H) and (C, L, H) with one H, got {tuple(a.shape)} and {tuple(b.shape)}")
+    """Raise ValueError unless both are (samples, embeddings, H) with one H, and none is empty."""
+    if a.dim() != 3 or b.dim() != 3 or a.shape[-1] != b.shape[-1] or 0 in (*a.shape, *b.shape):
+        found = f"{tuple(a.shape)} and {tuple(b.shape)}"
+        raise ValueError(f"expected (A, K, H) and (C, L, H) with one H, nothing empty, got {found}")
 
 
 SIMILARITIES: dict[str, Callable[..., Tensor | nn.Module]] = {

@@ -121,7 +121,7 @@ class Training:
             text = self.model.text(batch.tokens, batch.token_mask)
         scores = self.model.similarity(image.embeddings, text.embeddings)  # float32: ranking is sensitive
         losses: dict[str, Tensor] = self.criterion(scores, batch.positives, image, text)
-        return {**losses, **training_health(self.criterion, batch.positives, image, text)}
+        return {**losses, **training_health(self.criterion, scores, batch.positives, image, text)}
 
     def train_step(self, batch: Batch) -> dict[str, Tensor]:
         """One update; returns the losses and the gradient's norm."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vse.aggregators.pooling import set_context
-from vse.sets import Aggregated, check_set, count_elements, fill_masked, masked_softmax
+from vse.sets import Aggregated, check_set, fill_masked, masked_softmax
 
 Position = Literal["none", "sine", "sine_2d"]
 Attention = Literal["slots", "inputs"]
@@ -81,8 +81,8 @@ class SetPrediction(nn.Module):
     embedding_k = LayerNorm(context) + LayerNorm(slot_k), and the residual is LayerNorm(slot_k).
 
     ``share_weights``: one block for all depths. ``position`` is added to the
-    keys: "sine" codes an element's place among the sample's own (a sequence, prefix masks only), "sine_2d" row and
-    column of a ``grid`` (h, w) flattened row by row, any mask. ``attention: inputs`` is the paper's ablation, an
+    keys: "sine" codes an element's place among the sample's real ones, "sine_2d" row and column of a ``grid`` (h, w)
+    flattened row by row. ``attention: inputs`` is the paper's ablation, an
     ordinary softmax over the elements (a transformer decoder). A masked element gets weight 0 after either softmax.
 
     Without a context the masked mean of the features stands in, which must then be ``out_dim`` wide; with
@@ -129,7 +129,7 @@ class SetPrediction(nn.Module):
             raise ValueError(f"grid=(h, w) belongs to position 'sine_2d', got position {position!r} and grid {grid}")
         if position == "sine_2d" and in_dim % 2:
             raise ValueError(f"in_dim must be even for position 'sine_2d', got {in_dim}")
-        if grid is not None and (len(grid) != 2 or min(grid) < 1):
+        if grid is not None and (not isinstance(grid, tuple | list) or len(grid) != 2 or min(grid) < 1):
             raise ValueError(f"grid must be two sizes (h, w) of at least 1, got {grid}")
         self.in_dim, self.out_dim = in_dim, out_dim
         self.position, self.grid = position, None if grid is None else (grid[0], grid[1])
@@ -145,7 +145,7 @@ class SetPrediction(nn.Module):
 
     def forward(self, features: Tensor, mask: Tensor | None = None, context: Tensor | None = None) -> Aggregated:
         """Embed a batch of sets."""
-        check_set(features, mask, prefix=self.position == "sine", dim=self.in_dim)
+        check_set(features, mask, dim=self.in_dim)
         context = set_context(features, mask, context, self.out_dim, self.project)
         return self.predict(fill_masked(features, mask), mask, context)
 
@@ -168,9 +168,11 @@ class SetPrediction(nn.Module):
         if self.position == "none":
             return None
         if self.grid is None:
-            counts = count_elements(features[:1] if mask is None else features, mask)
-            places = torch.arange(1, size + 1, device=features.device)
-            return sine_codes(places / (counts.unsqueeze(1) + 1e-6), self.in_dim).to(features.dtype)
+            if mask is None:
+                places = torch.arange(1, size + 1, device=features.device).unsqueeze(0)
+            else:
+                places = mask.cumsum(1)  # what is masked, padding or dropped, takes no place
+            return sine_codes(places / (places[:, -1:] + 1e-6), self.in_dim).to(features.dtype)
         height, width = self.grid
         if size != height * width:
             raise ValueError(f"features must have {height} x {width} = {height * width} cells, got {size}")
