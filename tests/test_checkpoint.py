@@ -1,10 +1,16 @@
+import copy
+import json
 import pickle
 import resource
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from conftest import Outcome
 
+import vse
 from vse.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
 from vse.errors import InputError
 
@@ -96,3 +102,78 @@ def test_find_checkpoint(tmp_path: Path) -> None:
         (tmp_path / name).touch()
         assert find_checkpoint(tmp_path).name == name
     assert find_checkpoint(tmp_path / "last.pt") == tmp_path / "last.pt"
+
+
+@pytest.fixture
+def trained(cli: Callable[..., Outcome], tiny: list[str], tmp_path: Path) -> Path:
+    assert cli("train", *tiny, "train.epochs=1", "model.similarity.name=match_probability").code == 0
+    return tmp_path / "run"
+
+
+def change(file: Path, **changes: Any) -> None:
+    """Rewrite a checkpoint with other content; None takes a key out."""
+    state = {**torch.load(file, weights_only=True), **changes}
+    torch.save({key: value for key, value in state.items() if value is not None}, file)
+
+
+def test_a_checkpoint_chooses_no_function(
+    cli: Callable[..., Outcome], trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What its config names is called, so it may name modules of the package's kind, and nothing else."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    config = load_checkpoint(trained / "best.pt")["config"]
+    evil = {"name": "subprocess:Popen", "args": ["touch", str(tmp_path / "pwned")]}
+    attacks: list[tuple[tuple[str, ...], Any]] = [
+        (("model", "text", "aggregator"), evil),
+        (("model", "similarity"), evil),
+        (("model", "image", "encoder"), {"name": "os:system", "command": f"touch {tmp_path / 'pwned'}"}),
+        (("data", "format"), "torch.hub:load"),
+    ]
+    for place, value in attacks:
+        changed = copy.deepcopy(config)
+        section = changed
+        for key in place[:-1]:
+            section = section[key]
+        section[place[-1]] = value
+        change(trained / "best.pt", config=changed)
+        with pytest.raises(InputError, match=r"best.pt: .* names .*, which is no nn.Module; give .* to allow it"):
+            vse.load(trained / "best.pt")
+        assert "the checkpoint names" in cli("eval", trained).error
+    assert not (tmp_path / "pwned").exists()
+    changed = copy.deepcopy(config)
+    changed["model"]["similarity"] = {"name": "vse.similarity:chamfer"}
+    change(trained / "best.pt", config=changed)
+    assert "the checkpoint names" in cli("eval", trained).error
+    assert cli("eval", trained, "model.similarity.name=vse.similarity:chamfer").code == 0  # the user says so
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("vocabulary", 5), ("vocabulary", [1, 2]), ("vocabulary", {}), ("in_dim", "12"), ("model", 3), ("config", [])],
+)
+def test_parts_of_another_kind(cli: Callable[..., Outcome], trained: Path, key: str, value: Any) -> None:
+    change(trained / "best.pt", **{key: value})
+    assert f"best.pt: a damaged checkpoint: its {key} is of another kind" in cli("eval", trained).error
+
+
+@pytest.mark.parametrize("key", ["epoch", "step", "best", "scaler", "random", "criterion", "optimiser"])
+def test_incomplete_training_state(cli: Callable[..., Outcome], tiny: list[str], trained: Path, key: str) -> None:
+    change(trained / "last.pt", **{key: None})
+    error = cli("train", *tiny, "model.similarity.name=match_probability").error
+    assert f"last.pt: holds no training state (no {key}); expected the last.pt of a run" in error
+
+
+def test_another_similarity_in_evaluation(cli: Callable[..., Outcome], trained: Path) -> None:
+    """With or without parameters of its own; what is given is what is used."""
+    results = {}
+    for name, settings in {
+        "own": [],
+        "same": ["model.similarity={name: match_probability, scale: -5.0}"],
+        "max": ["model.similarity.name=max"],
+        "smooth": ["model.similarity={name: smooth_chamfer, temperature: 4.0}"],
+    }.items():
+        assert cli("eval", trained, *settings).code == 0
+        results[name] = json.loads((trained / "test.json").read_text())["rsum"]
+    assert results["own"] != results["same"]  # a negative scale turns the ranking round
+    error = cli("eval", trained, "model.similarity={name: smooth_chamfer, temperature: 0}").error
+    assert "temperature: 0}': model.similarity: temperature must be positive, got 0" in error

@@ -207,6 +207,11 @@ def test_the_recipe_is_the_papers(system: str, dataset: str) -> None:
             "mmd.kernel: input should be 'rbf' or .*, got 'gauss'",
         ),
         ("loss.terms.mmd={kernel: rbf}", "loss.terms.mmd.weight: missing"),
+        (
+            "loss.terms.mmd={wieght: 0.1}",
+            r"override 'loss.terms.mmd={wieght: 0.1}': loss.terms.mmd.wieght: unknown key \(did you mean 'weight'\?\)",
+        ),
+        ("loss.ranking={name: adaptive_contrastive, negatives: adaptiv}", "integer or input should be 'adaptive' or"),
         ("model.image.aggregator={name: pie_net}", "model.image.aggregator.num_embeddings: missing, and pie_net needs"),
         (
             "model.text.encoder.context=first",

@@ -127,6 +127,7 @@ def test_half_precision_scores_are_judged_in_float32() -> None:
     ("arguments", "message"),
     [
         ({"margin": 0.0}, "margin must be positive, got 0.0"),
+        ({"margin": math.nan}, "margin must be positive, got nan"),
         ({"mining": "hard"}, "mining must be one of .*, got 'hard'"),
         ({"reduction": "avg"}, "reduction must be one of .*, got 'avg'"),
         ({"warmup_epochs": -1}, "warmup_epochs must not be negative, got -1"),
@@ -195,7 +196,7 @@ def slow_count(scores: Tensor, positives: Tensor, gamma: float) -> Callable[[int
 
 
 @pytest.mark.parametrize("case", ["pairs", "ragged", "many"])
-@pytest.mark.parametrize("negatives", ["adaptive", 1, 3, 100])
+@pytest.mark.parametrize("negatives", ["adaptive", 1, 3, 10**30])
 @pytest.mark.parametrize("released", [True, False])
 def test_adaptive_contrastive_equals_its_slow_twin(
     case: str, negatives: int | Literal["adaptive"], released: bool
@@ -289,6 +290,9 @@ def test_every_loss_treats_images_and_captions_alike(name: str) -> None:
         (lambda: AdaptiveContrastiveLoss(margin=-0.1), "margin must not be negative, got -0.1"),
         (lambda: AdaptiveContrastiveLoss(negatives=0), "negatives must be 'adaptive', 'random' or .*, got 0"),
         (lambda: AdaptiveContrastiveLoss(negatives="all"), "negatives must be .*, got 'all'"),  # type: ignore[arg-type]
+        (lambda: AdaptiveContrastiveLoss(gamma=math.nan), "gamma must be positive, got nan"),
+        (lambda: AdaptiveContrastiveLoss(negatives=True), "negatives must be .*, got True"),
+        (lambda: InfoNCELoss(math.inf), "temperature must be at least 0.01, got inf"),
         (lambda: InfoNCELoss(0.001), "temperature must be at least 0.01, got 0.001"),
         (lambda: mmd_loss(*sides(), kernel="gauss"), "kernel must be 'rbf' or 'exponential', got 'gauss'"),  # type: ignore[arg-type]
         (lambda: mmd_loss(*sides(), gamma=0.0), "gamma must be positive, got 0.0"),

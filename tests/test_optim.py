@@ -53,6 +53,15 @@ def test_bad_arguments() -> None:
         Step(milestones=[-1])
 
 
+@pytest.mark.parametrize("schedule", [Cosine, Linear])
+def test_rates_never_turn_negative(schedule: type[Cosine]) -> None:
+    for final in (-1.0, 2.0):
+        with pytest.raises(ValueError, match=r"final must be in \[0, 1\], got"):
+            schedule(epochs=3, final=final)
+    with pytest.raises(ValueError, match="warmup_epochs must be below the 3 epochs of training, got 3"):
+        schedule(epochs=3, warmup_epochs=3)
+
+
 def test_plateau_against_torch() -> None:
     """The rate falls when RSUM stagnates, as torch's scheduler in mode "max" does it; not while RSUM rises."""
     history = [10, 20, 30, 30, 29, 28, 27, 31, 30, 30, 30, 30, 30, 30, 30, 30]

@@ -93,8 +93,9 @@ def test_smooth_chamfer_tends_to_chamfer_and_stays_finite() -> None:
     for temperature in (1e-3, 1e6):
         scores = smooth_chamfer(a.requires_grad_(), b, temperature)
         assert scores.isfinite().all() and torch.autograd.grad(scores.sum(), a)[0].isfinite().all()
-    with pytest.raises(ValueError, match="temperature must be positive, got 0"):
-        smooth_chamfer(a, b, temperature=0)
+    for wrong in (0, math.nan, math.inf):
+        with pytest.raises(ValueError, match=f"temperature must be positive, got {wrong}"):
+            smooth_chamfer(a, b, temperature=wrong)
 
 
 def test_match_probability_is_learned() -> None:
@@ -121,6 +122,12 @@ def test_zero_embeddings_give_finite_gradients(name: str) -> None:
     scores = similarity(a, b)
     assert isinstance(scores, Tensor) and scores.isfinite().all()
     assert torch.autograd.grad(scores.sum(), a)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_zero_embeddings_in_half_precision(dtype: torch.dtype) -> None:
+    zero, other = torch.zeros(2, 1, 6, dtype=dtype), torch.ones(3, 1, 6, dtype=dtype)
+    assert (cosine(zero, other) == 0).all()
 
 
 @every

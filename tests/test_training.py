@@ -235,6 +235,41 @@ def test_parts_that_do_not_fit(cli: Cli, tiny: list[str], tmp_path: Path, settin
     assert not (tmp_path / "run" / "last.pt").exists()
 
 
+def test_a_factor_of_a_base_is_taken_out(cli: Cli, tiny: list[str]) -> None:
+    settings = [
+        "model.text.aggregator.name=mean",
+        "model.text.encoder.features=states",
+        "loss.terms.uniformity.weight=0",
+    ]
+    settings = [*small("dive/f30k_region_bigru.yaml", tiny), *settings, "--dry-run"]
+    settings = [s for s in settings if s != "model.text.aggregator.head_dim=4"]
+    assert "'text.aggregator' begins no parameter's name" in cli("train", *settings).error
+    assert cli("train", *settings, "optim.factors={text.aggregator: null}").code == 0
+
+
+def test_positions_with_dropped_regions(cli: Cli, tiny: list[str]) -> None:
+    config = small("dive/f30k_region_bigru.yaml", tiny)
+    assert cli("train", *config, "model.image.aggregator.position=sine", "train.epochs=1").code == 0
+
+
+def test_a_grid_that_does_not_fit(cli: Cli, tiny: list[str], tmp_path: Path) -> None:
+    config = small("dive/f30k_region_bigru.yaml", tiny)
+    grid = ["model.image.aggregator.position=sine_2d", "model.image.aggregator.grid=[2, 3]"]
+    assert cli("train", *config, *grid, "train.epochs=1").code == 0
+    other = write_precomp(tmp_path / "other")
+    features = np.load(other / "precomp" / "test_ims.npy")
+    np.save(other / "precomp" / "test_ims.npy", features[:, :5])
+    error = cli("eval", tmp_path / "run", f"data.root={other}").error
+    assert "features must have 2 x 3 = 6 cells, got 5" in error
+    wrong = cli("train", *config, *grid[:1], "model.image.aggregator.grid=[3, 3]", f"run.dir={tmp_path / 'x'}").error
+    assert "model.image: features must have 3 x 3 = 9 cells, got 6" in wrong
+    text = ["model.text.aggregator.position=sine_2d", "model.text.aggregator.grid=[2, 3]"]
+    assert (
+        "is for a picture's cells, but the text tower has tokens"
+        in cli("train", *config, *text, f"run.dir={tmp_path / 'y'}").error
+    )
+
+
 def test_parameters_that_nothing_uses_are_named(cli: Cli, tiny: list[str]) -> None:
     """Max-pooled word vectors leave the GRU out."""
     settings = ["model.text.encoder.features=words", "model.text.encoder.word_dim=8"]

@@ -358,8 +358,8 @@ def _check(
         try:
             TypeAdapter(hints.get(argument, Any), config=types).validate_json(json.dumps(value), strict=True)
         except ValidationError as error:
-            problem = " or ".join(dict.fromkeys(part["msg"] for part in error.errors()))
-            raise InputError(f"{place}: {problem[0].lower()}{problem[1:]}, got {value!r}") from None
+            messages = dict.fromkeys(part["msg"][0].lower() + part["msg"][1:] for part in error.errors())
+            raise InputError(f"{place}: {' or '.join(messages)}, got {value!r}") from None
         except PydanticSchemaGenerationError:  # a type that YAML cannot express: the constructor will judge
             pass
         checked[argument] = value
