@@ -9,7 +9,7 @@ import pytest
 from conftest import write_precomp
 from PIL import Image
 
-from vse.data.corpora import Features, karpathy, precomp, synthetic
+from vse.data.corpora import Features, folder, id_mapping, karpathy, precomp, synthetic
 from vse.errors import InputError
 
 
@@ -233,3 +233,79 @@ def test_captions_keep_unusual_line_separators(tmp_path: Path) -> None:
     lines = ["a\u2028b", "c\x0bd", "e\x85f", "g", "h"]
     (root / "precomp" / "train_caps.txt").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode() + b"\r\n")
     assert precomp(str(root), "train").captions == lines
+
+
+def mapped(root: Path, ids: list[str], captions: int, mapping: Any = None) -> Path:
+    (root / "precomp").mkdir(parents=True)
+    mapping = {str(i): f"{i}.jpg" for i in range(9)} if mapping is None else mapping
+    (root / "id_mapping.json").write_text(json.dumps(mapping))
+    (root / "precomp" / "dev_ids.txt").write_text("\n".join(ids) + "\n")
+    (root / "precomp" / "dev_caps.txt").write_text("".join(f"caption {i}\n" for i in range(captions)))
+    return root
+
+
+@pytest.mark.parametrize("repeated", [True, False])
+def test_id_mapping(tmp_path: Path, repeated: bool) -> None:
+    ids = ["7", "7", "2", "2"] if repeated else ["7", "2"]
+    corpus = id_mapping(str(mapped(tmp_path / "m", ids, 4)), "dev")
+    assert corpus.images == [tmp_path / "m" / "images" / f"{i}.jpg" for i in (7, 2)]
+    assert corpus.image_of_caption.tolist() == [0, 0, 1, 1] and corpus.image_ids == ["7", "2"]
+
+
+@pytest.mark.parametrize(
+    ("ids", "captions", "mapping", "message"),
+    [
+        (["7", "2"], 5, None, "dev_ids.txt holds 2 ids of 2 images, .*dev_caps.txt 5 captions"),
+        (["7", "2", "7", "2"], 4, None, "dev_ids.txt: the ids are not repeated image by image, 2 times each"),
+        (["7", "99"], 4, None, "id_mapping.json: has no file for id 99 of dev_ids.txt"),
+        (["7", "2"], 4, ["a.jpg"], "id_mapping.json: expected a JSON object of ids and file names"),
+    ],
+)
+def test_bad_id_mapping(tmp_path: Path, ids: list[str], captions: int, mapping: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        id_mapping(str(mapped(tmp_path / "m", ids, captions, mapping)), "dev")
+    with pytest.raises(InputError, match=r"train_ids.txt: no such file; expected id_mapping.json and images/ in"):
+        id_mapping(str(tmp_path / "m"), "train")
+
+
+CAPTIONS = """file,caption,split
+a/1.jpg,"A dog, running.",train
+2.jpg,two cats,train
+3.jpg,a test,test
+a/1.jpg,"a ""quoted"" dog
+on two lines",train
+"""
+
+
+def test_a_folder_of_ones_own(tmp_path: Path) -> None:
+    """CSV and JSONL alike: captions of an image anywhere, any number of them."""
+    (tmp_path / "captions.csv").write_text(CAPTIONS, encoding="utf-8")
+    corpus = folder(str(tmp_path), "train")
+    assert corpus.images == [tmp_path / "a/1.jpg", tmp_path / "2.jpg"]
+    assert corpus.captions == ["A dog, running.", "two cats", 'a "quoted" dog\non two lines']
+    assert corpus.image_of_caption.tolist() == [0, 1, 0]
+    assert folder(str(tmp_path), "testall").captions == ["a test"]
+    row = {"file": "x.png", "split": "dev"}
+    rows = [{**row, "caption": "café", "more": 1}, {**row, "caption": "b"}]
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n")
+    corpus = folder(str(tmp_path), "dev", captions="mine.jsonl", pictures="images")
+    assert corpus.images == [tmp_path / "images" / "x.png"] and corpus.captions == ["café", "b"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("c.csv", "file,caption\na.jpg,a dog\n", "c.csv: line 2: expected texts for file, caption and split, found"),
+        ("c.csv", "file,caption,split\na.jpg,,train\n", "c.csv: line 2: expected texts"),
+        ("c.csv", "file,caption,split\na.jpg,a dog,valid\n", "line 2: the split is 'valid', expected train, dev"),
+        ("c.csv", "file,caption,split\na.jpg,a dog,dev\n", "c.csv: no caption in split train"),
+        ("c.csv", "", "c.csv: no caption in split train"),
+        ("c.jsonl", "{", "c.jsonl: not a CSV or JSONL file"),
+        ("c.jsonl", "[1]\n", "c.jsonl: line 1: expected texts"),
+        ("d.csv", "", "c.csv: no such file; expected a CSV or JSONL file"),
+    ],
+)
+def test_bad_folders(tmp_path: Path, name: str, content: str, message: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=message):
+        folder(str(tmp_path), "train", captions=name.replace("d.", "c."))

@@ -148,6 +148,21 @@ def test_bad_inputs() -> None:
         TripletLoss()(scores, torch.zeros_like(positives))
 
 
+def test_the_ramp_rises_over_one_epoch() -> None:
+    scores, positives = batch("pairs")
+    image, text = Aggregated(torch.ones(7, 1, 3)), Aggregated(torch.ones(7, 1, 3))
+    criterion = Criterion(TripletLoss(), ramp_epoch=2)
+    full = TripletLoss()(scores, positives)
+    for time, factor in ((0.0, 1), (1.75, 1), (2.0, 0), (2.25, 0.25), (2.75, 0.75), (3.0, 1), (3.5, 1)):
+        criterion.set_time(time)
+        parts = criterion(scores, positives, image, text)
+        torch.testing.assert_close(parts["total"], factor * full)
+        assert parts["ranking"] == full  # the log keeps what the loss is
+    plain = Criterion(TripletLoss())
+    plain.set_time(0.5)
+    assert plain(scores, positives, image, text)["total"] == full
+
+
 class Spread(nn.Module):
     """A regulariser with a parameter of its own."""
 

@@ -162,7 +162,7 @@ def build_criterion(config: Config) -> Criterion:
             continue
         function = _find(config, REGULARISERS, f"loss.terms.{name}", name)
         terms[name] = (term.weight, _construct(config, f"loss.terms.{name}", function, term.arguments))
-    return Criterion(_make(config, LOSSES, "loss.ranking"), terms)
+    return Criterion(_make(config, LOSSES, "loss.ranking"), terms, config.loss.ramp_epoch)
 
 
 def check_fit(config: Config, model: VSEModel, criterion: Criterion, batch: Batch) -> None:

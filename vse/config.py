@@ -108,6 +108,7 @@ class LossConfig(Section):
 
     ranking: Component
     terms: dict[str, TermConfig] = {}
+    ramp_epoch: Annotated[int, Field(ge=0)] | None = None
 
 
 class OptimConfig(Component):

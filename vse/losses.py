@@ -208,9 +208,10 @@ def _full_precision(scores: Tensor) -> Tensor:
 
 
 class Criterion(nn.Module):
-    """A ranking loss plus weighted regularisers: total = ranking + sum_t weight_t * term_t(image, text).
+    """A ranking loss plus weighted regularisers: total = ramp * (ranking + sum_t weight_t * term_t(image, text)).
 
-    Returns every part by name beside "total", for the logs.
+    Returns every part by name beside "total", for the logs. The ramp is 1, but in the epoch ``ramp_epoch``, counted
+    from 0, it rises linearly from 0: the first epoch in which VSE∞ trains its backbone.
 
     >>> criterion = Criterion(TripletLoss())
     >>> criterion(scores, positives, image, text)["total"].backward()
@@ -220,11 +221,19 @@ class Criterion(nn.Module):
         self,
         ranking: Callable[[Tensor, Tensor], Tensor],
         terms: dict[str, tuple[float, Callable[[Aggregated, Aggregated], Tensor]]] | None = None,
+        ramp_epoch: int | None = None,
     ) -> None:
         super().__init__()
         self.ranking = ranking
+        self.ramp_epoch = ramp_epoch
+        self.ramp = 1.0
         self.terms = dict(terms or {})
         self.term_modules = nn.ModuleList(t for _, t in self.terms.values() if isinstance(t, nn.Module))
+
+    def set_time(self, time: float) -> None:
+        """Set the ramp for a time in epochs, a real number."""
+        rising = self.ramp_epoch is not None and self.ramp_epoch <= time < self.ramp_epoch + 1
+        self.ramp = time % 1 if rising else 1.0
 
     def forward(self, scores: Tensor, positives: Tensor, image: Aggregated, text: Aggregated) -> dict[str, Tensor]:
         """Return {"total": ..., "ranking": ..., and each term unweighted}."""
@@ -233,7 +242,7 @@ class Criterion(nn.Module):
         for name, (weight, term) in self.terms.items():
             parts[name] = term(image, text)
             total = total + weight * parts[name]
-        return {"total": total, **parts}
+        return {"total": self.ramp * total, **parts}
 
 
 def positive_pairs(scores: Tensor, positives: Tensor) -> tuple[Tensor, Tensor]:

@@ -128,6 +128,7 @@ class Training:
         time = self.total_steps / len(self.sampler)
         for group in self.optimiser.param_groups:
             group["lr"] = group["initial_lr"] * self.schedule(time, 1 / len(self.sampler))
+        self.criterion.set_time(time)
         losses = self.losses(batch)
         self.optimiser.zero_grad(set_to_none=True)
         self.scaler.scale(losses["total"]).backward()

@@ -1,5 +1,7 @@
 """Corpora: one function per dataset format, each returning a :class:`Corpus`."""
 
+import csv
+import io
 import json
 import tokenize
 from collections.abc import Callable, Sequence
@@ -192,10 +194,7 @@ def karpathy(root: str, split: str, annotations: str | None = None, pictures: st
     if not (folder / pictures).is_dir():
         raise InputError(f"{folder / pictures}: no such folder; {layout}")
     path = found[0]
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, OSError) as error:
-        raise InputError(f"{path}: not a JSON file in UTF-8 ({first_line(error)})") from None
+    content = read_json(path)
     entries = content.get("images") if isinstance(content, dict) else None
     if not isinstance(entries, list):
         raise InputError(f"{path}: expected a JSON object with a list 'images'")
@@ -222,6 +221,83 @@ def karpathy(root: str, split: str, annotations: str | None = None, pictures: st
     if not images:
         raise InputError(f"{path}: no image in split {split} (looked for {' or '.join(wanted)})")
     return Corpus(f"{path} ({split})", images, captions, np.array(image_of_caption, dtype=np.int64), ids, caption_ids)
+
+
+def id_mapping(root: str, split: str, pictures: str = "images") -> Corpus:
+    """Pictures in the layout of VSE∞'s and DivE's grid models: ``root/id_mapping.json``, the split's ids and captions.
+
+    ``id_mapping.json`` gives each id's file below ``root/pictures``; ``{split}_ids.txt`` (an id per image, or repeated
+    per caption) and ``{split}_caps.txt`` (one caption a line, the same number for each image, image by image) lie in
+    ``root`` or ``root/precomp``. Raises InputError, naming the file, when something is missing or does not fit.
+    """
+    folder = Path(root) / "precomp" if (Path(root) / "precomp").is_dir() else Path(root)
+    layout = f"expected id_mapping.json and {pictures}/ in {root}, {split}_ids.txt and {split}_caps.txt in {folder}"
+    mapping_file, ids_file, captions_file = (
+        Path(root) / "id_mapping.json",
+        folder / f"{split}_ids.txt",
+        folder / f"{split}_caps.txt",
+    )
+    for path in (mapping_file, ids_file, captions_file):
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; {layout}")
+    mapping = read_json(mapping_file)
+    if not isinstance(mapping, dict) or not all(isinstance(name, str) for name in mapping.values()):
+        raise InputError(f"{mapping_file}: expected a JSON object of ids and file names")
+    captions, ids = read_lines(captions_file, "caption"), read_lines(ids_file, "id")
+    unique = list(dict.fromkeys(ids))
+    if len(captions) % len(unique) or len(ids) not in (len(unique), len(captions)):
+        raise InputError(
+            f"{ids_file} holds {len(ids)} ids of {len(unique)} images, {captions_file} {len(captions)} captions; "
+            f"expected the same number of captions for each image"
+        )
+    per_image = len(captions) // len(unique)
+    if len(ids) > len(unique) and ids != [label for label in unique for _ in range(per_image)]:
+        raise InputError(f"{ids_file}: the ids are not repeated image by image, {per_image} times each")
+    for label in unique:
+        if label not in mapping:
+            raise InputError(f"{mapping_file}: has no file for id {label} of {ids_file.name}")
+    images = [Path(root) / pictures / mapping[label] for label in unique]
+    image_of_caption = np.repeat(np.arange(len(images)), per_image)
+    return Corpus(f"{root} ({split})", images, captions, image_of_caption, unique, list(range(len(captions))))
+
+
+def folder(root: str, split: str, captions: str = "captions.csv", pictures: str = ".") -> Corpus:
+    """A user's own pictures: a CSV or JSONL file of captions, and the pictures in folders beside it.
+
+    ``root/captions`` has a caption a row, with the columns (JSONL: keys) ``file``, ``caption`` and ``split`` (train,
+    dev or test); files are relative to ``root/pictures``. An image's captions may stand anywhere, any number of them.
+    Raises InputError, naming file and line, when something is missing or does not fit.
+    """
+    path = Path(root) / captions
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; expected a CSV or JSONL file with file, caption and split")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix == ".csv":
+            reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+            rows = [(reader.line_num, row) for row in reader]
+        else:
+            lines = enumerate(text.split("\n"), start=1)
+            rows = [(number, json.loads(line)) for number, line in lines if line.strip()]
+    except (UnicodeDecodeError, OSError, csv.Error, json.JSONDecodeError) as error:
+        raise InputError(f"{path}: not a CSV or JSONL file in UTF-8 ({first_line(error)})") from None
+    place: dict[str, int] = {}
+    image_of_caption, texts, numbers = [], [], []
+    for number, row in rows:
+        values = [row.get(key) for key in ("file", "caption", "split")] if isinstance(row, dict) else [None]
+        if not all(isinstance(value, str) and value.strip() for value in values):
+            raise InputError(f"{path}: line {number}: expected texts for file, caption and split, found {row!r}"[:300])
+        file, caption, part = (str(value).strip() for value in values)
+        if part not in ("train", "dev", "test"):
+            raise InputError(f"{path}: line {number}: the split is {part!r}, expected train, dev or test")
+        if part == split or (part, split) == ("test", "testall"):
+            image_of_caption.append(place.setdefault(file, len(place)))
+            texts.append(caption)
+            numbers.append(number)
+    if not place:
+        raise InputError(f"{path}: no caption in split {split}")
+    images = [Path(root) / pictures / file for file in place]
+    return Corpus(f"{path} ({split})", images, texts, np.array(image_of_caption), list(place), numbers)
 
 
 def synthetic(
@@ -284,4 +360,18 @@ def read_lines(path: Path, what: str) -> list[str]:
     return lines
 
 
-CORPORA: dict[str, Callable[..., Corpus]] = {"precomp": precomp, "karpathy": karpathy, "synthetic": synthetic}
+def read_json(path: Path) -> Any:
+    """Content of a JSON file. Raises InputError that names it."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError, OSError) as error:
+        raise InputError(f"{path}: not a JSON file in UTF-8 ({first_line(error)})") from None
+
+
+CORPORA: dict[str, Callable[..., Corpus]] = {
+    "precomp": precomp,
+    "karpathy": karpathy,
+    "id_mapping": id_mapping,
+    "folder": folder,
+    "synthetic": synthetic,
+}
