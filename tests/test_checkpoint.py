@@ -127,7 +127,7 @@ def test_a_checkpoint_chooses_no_function(
         (("model", "text", "aggregator"), evil),
         (("model", "similarity"), evil),
         (("model", "image", "encoder"), {"name": "os:system", "command": f"touch {tmp_path / 'pwned'}"}),
-        (("data", "format"), "torch.hub:load"),
+        (("data",), {**config["data"], "format": "torch.hub:load", "options": {"repo_or_dir": "a/b", "model": "c"}}),
     ]
     for place, value in attacks:
         changed = copy.deepcopy(config)
@@ -136,9 +136,11 @@ def test_a_checkpoint_chooses_no_function(
             section = section[key]
         section[place[-1]] = value
         change(trained / "best.pt", config=changed)
-        with pytest.raises(InputError, match=r"best.pt: .* names .*, which is no nn.Module; give .* to allow it"):
-            vse.load(trained / "best.pt")
-        assert "the checkpoint names" in cli("eval", trained).error
+        error = cli("eval", trained).error
+        assert "best.pt" in error and "the checkpoint names" in error and "which is no nn.Module; give" in error
+        if place != ("data",):
+            with pytest.raises(InputError, match="the checkpoint names"):
+                vse.load(trained / "best.pt")
     assert not (tmp_path / "pwned").exists()
     changed = copy.deepcopy(config)
     changed["model"]["similarity"] = {"name": "vse.similarity:chamfer"}

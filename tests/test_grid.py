@@ -141,7 +141,7 @@ def test_bad_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wider = {**state, "conv1.weight": torch.zeros(32, 3, 7, 7)}
     contents: dict[str, tuple[Any, str]] = {
         "lacking": ({k: v for k, v in state.items() if "layer4" not in k}, "layer4.0.conv1.weight is missing"),
-        "strange": ({**state, "head.weight": torch.zeros(1)}, "head.weight is not in this backbone"),
+        "strange": ({**state, "head.weight": torch.zeros(1)}, "head.weight is not in this model"),
         "wider": (wider, r"conv1.weight is \(32, 3, 7, 7\) there and \(64, 3, 7, 7\) here"),
         "list": ([1, 2], "expected a state dict, or a dict of 'base' and 'top' states"),
         "evil": (Evil(), "cannot be read as weights"),

@@ -321,6 +321,8 @@ def test_own_losses(cli: Cli, tiny: list[str], tmp_path: Path, monkeypatch: pyte
     assert cli("train", *tiny, *settings, "train.epochs=1").code == 0
     assert len(load_checkpoint(tmp_path / "run" / "last.pt")["criterion"]) == 1
     assert "test_training:MyTerm" in read_jsonl(tmp_path / "run" / "metrics.jsonl")[0]["train"]
+    assert cli("eval", tmp_path / "run").code == 0  # needs neither
+    assert cli("train", *tiny, *settings, "train.epochs=2").code == 0
 
 
 def test_a_weight_of_zero_takes_a_term_out(cli: Cli, tiny: list[str], tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from vse.data.transforms import TRANSFORMS, Pictures
 from vse.data.vectors import read_vectors
 from vse.data.vocabulary import Vocabulary
 from vse.encoders import ENCODERS
-from vse.errors import InputError, close_match
+from vse.errors import InputError, close_match, misfit
 from vse.losses import LOSSES, REGULARISERS, Criterion
 from vse.model import Tower, VSEModel
 from vse.optim import OPTIMISERS, SCHEDULES, Schedule, parameter_groups
@@ -88,7 +88,7 @@ def build_corpus(config: Config, split: str) -> Corpus:
     """One split of the config's data. Raises InputError, naming the file, when something is missing or wrong."""
     if split not in SPLITS:
         raise InputError(f"split {split!r}: {close_match(split, list(SPLITS))}")
-    function = _find(config, CORPORA, "data.format", config.data.format)
+    function = _find_callable(config, CORPORA, "data.format", config.data.format)
     corpus: Corpus = function(config.data.root, split, **config.data.options)
     has = "features" if hasattr(corpus.images, "width") else "pictures"
     name = config.model.image.encoder.name
@@ -242,17 +242,8 @@ def saved_state(config: Config, folder: Path) -> dict[str, Any] | None:
 
 def load_weights(model: nn.Module, weights: dict[str, Any], file: Path) -> None:
     """Load a state dict strictly. Raises InputError that names the first keys that do not fit."""
-    own = model.state_dict()
-    problems = [f"{key} is missing" for key in own if key not in weights]
-    problems += [f"{key} is not in this model" for key in weights if key not in own]
-    problems += [
-        f"{key} is {tuple(weights[key].shape)} there and {tuple(own[key].shape)} here"
-        for key in own
-        if key in weights and weights[key].shape != own[key].shape
-    ]
-    if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise InputError(f"{file}: its weights do not fit this config: {'; '.join(problems[:3])}{more}")
+    if problem := misfit(model.state_dict(), weights):
+        raise InputError(f"{file}: its weights do not fit this config: {problem}")
     model.load_state_dict(weights)
 
 
@@ -316,10 +307,17 @@ def _find(config: Config, table: dict[str, Any], key: str, name: str) -> Callabl
         raise InputError(f"{place}: {name}: module {module} has no {attribute}") from None
     except (TypeError, ValueError):
         raise InputError(f"{place}: {name}: is no class or function with named arguments") from None
-    trusted = config._trusted or key in config._origin  # who can write a checkpoint must not choose what is called
-    if not trusted and not (inspect.isclass(found) and issubclass(found, nn.Module)):
-        raise InputError(f"{place}: the checkpoint names {name}, which is no nn.Module; give {key}={name} to allow it")
     return typing.cast(Callable[..., Any], found)
+
+
+def _find_callable(config: Config, table: dict[str, Any], key: str, name: str) -> Callable[..., Any]:
+    """What :func:`_find` finds, to be called: a checkpoint, perhaps a stranger's, must not choose just any function."""
+    found = _find(config, table, key, name)
+    trusted = config._trusted or key in config._origin or name in table
+    if not trusted and not (inspect.isclass(found) and issubclass(found, nn.Module)):
+        place = f"{config.source(key)}: {key}"
+        raise InputError(f"{place}: the checkpoint names {name}, which is no nn.Module; give {key}={name} to allow it")
+    return found
 
 
 def _check(
@@ -384,7 +382,7 @@ def _make(
     Where it takes them, with what is ``filled`` in, and with values ``instead`` of the config's.
     """
     component = _at(config, key)
-    function = _find(config, table, f"{key}.name", component.name)
+    function = _find_callable(config, table, f"{key}.name", component.name)
     wanted = inspect.signature(function).parameters
     taken = {name: value for name, value in (filled or {}).items() if name in wanted}
     replaced = {name: value for name, value in (instead or {}).items() if name in wanted}

@@ -1,4 +1,7 @@
-"""The one exception that means "the user gave something wrong"."""
+"""The one exception that means "the user gave something wrong", and what its lines are made of."""
+
+from collections.abc import Mapping
+from typing import Any
 
 
 class InputError(ValueError):
@@ -21,3 +24,16 @@ def close_match(word: str, known: list[str]) -> str:
     if close:
         return f"did you mean {close[0]!r}?"
     return f"known: {', '.join(sorted(known))}" if known else "none are known"
+
+
+def misfit(own: Mapping[str, Any], given: Mapping[str, Any]) -> str:
+    """Return why given tensors cannot take the place of a model's own, the first three reasons; "" if they can."""
+    reasons = [f"{key} is missing" for key in own if key not in given]
+    reasons += [f"{key} is not in this model" for key in given if key not in own]
+    reasons += [
+        f"{key} is {tuple(given[key].shape)} there and {tuple(own[key].shape)} here"
+        for key in own
+        if key in given and given[key].shape != own[key].shape
+    ]
+    more = f" and {len(reasons) - 3} more" if len(reasons) > 3 else ""
+    return "; ".join(reasons[:3]) + more

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vse.errors import InputError, close_match, first_line
+from vse.errors import InputError, close_match, first_line, misfit
 
 _CAFFE = "caffe_"  # before a ResNet's name: the geometry of the networks converted from Caffe
 
@@ -97,17 +97,11 @@ def load_backbone_weights(backbone: ResNetBackbone, file: str | Path) -> None:
     if state is None:
         raise InputError(f"{path}: expected a state dict, or a dict of 'base' and 'top' states")
     own = backbone.state_dict()
-    problems = [f"{key} is missing" for key in own if key not in state and "num_batches_tracked" not in key]
-    problems += [f"{key} is not in this backbone" for key in state if key not in own and not key.startswith("fc.")]
-    problems += [
-        f"{key} is {tuple(state[key].shape)} there and {tuple(own[key].shape)} here"
-        for key in own
-        if key in state and state[key].shape != own[key].shape
-    ]
-    if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise InputError(f"{path}: does not fit the backbone: {'; '.join(problems[:3])}{more}")
-    backbone.load_state_dict({key: state.get(key, value) for key, value in own.items()})
+    counters = {key: value for key, value in own.items() if key.endswith("num_batches_tracked")}  # not in older files
+    state = {**counters, **{key: value for key, value in state.items() if not key.startswith("fc.")}}
+    if problem := misfit(own, state):
+        raise InputError(f"{path}: does not fit the backbone: {problem}")
+    backbone.load_state_dict(state)
 
 
 # The parts of a ResNet as VSE∞'s code splits it, in torchvision's names.
