@@ -74,6 +74,16 @@ def test_batch_norm_keeps_its_statistics(pictures: Tensor) -> None:
     assert all(p.grad is not None for p in grid.parameters())
 
 
+def test_batch_norm_is_trained_when_asked(pictures: Tensor) -> None:
+    grid = Grid(8, "resnet18", train_norm=True).train()
+    norms = [m for m in grid.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert all(m.training for m in norms)
+    grid(pictures)
+    assert all(m.num_batches_tracked == 1 for m in norms)
+    grid.eval()
+    assert not any(m.training for m in norms)
+
+
 @pytest.mark.parametrize(
     ("freeze_epochs", "stage_epochs", "expected"),
     [

@@ -19,7 +19,7 @@ class ResNetBackbone(nn.Module):
 
     ``name``: torchvision's, such as "resnext101_32x8d"; with "caffe_" before it, the stride of a stage sits in its
     first 1x1 convolution and the first pooling has no padding and counts what stands over (bottom-up attention's
-    detector). Parameter names are torchvision's. BatchNorm always uses its running statistics.
+    detector). Parameter names are torchvision's. BatchNorm uses its running statistics, unless ``train_norm``.
 
     Shapes: pictures (B, 3, height, width) -> cells (B, h * w, dim), row by row. Raises ValueError for an unknown name.
 
@@ -27,8 +27,9 @@ class ResNetBackbone(nn.Module):
     torch.Size([2, 49, 512])
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, train_norm: bool = False) -> None:
         super().__init__()
+        self.train_norm = train_norm
         import torchvision
 
         plain = name.removeprefix(_CAFFE)
@@ -52,10 +53,10 @@ class ResNetBackbone(nn.Module):
         return [[self.layer4], [self.layer3], [self.layer2], [self.layer1], [self.conv1, self.bn1]]
 
     def train(self, mode: bool = True) -> "ResNetBackbone":
-        """Set the mode; BatchNorm stays in evaluation."""
+        """Set the mode; BatchNorm stays in evaluation, unless it is to be trained."""
         super().train(mode)
         for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d):
+            if isinstance(module, nn.BatchNorm2d) and not self.train_norm:
                 module.eval()
         return self
 

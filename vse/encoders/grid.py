@@ -19,7 +19,8 @@ class Grid(nn.Module):
     context "mean" PVSE.
 
     The backbone is frozen in the first ``freeze_epochs`` epochs; then it is trained, all of it or, with
-    ``stage_epochs``, one stage more, the last first, after every that many epochs. Its BatchNorm keeps its statistics.
+    ``stage_epochs``, one stage more, the last first, after every that many epochs. Its BatchNorm keeps the statistics
+    it came with, as in the papers; a backbone without published weights has none, and needs ``train_norm``.
     In training ``drop`` is the size augmentation for grids: with probability 0.2 a picture keeps all its cells,
     otherwise each goes with probability ``drop`` * r, r uniform in [0.2, 1]; never all of them.
 
@@ -44,6 +45,7 @@ class Grid(nn.Module):
         drop: float = 0.0,
         freeze_epochs: int = 0,
         stage_epochs: int | None = None,
+        train_norm: bool = False,
     ) -> None:
         super().__init__()
         if not 0 <= drop < 1:
@@ -53,7 +55,7 @@ class Grid(nn.Module):
         if stage_epochs is not None and stage_epochs < 1:
             raise ValueError(f"stage_epochs must be at least 1, got {stage_epochs}")
         self.drop, self.freeze_epochs, self.stage_epochs = drop, freeze_epochs, stage_epochs
-        self.backbone = ResNetBackbone(backbone)
+        self.backbone = ResNetBackbone(backbone, train_norm)
         if weights == "imagenet":
             load_imagenet_weights(self.backbone, backbone)
         elif weights is not None:
