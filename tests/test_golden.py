@@ -282,21 +282,13 @@ def check_vse_infty_bigru(golden: dict[str, Any]) -> None:
     check_region_model(model, about, golden, zero=False)
 
 
-def check_vse_2ad(name: str, overrides: list[str]) -> Callable[[dict[str, Any]], None]:
+def check_regions(
+    name: str, system: str, convert: Callable[[dict[str, Tensor]], dict[str, Tensor]], overrides: list[str]
+) -> Callable[[dict[str, Any]], None]:
     def check(golden: dict[str, Any]) -> None:
         about = about_model(name)
-        weights = vse_2ad_weights(fill(about["state"]))
-        model = golden_model(about, "vse_2ad/f30k_region_bigru.yaml", overrides, weights)
-        check_region_model(model, about, golden, zero=True)
-
-    return check
-
-
-def check_dive(name: str, overrides: list[str]) -> Callable[[dict[str, Any]], None]:
-    def check(golden: dict[str, Any]) -> None:
-        about = about_model(name)
-        weights = dive_weights(fill(about["state"]))
-        model = golden_model(about, "dive/f30k_region_bigru.yaml", overrides, weights)
+        weights = convert(fill(about["state"]))
+        model = golden_model(about, f"{system}/f30k_region_bigru.yaml", overrides, weights)
         check_region_model(model, about, golden, zero=True)
 
     return check
@@ -374,10 +366,12 @@ CHECKS: dict[str, Callable[[dict[str, Any]], None]] = {
     "components/dive_loss": check_dive_loss,
     "components/metrics": check_metrics,
     "models/vse_infty_bigru": check_vse_infty_bigru,
-    "models/vse_2ad_region_bigru_full": check_vse_2ad("vse_2ad_region_bigru_full", []),
-    "models/vse_2ad_region_bigru_padded": check_vse_2ad("vse_2ad_region_bigru_padded", RELEASED_2AD),
-    "models/dive_butd_bigru_full": check_dive("dive_butd_bigru_full", []),
-    "models/dive_butd_bigru_padded": check_dive("dive_butd_bigru_padded", RELEASED_DIVE),
+    "models/vse_2ad_region_bigru_full": check_regions("vse_2ad_region_bigru_full", "vse_2ad", vse_2ad_weights, []),
+    "models/vse_2ad_region_bigru_padded": check_regions(
+        "vse_2ad_region_bigru_padded", "vse_2ad", vse_2ad_weights, RELEASED_2AD
+    ),
+    "models/dive_butd_bigru_full": check_regions("dive_butd_bigru_full", "dive", dive_weights, []),
+    "models/dive_butd_bigru_padded": check_regions("dive_butd_bigru_padded", "dive", dive_weights, RELEASED_DIVE),
     "models/pvse_k1": check_pvse("pvse_k1"),
     "models/pvse_k3": check_pvse("pvse_k3"),
     "models/pvse_legacy_k2": check_pvse("pvse_legacy_k2"),
