@@ -13,9 +13,11 @@ import torch
 # The tests' models are tiny: a second thread only waits, for long when the machine is busy.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test waits for a connection
 
 ROOT = Path(__file__).parents[1]
 WORDS = "red green blue dog cat bird runs sits flies over under beside water grass snow".split()
+SMALL: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
 
 
 class Outcome(NamedTuple):
@@ -84,6 +86,48 @@ def tiny(corpus_folder: Path, tmp_path: Path) -> list[str]:
         "optim.schedule.milestones": [1],
     }
     return [str(config), *(f"{key}={value}" for key, value in settings.items())]
+
+
+def write_transformer(folder: Path, config: Any, weights: bool = False) -> Path:
+    """A folder of a `transformers` model, as published ones are: its config, with or without (random) weights."""
+    from transformers import AutoModel
+
+    (AutoModel.from_config(config) if weights else config).save_pretrained(folder)
+    return folder
+
+
+def write_tokenizer(folder: Path, words: list[str]) -> Path:
+    """BERT's fast tokenizer, of specials, letters, and words, beside a model's config."""
+    from tokenizers import BertWordPieceTokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    pieces = dict.fromkeys([*special, *words, *letters, *(f"##{letter}" for letter in letters)])
+    tokenizer = BertWordPieceTokenizer({piece: i for i, piece in enumerate(pieces)})
+    names = {f"{kind}_token": f"[{kind.upper()}]" for kind in ("pad", "unk", "cls", "sep", "mask")}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer._tokenizer, **names).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small random BERT."""
+    from transformers import BertConfig
+
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=90, max_position_embeddings=32, **SMALL)
+    folder = write_transformer(tmp_path_factory.mktemp("bert"), config, weights=True)
+    return write_tokenizer(folder, WORDS)
+
+
+@pytest.fixture(scope="session")
+def tiny_vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small random ViT, for pictures of 32 x 32."""
+    from transformers import ViTConfig
+
+    torch.manual_seed(0)
+    return write_transformer(tmp_path_factory.mktemp("vit"), ViTConfig(image_size=32, patch_size=8, **SMALL), True)
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

@@ -125,7 +125,7 @@ def test_bad_command_lines(cli: Cli, tiny: list[str], tmp_path: Path, corpus_fol
         ([config, *settings, "train.epochs"], "override 'train.epochs': expected key=value"),
         ([config, *settings, "data.workers=-1"], "data.workers: input should be greater than or equal to 0, got -1"),
         ([config, *settings, "model.image.encoder.drop=1.5"], "model.image.encoder: drop must be in [0, 1), got 1.5"),
-        ([config, *settings, "model.image.encoder.name=bigru"], "bigru reads tokens, but the image tower is given f"),
+        ([config, *settings, "model.image.encoder.name=bigru"], "bigru reads words, but the image tower is given f"),
         ([config, *settings, "model.image.encoder.dim=4"], "encoder's features, 4, but model.embed_dim is 8"),
         ([config, *settings, f"data.root={tmp_path / 'none'}"], "data.root: no folder"),
         ([config, *settings, "run.device=tpu9"], "run.device: 'tpu9' is not available here"),

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import write_tokenizer
 from torch import Tensor
 
 from vse.aggregators import GPO, AdaptivePool, PIENet, SetPrediction
 from vse.build import build_model, read_config
+from vse.data.pieces import Pieces
 from vse.data.vocabulary import SPECIALS, Vocabulary
 from vse.encoders import BiGRU, Grid
 from vse.encoders.bigru import Context
@@ -282,6 +285,24 @@ def check_vse_infty_bigru(golden: dict[str, Any]) -> None:
     check_region_model(model, about, golden, zero=False)
 
 
+def check_vse_infty_bert(golden: dict[str, Any]) -> None:
+    from transformers import BertConfig
+
+    about = about_model("vse_infty_bert")
+    architecture = BertConfig(
+        vocab_size=about["vocab_size"], num_hidden_layers=2, intermediate_size=256, max_position_embeddings=64
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        architecture.save_pretrained(folder)
+        pieces = Pieces.read(str(write_tokenizer(Path(folder), ["dog"])))
+        overrides = [f"model.text.encoder.model={folder}", "model.text.encoder.weights=null"]
+        config = read_config(ROOT / "configs" / "vse_infty" / "f30k_region_bert.yaml", overrides)
+        model = build_model(config, about["image_shape"][-1], pieces)
+    states = [fill(s, p) for s, p in zip(about["state"], about["fill_prefix"], strict=True)]
+    model.load_state_dict(vse_infty_weights(*states))
+    check_region_model(model.eval(), about, golden, zero=False)
+
+
 def check_regions(
     name: str, system: str, convert: Callable[[dict[str, Tensor]], dict[str, Tensor]], overrides: list[str]
 ) -> Callable[[dict[str, Any]], None]:
@@ -366,6 +387,7 @@ CHECKS: dict[str, Callable[[dict[str, Any]], None]] = {
     "components/dive_loss": check_dive_loss,
     "components/metrics": check_metrics,
     "models/vse_infty_bigru": check_vse_infty_bigru,
+    "models/vse_infty_bert": check_vse_infty_bert,
     "models/vse_2ad_region_bigru_full": check_regions("vse_2ad_region_bigru_full", "vse_2ad", vse_2ad_weights, []),
     "models/vse_2ad_region_bigru_padded": check_regions(
         "vse_2ad_region_bigru_padded", "vse_2ad", vse_2ad_weights, RELEASED_2AD

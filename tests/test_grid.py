@@ -97,12 +97,10 @@ def test_freezing(freeze_epochs: int, stage_epochs: int | None, expected: dict[i
     grid = Grid(8, "resnet18", freeze_epochs=freeze_epochs, stage_epochs=stage_epochs)
     for epoch, count in expected.items():
         grid.set_epoch(epoch)
-        trained = [all(p.requires_grad for m in stage for p in m.parameters()) for stage in grid.backbone.stages]
+        trained = [all(p.requires_grad for p in stage) for stage in grid.backbone.stages]
         assert trained == [True] * count + [False] * (5 - count)
         assert all(p.requires_grad for p in grid.head.parameters())
-    assert sum(len(list(m.parameters())) for stage in grid.backbone.stages for m in stage) == len(
-        list(grid.backbone.parameters())
-    )
+    assert sum(map(len, grid.backbone.stages)) == len(list(grid.backbone.parameters()))
 
 
 def test_cells_are_dropped_in_training_only() -> None:

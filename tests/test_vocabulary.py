@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vse.data.vocabulary import SPECIALS, Vocabulary, tokenise
+from vse.data.vocabulary import SPECIALS, Vocabulary, augment, tokenise
 from vse.errors import InputError
 
 PUBLISHED = Path(os.environ.get("VSE_SCAN_VOCABULARY", "not given"))
@@ -78,11 +78,16 @@ def test_repeated_word() -> None:
         Vocabulary([*SPECIALS, "a", "b", "a"])
 
 
+def change(vocabulary: Vocabulary, ids: np.ndarray, probability: float, rng: np.random.Generator) -> np.ndarray:
+    """Each token is a word."""
+    return augment(ids, np.arange(len(ids)), probability, rng, vocabulary.mask, vocabulary.plain)
+
+
 def test_augmentation_frequencies() -> None:
     vocabulary = Vocabulary([*SPECIALS, *(f"w{i}" for i in range(1000))])
     ids = np.full(200_000, 7)
     ids[:2] = vocabulary.start, vocabulary.end
-    out = vocabulary.augment(ids, 0.2, np.random.default_rng(0))
+    out = change(vocabulary, ids, 0.2, np.random.default_rng(0))
     share = {
         "mask": (out == vocabulary.mask).mean() * len(out) / len(ids),
         "removed": 1 - len(out) / len(ids),
@@ -95,20 +100,35 @@ def test_augmentation_frequencies() -> None:
 def test_augmentation_always_leaves_a_token() -> None:
     vocabulary = Vocabulary([*SPECIALS, "a"])
     rng = np.random.default_rng(0)
-    assert all(len(vocabulary.augment(np.array([5]), 0.99, rng)) == 1 for _ in range(100))
+    assert all(len(change(vocabulary, np.array([5]), 0.99, rng)) == 1 for _ in range(100))
 
 
 def test_augmentation_leaves_its_input_alone() -> None:
     ids = np.arange(5, 15)
-    Vocabulary([*SPECIALS, *"abcdefghij"]).augment(ids, 0.9, np.random.default_rng(0))
+    change(Vocabulary([*SPECIALS, *"abcdefghij"]), ids, 0.9, np.random.default_rng(0))
     assert ids.tolist() == list(range(5, 15))
 
 
-def test_augmentation_can_keep_the_ends() -> None:
+def test_augmentation_leaves_some_tokens_alone() -> None:
     vocabulary = Vocabulary([*SPECIALS, *"abcdefghij"])
-    ids = vocabulary.encode("a b c d e f g")
+    ids, words = vocabulary.encode_words("a b c d e f g")
+    words[[0, -1]] = -1
     rng = np.random.default_rng(0)
-    outs = [vocabulary.augment(ids, 0.9, rng, keep_ends=True) for _ in range(200)]
+    outs = [augment(ids, words, 0.9, rng, vocabulary.mask, vocabulary.plain) for _ in range(200)]
     assert all(out[0] == vocabulary.start and out[-1] == vocabulary.end for out in outs)
     assert {len(out) for out in outs} > {4, 5, 6}
-    assert not all(vocabulary.augment(ids, 0.9, rng)[0] == vocabulary.start for _ in range(200))
+    assert not all(change(vocabulary, ids, 0.9, rng)[0] == vocabulary.start for _ in range(200))
+
+
+def test_augmentation_changes_whole_words() -> None:
+    """A word's tokens share their fate; the random ones that replace them are drawn one by one."""
+    ids, words = np.array([100, 101, 102, 103, 104]), np.array([-1, 0, 0, 0, -1])
+    rng = np.random.default_rng(0)
+    outs = [augment(ids, words, 0.5, rng, 9, np.arange(10, 90)).tolist() for _ in range(2000)]
+    assert all((out[0], out[-1]) == (100, 104) for out in outs)
+    fates = [out[1:-1] for out in outs]
+    replaced = [fate for fate in fates if fate not in ([101, 102, 103], [9, 9, 9], [])]
+    assert all(len(fate) == 3 and all(10 <= piece < 90 for piece in fate) for fate in replaced)
+    assert len({tuple(fate) for fate in replaced}) > 50 and any(len(set(fate)) == 3 for fate in replaced)
+    share = [fates.count(fate) / 2000 for fate in ([101, 102, 103], [9, 9, 9], [])]
+    assert share == pytest.approx([0.5, 0.25, 0.2], abs=0.04)

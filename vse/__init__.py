@@ -64,9 +64,9 @@ __all__ = [
 def load(path: str | Path, vocabulary: str | Path | None = None, padding: str = "masked") -> VSEModel:
     """Load a trained model from a run folder or a checkpoint, in evaluation mode on the CPU.
 
-    ``vocabulary``: a vocabulary file to use instead of the checkpoint's own. ``padding``: "masked", the only choice for
-    this package's checkpoints. Nothing in the file is executed. Raises :class:`vse.errors.InputError` (a ValueError),
-    naming the file, when it is missing, truncated or of another kind.
+    ``vocabulary``: a vocabulary file (for BERT: a tokenizer's folder) to use instead of the checkpoint's own.
+    ``padding``: "masked", the only choice for this package's checkpoints. Nothing in the file is executed. Raises
+    :class:`vse.errors.InputError` (a ValueError), naming the file, when it is missing, truncated or of another kind.
 
     >>> model = vse.load("runs/demo")
     >>> model.similarity(model.encode_images([torch.randn(16, 1728)]), model.encode_texts(["a red circle"]))
@@ -74,6 +74,5 @@ def load(path: str | Path, vocabulary: str | Path | None = None, padding: str = 
     if padding != "masked":
         raise ValueError(f"padding must be 'masked' for a checkpoint of vse, got {padding!r}")
     from vse.build import load_model
-    from vse.data.vocabulary import Vocabulary
 
-    return load_model(path, vocabulary=None if vocabulary is None else Vocabulary.read(vocabulary))[0]
+    return load_model(path, vocabulary=vocabulary)[0]

@@ -21,6 +21,7 @@ from vse.checkpoint import find_checkpoint, load_checkpoint
 from vse.config import Config, OptimConfig, config_changes, load_config, make_config
 from vse.data.batches import Batch
 from vse.data.corpora import CORPORA, SPLITS, Corpus
+from vse.data.pieces import Pieces
 from vse.data.transforms import TRANSFORMS, Pictures
 from vse.data.vectors import read_vectors
 from vse.data.vocabulary import Vocabulary
@@ -32,7 +33,7 @@ from vse.optim import OPTIMISERS, SCHEDULES, Schedule, parameter_groups
 from vse.similarity import SIMILARITIES
 
 # Arguments that the data and the run decide, never set by hand; and those that are filled in unless they are given.
-_FIXED = {"in_dim", "out_dim", "vocab_size", "epochs", "params"}
+_FIXED = {"in_dim", "out_dim", "vocab_size", "architecture", "epochs", "params"}
 _FILLED = {"dim", "lr"}
 
 _TRAINING_STATE = ("epoch", "step", "best", "train_captions", "optimiser", "scaler", "random", "criterion")
@@ -93,7 +94,7 @@ def build_corpus(config: Config, split: str) -> Corpus:
     has = "features" if hasattr(corpus.images, "width") else "pictures"
     name = config.model.image.encoder.name
     reads = getattr(_find(config, ENCODERS, "model.image.encoder.name", name), "reads", has)
-    if has != reads and reads in ("features", "pictures"):  # what reads tokens is refused as a tower
+    if has != reads and reads in ("features", "pictures"):  # what reads captions is refused as a tower
         raise InputError(f"model.image.encoder.name: {name} reads {reads}, but {corpus.name} has {has}")
     if has == "features":
         return corpus
@@ -104,10 +105,27 @@ def build_corpus(config: Config, split: str) -> Corpus:
     return replace(corpus, images=Pictures(corpus.images, transform, config.run.seed, config.data.workers))
 
 
-def build_vocabulary(config: Config, training: Corpus, state: dict[str, Any] | None = None) -> Vocabulary:
-    """Vocabulary of a run's ``state``, or from the config's file, or of the training captions."""
+def build_vocabulary(config: Config, training: Corpus, state: dict[str, Any] | None = None) -> Vocabulary | Pieces:
+    """Vocabulary of a run's ``state``, or the text model's own, or from the config's file, or of the training captions.
+
+    Raises InputError when the caption augmentation needs a mask that the text model does not know.
+    """
     if state is not None:
-        return Vocabulary(state["vocabulary"])
+        return _saved_vocabulary(state["vocabulary"])
+    key = "model.text.encoder"
+    text = config.model.text.encoder
+    if _reads_pieces(config):
+        if (file := config.data.vocabulary.file) is not None:
+            place = "data.vocabulary.file"
+            raise InputError(f"{config.source(place)}: {place}: {text.name} has its own vocabulary; got {file}")
+        with _naming(config, f"{key}.model"):
+            pieces = Pieces.read(text.arguments["model"])
+        if pieces.mask is None and text.arguments.get("drop"):
+            raise InputError(
+                f"{config.source(f'{key}.drop')}: {key}.drop: the tokenizer of {text.arguments['model']} has no mask "
+                f"token to put in the place of words; expected 0, got {text.arguments['drop']}"
+            )
+        return pieces
     if config.data.vocabulary.file is not None:
         return Vocabulary.read(config.data.vocabulary.file)
     return Vocabulary.build(training.captions, config.data.vocabulary.min_count)
@@ -126,14 +144,33 @@ def image_width(*corpora: Corpus) -> int | None:
     return int(corpora[0].images.width)
 
 
-def build_model(config: Config, in_dim: int | None, vocabulary: Vocabulary, fresh: bool = True) -> VSEModel:
+def _reads_pieces(config: Config) -> bool:
+    """Whether the text encoder comes with its tokenizer."""
+    encoder = _find(config, ENCODERS, "model.text.encoder.name", config.model.text.encoder.name)
+    return getattr(encoder, "reads", None) == "pieces"
+
+
+def _saved_vocabulary(state: Any) -> Vocabulary | Pieces:
+    """Vocabulary from what a checkpoint holds of it."""
+    return Pieces(**state) if isinstance(state, dict) else Vocabulary(state)
+
+
+def build_model(
+    config: Config, in_dim: int | None, vocabulary: Vocabulary | Pieces, state: dict[str, Any] | None = None
+) -> VSEModel:
     """Model of a config, for features ``in_dim`` wide or, without, for pictures.
 
-    A model that is not ``fresh`` gets its weights from a checkpoint: no file of published ones is read.
+    With the ``state`` of a checkpoint it will get its weights from there: no file of published ones is read.
     """
-    given = {} if in_dim is None else {"in_dim": in_dim}
-    image = _build_tower(config, "image", "features" if given else "pictures", given, fresh)
-    text = _build_tower(config, "text", "tokens", {"vocab_size": len(vocabulary)}, fresh)
+    fresh = state is None
+    known = {} if state is None else state.get("architectures", {})
+    given: dict[str, Any] = {} if in_dim is None else {"in_dim": in_dim}
+    gives = "pieces" if isinstance(vocabulary, Pieces) else "words"
+    tokens = {"vocab_size": len(vocabulary), "architecture": known.get("text")}
+    image = _build_tower(
+        config, "image", "features" if given else "pictures", {**given, "architecture": known.get("image")}, fresh
+    )
+    text = _build_tower(config, "text", gives, tokens, fresh)
     transform = None if config.data.transform is None else _make(config, TRANSFORMS, "data.transform")
     model = VSEModel(image, text, _make(config, SIMILARITIES, "model.similarity"), vocabulary, transform)
     if fresh and config.data.vocabulary.vectors is not None:
@@ -141,10 +178,10 @@ def build_model(config: Config, in_dim: int | None, vocabulary: Vocabulary, fres
     return model
 
 
-def _fill_word_vectors(config: Config, file: str, model: VSEModel, vocabulary: Vocabulary) -> None:
+def _fill_word_vectors(config: Config, file: str, model: VSEModel, vocabulary: Vocabulary | Pieces) -> None:
     """Put a file's word vectors into the text encoder's table."""
     table = getattr(model.text.encoder, "embedding", None)
-    if not isinstance(table, nn.Embedding):
+    if not isinstance(table, nn.Embedding) or isinstance(vocabulary, Pieces):
         key, name = "data.vocabulary.vectors", config.model.text.encoder.name
         raise InputError(f"{config.source(key)}: {key}: {name} has no table of words to fill")
     vectors, found = read_vectors(file, vocabulary.words, table.embedding_dim)
@@ -152,6 +189,13 @@ def _fill_word_vectors(config: Config, file: str, model: VSEModel, vocabulary: V
         rows = torch.from_numpy(found)
         table.weight[rows.to(table.weight.device)] = torch.from_numpy(vectors)[rows].to(table.weight)
     print(f"{file}: vectors of {found.sum():,} of {len(found):,} words ({100 * found.mean():.1f} %)")
+
+
+def architectures(model: VSEModel) -> dict[str, Any]:
+    """What a checkpoint must know of encoders that a file other than the config describes."""
+    encoders = {"image": model.image.encoder, "text": model.text.encoder}
+    found = {side: getattr(encoder, "architecture", None) for side, encoder in encoders.items()}
+    return {side: architecture for side, architecture in found.items() if architecture is not None}
 
 
 def build_criterion(config: Config) -> Criterion:
@@ -203,14 +247,17 @@ def build_schedule(config: Config) -> Schedule:
 
 
 def load_model(
-    path: str | Path, overrides: Sequence[str] = (), vocabulary: Vocabulary | None = None
+    path: str | Path, overrides: Sequence[str] = (), vocabulary: str | Path | None = None
 ) -> tuple[VSEModel, Config, Path]:
     """Model of a run folder or checkpoint, in evaluation mode on the CPU, with its config and the file it came from."""
     file = find_checkpoint(path)
     state = load_checkpoint(file)
     config = config_of_checkpoint(state, file, overrides)
-    words = Vocabulary(state["vocabulary"]) if vocabulary is None else vocabulary
-    model = build_model(config, state["in_dim"], words, fresh=False)
+    if vocabulary is None:
+        words = _saved_vocabulary(state["vocabulary"])
+    else:
+        words = Pieces.read(str(vocabulary)) if _reads_pieces(config) else Vocabulary.read(vocabulary)
+    model = build_model(config, state["in_dim"], words, state)
     weights = state["model"]
     if any(key.startswith("model.similarity") for key in config._origin):  # another one, with its own parameters
         weights = {key: value for key, value in weights.items() if not key.startswith("similarity.")}
@@ -247,7 +294,7 @@ def load_weights(model: nn.Module, weights: dict[str, Any], file: Path) -> None:
     model.load_state_dict(weights)
 
 
-def _build_tower(config: Config, side: str, gives: str, widths: dict[str, int], fresh: bool) -> Tower:
+def _build_tower(config: Config, side: str, gives: str, widths: dict[str, Any], fresh: bool) -> Tower:
     """One tower, its widths filled in from the data and ``model.embed_dim``."""
     key = f"model.{side}"
     tower = getattr(config.model, side)
@@ -275,7 +322,7 @@ def _build_tower(config: Config, side: str, gives: str, widths: dict[str, int], 
             f"{config.source(place)}: {place}: {tower.aggregator.name} keeps the width of the encoder's features, "
             f"{width}, but model.embed_dim is {embed_dim}"
         )
-    if gives == "tokens" and getattr(aggregator, "grid", None) is not None:
+    if side == "text" and getattr(aggregator, "grid", None) is not None:
         place = f"{key}.aggregator.grid"
         raise InputError(f"{config.source(place)}: {place}: is for a picture's cells, but the text tower has tokens")
     return Tower(encoder, aggregator)
@@ -365,7 +412,7 @@ def _check(
         if parameter.default is parameter.empty:
             if argument not in checked and argument not in _FIXED | _FILLED:
                 raise InputError(f"{config.source(key)}: {key}.{argument}: missing, and {name} needs it")
-        elif isinstance(parameter.default, str | int | float | bool | None):
+        elif argument not in _FIXED and isinstance(parameter.default, str | int | float | bool | None):
             checked.setdefault(argument, parameter.default)
     return checked
 

@@ -82,13 +82,22 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: an incomplete checkpoint: it lacks {', '.join(missing)}")
     kinds = {
         "config": isinstance(state["config"], dict),
-        "vocabulary": isinstance(state["vocabulary"], list) and all(isinstance(w, str) for w in state["vocabulary"]),
+        "vocabulary": _is_vocabulary(state["vocabulary"]),
+        "architectures": isinstance(state.get("architectures", {}), dict),
         "in_dim": state["in_dim"] is None or isinstance(state["in_dim"], int),
         "model": isinstance(state["model"], dict) and all(isinstance(v, torch.Tensor) for v in state["model"].values()),
     }
     if wrong := [key for key, right in kinds.items() if not right]:
         raise InputError(f"{path}: a damaged checkpoint: its {', '.join(wrong)} is of another kind than it should be")
     return state
+
+
+def _is_vocabulary(state: Any) -> bool:
+    """Whether it is a list of words, or what a tokenizer is made from."""
+    if isinstance(state, dict):
+        numbers = all(state.get(key) is None or type(state[key]) is int for key in ("mask", "max_length"))
+        return set(state) == {"content", "mask", "max_length"} and isinstance(state["content"], str) and numbers
+    return isinstance(state, list) and all(isinstance(word, str) for word in state)
 
 
 def find_checkpoint(path: str | Path) -> Path:

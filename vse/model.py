@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from vse.sets import Aggregated, pad
 
 if TYPE_CHECKING:
+    from vse.data.pieces import Pieces
     from vse.data.transforms import Crop, Square
     from vse.data.vocabulary import Vocabulary
 
@@ -51,7 +52,7 @@ class VSEModel(nn.Module):
         image: Tower,
         text: Tower,
         similarity: Callable[[Tensor, Tensor], Tensor],
-        vocabulary: "Vocabulary | None" = None,
+        vocabulary: "Vocabulary | Pieces | None" = None,
         transform: "Square | Crop | None" = None,
     ) -> None:
         super().__init__()

@@ -17,6 +17,13 @@ Names = dict[str, str | None]  # beginning of an official parameter's name -> ou
 
 _GRU: Names = {"embed.": "encoder.embedding.", "rnn.": "encoder.gru."}
 
+_BERT: Names = {
+    "bert.pooler.": None,
+    "bert.embeddings.position_ids": None,  # a constant that older versions of transformers saved
+    "bert.": "encoder.bert.",
+    "linear.": "encoder.linear.",
+}
+
 # Region features. The second BatchNorm of the MLP is never used.
 _REGIONS: Names = {
     "fc.": "encoder.fc.",
@@ -67,7 +74,7 @@ def set_prediction_names(depth: int, share_weights: bool) -> Names:
 
 
 def vse_infty_weights(image: dict[str, Tensor], text: dict[str, Tensor]) -> dict[str, Tensor]:
-    """State dict of our ``regions`` or ``grid`` + ``bigru`` + ``gpo`` model from VSE∞'s list of two.
+    """State dict of our ``regions`` or ``grid`` + ``bigru`` or ``bert`` + ``gpo`` model from VSE∞'s list of two.
 
     ``image`` and ``text`` are the entries of ``checkpoint["model"]``. Keys may carry ``module.``. Raises ValueError for
     a key that this system does not have.
@@ -75,8 +82,8 @@ def vse_infty_weights(image: dict[str, Tensor], text: dict[str, Tensor]) -> dict
     >>> model.load_state_dict(vse_infty_weights(*torch.load("model_best.pth")["model"]))
     """
     weights: dict[str, Tensor] = {}
-    for side, state, names in (("image", image, _GRID | _REGIONS | _GPOOL), ("text", text, _GRU | _GPOOL)):
-        weights |= rename(state, _inside(names, "", f"{side}."), f"VSE∞'s {side} encoder (regions or grid, BiGRU)")
+    for side, state, names in (("image", image, _GRID | _REGIONS | _GPOOL), ("text", text, _GRU | _BERT | _GPOOL)):
+        weights |= rename(state, _inside(names, "", f"{side}."), f"VSE∞ ({side}: regions or grid, BiGRU or BERT)")
     return weights
 
 

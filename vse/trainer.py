@@ -31,7 +31,7 @@ class Training:
         self.dev_corpus = build.build_corpus(config, "dev")
         self.in_dim = build.image_width(self.train_corpus, self.dev_corpus)
         self.vocabulary = build.build_vocabulary(config, self.train_corpus, state)
-        self.model = build.build_model(config, self.in_dim, self.vocabulary, fresh=state is None).to(self.device)
+        self.model = build.build_model(config, self.in_dim, self.vocabulary, state).to(self.device)
         self.criterion = build.build_criterion(config).to(self.device)
         self.optimiser = build.build_optimiser(config, self.model, self.criterion)
         self.schedule = build.build_schedule(config)
@@ -76,7 +76,8 @@ class Training:
         """What evaluation needs: no other file."""
         return {
             "config": self.config.model_dump(),
-            "vocabulary": self.vocabulary.words,
+            "vocabulary": self.vocabulary.state,
+            "architectures": build.architectures(self.model),
             "in_dim": self.in_dim,
             "model": self.model.state_dict(),
             "criterion": self.criterion.state_dict(),

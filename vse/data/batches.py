@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vse.data.corpora import Corpus
-from vse.data.vocabulary import Vocabulary
+from vse.data.pieces import Pieces
+from vse.data.vocabulary import Vocabulary, augment
 from vse.errors import InputError
 from vse.sets import pad
 
@@ -79,13 +80,15 @@ class TrainingData(Dataset[Batch | InputError]):
     in the data is returned, not raised: an exception that crosses the loader becomes a page of text.
     """
 
-    def __init__(self, corpus: Corpus, vocabulary: Vocabulary, drop: float, seed: int, keep_ends: bool = False) -> None:
+    def __init__(
+        self, corpus: Corpus, vocabulary: Vocabulary | Pieces, drop: float, seed: int, keep_ends: bool = False
+    ) -> None:
         self.corpus = corpus
         self.vocabulary = vocabulary
         self.drop = drop
         self.keep_ends = keep_ends
         self.seed = seed
-        self._ids: dict[int, np.ndarray] = {}
+        self._ids: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def __getitem__(self, key: tuple[int, np.ndarray]) -> Batch | InputError:
         """Return the batch of some captions."""
@@ -108,12 +111,15 @@ class TrainingData(Dataset[Batch | InputError]):
 
     def _tokens(self, epoch: int, index: int) -> np.ndarray:
         if index not in self._ids:
-            self._ids[index] = self.vocabulary.encode(self.corpus.captions[index])
-        ids = self._ids[index]
+            self._ids[index] = self.vocabulary.encode_words(self.corpus.captions[index])
+            if self.keep_ends:
+                self._ids[index][1][[0, -1]] = -1
+        ids, words = self._ids[index]
         if self.drop == 0:
             return ids
+        assert self.vocabulary.mask is not None  # the build has seen to it
         rng = np.random.default_rng((_AUGMENT, self.seed, epoch, index))
-        return self.vocabulary.augment(ids, self.drop, rng, self.keep_ends)
+        return augment(ids, words, self.drop, rng, self.vocabulary.mask, self.vocabulary.plain)
 
 
 def make_loader(data: TrainingData, sampler: BatchSampler, workers: int, pin_memory: bool) -> DataLoader[Any]:

@@ -64,7 +64,7 @@ class Vocabulary:
             self.ids["<mask>"] = len(self.words)
             self.words.append("<mask>")
         self.start, self.end, self.unk, self.mask = (self.ids[special] for special in SPECIALS[1:])
-        self._plain = np.array([i for i, word in enumerate(self.words) if word not in SPECIALS], dtype=np.int64)
+        self.plain = np.array([i for i, word in enumerate(self.words) if word not in SPECIALS], dtype=np.int64)
 
     def __len__(self) -> int:
         """Return the number of words, specials included."""
@@ -104,22 +104,32 @@ class Vocabulary:
         words = [self.ids.get(word, self.unk) for word in tokenise(caption)]
         return np.array([self.start, *words, self.end], dtype=np.int64)
 
-    def augment(
-        self, ids: np.ndarray, probability: float, rng: np.random.Generator, keep_ends: bool = False
-    ) -> np.ndarray:
-        """Caption augmentation of VSE∞ (its section 4.1): each token, with ``probability``, is changed.
+    def encode_words(self, caption: str) -> tuple[np.ndarray, np.ndarray]:
+        """Ids (L,) int64, and the number of the word that each belongs to: here, each token is a word."""
+        ids = self.encode(caption)
+        return ids, np.arange(len(ids))
 
-        A changed token becomes ``<mask>`` (50 %), a random word (10 %) or is removed (40 %); the first and the last,
-        ``<start>`` and ``<end>``, are tokens like the others, unless ``keep_ends``. One token always stays.
-        """
-        draw = rng.random(len(ids)) / probability  # uniform in [0, 1) where the token is changed
-        if keep_ends:
-            draw[[0, -1]] = 1.0
-        out = np.where(draw < 0.5, self.mask, ids)
-        random_word = (draw >= 0.5) & (draw < 0.6)
-        if random_word.any() and len(self._plain):
-            out[random_word] = rng.choice(self._plain, int(random_word.sum()))
-        kept = (draw < 0.6) | (draw >= 1)
-        if not kept.any():
-            kept[rng.integers(len(ids))] = True
-        return out[kept]
+    @property
+    def state(self) -> list[str]:
+        """Plain values to make it from again: ``Vocabulary(state)``."""
+        return self.words
+
+
+def augment(
+    ids: np.ndarray, words: np.ndarray, probability: float, rng: np.random.Generator, mask: int, plain: np.ndarray
+) -> np.ndarray:
+    """Caption augmentation of VSE∞ (its section 4.1): each word, with ``probability``, is changed.
+
+    A changed word becomes ``mask`` (50 %), random ones of ``plain`` (10 %) or is removed (40 %), all its tokens alike;
+    ``words`` numbers the word that each of the ``ids`` belongs to, and those numbered -1 stay as they are. One token
+    always stays.
+    """
+    draw = np.append(rng.random(words.max() + 1) / probability, 1.0)[words]  # in [0, 1) where the word is changed
+    out = np.where(draw < 0.5, mask, ids)
+    random_word = (draw >= 0.5) & (draw < 0.6)
+    if random_word.any() and len(plain):
+        out[random_word] = rng.choice(plain, int(random_word.sum()))
+    kept = (draw < 0.6) | (draw >= 1)
+    if not kept.any():
+        kept[rng.integers(len(ids))] = True
+    return out[kept]

@@ -6,10 +6,11 @@
 
 from torch import nn
 
+from vse.encoders.bert import Bert
 from vse.encoders.bigru import BiGRU
 from vse.encoders.grid import Grid
 from vse.encoders.regions import Regions
 
-ENCODERS: dict[str, type[nn.Module]] = {"regions": Regions, "grid": Grid, "bigru": BiGRU}
+ENCODERS: dict[str, type[nn.Module]] = {"regions": Regions, "grid": Grid, "bigru": BiGRU, "bert": Bert}
 
-__all__ = ["ENCODERS", "BiGRU", "Grid", "Regions"]
+__all__ = ["ENCODERS", "Bert", "BiGRU", "Grid", "Regions"]

@@ -1,14 +1,16 @@
-"""Convolutional backbones: pictures become the cells of their last feature map."""
+"""Backbones of pictures: they become the cells of a CNN's last feature map, or a transformer's patches."""
 
+import inspect
 import os
 import pickle
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from vse.encoders.pretrained import load_transformer
 from vse.errors import InputError, close_match, first_line, misfit
 
 _CAFFE = "caffe_"  # before a ResNet's name: the geometry of the networks converted from Caffe
@@ -48,9 +50,10 @@ class ResNetBackbone(nn.Module):
                 stage[0].conv1.stride, stage[0].conv2.stride = stage[0].conv2.stride, stage[0].conv1.stride
 
     @property
-    def stages(self) -> list[list[nn.Module]]:
-        """Groups of layers, the last first, as they are unfrozen."""
-        return [[self.layer4], [self.layer3], [self.layer2], [self.layer1], [self.conv1, self.bn1]]
+    def stages(self) -> list[list[nn.Parameter]]:
+        """Groups of parameters, the last first, as they are unfrozen."""
+        layers = [list(layer.parameters()) for layer in (self.layer4, self.layer3, self.layer2, self.layer1)]
+        return [*layers, [*self.conv1.parameters(), *self.bn1.parameters()]]
 
     def train(self, mode: bool = True) -> "ResNetBackbone":
         """Set the mode; BatchNorm stays in evaluation, unless it is to be trained."""
@@ -66,6 +69,72 @@ class ResNetBackbone(nn.Module):
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             x = stage(x)
         return x.flatten(2).transpose(1, 2)
+
+
+class TransformerBackbone(nn.Module):
+    """A vision model of ``transformers``: the patches among its last hidden states, without [CLS] and registers.
+
+    ViT, DeiT, DINOv2, CLIP's and SigLIP's vision halves, Swin, BEiT, ConvNeXt, and others of their kind; arguments as
+    in :func:`vse.encoders.pretrained.load_transformer`. Learned positions are interpolated to other picture sizes where
+    the model can.
+
+    Shapes: pictures (B, 3, height, width) -> patches (B, N, dim), row by row. Raises ValueError for pictures of a size
+    that the model does not take.
+
+    >>> TransformerBackbone("google/vit-base-patch16-224")(torch.randn(2, 3, 224, 224)).shape
+    torch.Size([2, 196, 768])
+    """
+
+    def __init__(
+        self, name: str, weights: Literal["pretrained"] | None = "pretrained", architecture: Any = None
+    ) -> None:
+        super().__init__()
+        self.net = load_transformer(name, weights, architecture, "vision")
+        config: Any = self.net.config
+        self.dim: int = config.hidden_sizes[-1] if hasattr(config, "hidden_sizes") else config.hidden_size
+        patch = getattr(config, "patch_size", 1)
+        self.patch = tuple(patch) if isinstance(patch, list | tuple) else (patch, patch)
+        can = "interpolate_pos_encoding" in inspect.signature(self.net.forward).parameters
+        self.options = {"interpolate_pos_encoding": True} if can else {}
+
+    @property
+    def stages(self) -> list[list[nn.Parameter]]:
+        """Groups of parameters, the last first: each layer (Swin's stages), then all that is in none."""
+        blocks = next((m for m in self.net.modules() if isinstance(m, nn.ModuleList)), nn.ModuleList())
+        groups = [list(block.parameters()) for block in reversed(blocks)]
+        inside = {id(p) for group in groups for p in group}
+        return [*groups, [p for p in self.net.parameters() if id(p) not in inside]]
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Patches of a batch of pictures."""
+        hidden: Tensor = self.net(pixel_values=pictures, **self.options).last_hidden_state
+        if hidden.dim() == 4:  # a feature map
+            return hidden.flatten(2).transpose(1, 2)
+        patches = (pictures.shape[2] // self.patch[0]) * (pictures.shape[3] // self.patch[1])
+        return hidden[:, max(0, hidden.shape[1] - patches) :]  # fewer than the patches: Swin merges them
+
+
+def make_backbone(
+    name: str, weights: str | None, architecture: dict[str, Any] | None, train_norm: bool
+) -> ResNetBackbone | TransformerBackbone:
+    """Backbone by name: torchvision's, or a model of ``transformers``, a folder or "organisation/model".
+
+    Raises ValueError for ``weights`` that are not that kind's.
+    """
+    if architecture is None and "/" not in name and not Path(name).is_dir():
+        backbone = ResNetBackbone(name, train_norm)
+        if weights == "pretrained":
+            raise ValueError(f"weights of the torchvision backbone {name} must be a file, imagenet or null")
+        if weights == "imagenet":
+            load_imagenet_weights(backbone, name)
+        elif weights is not None:
+            load_backbone_weights(backbone, weights)
+        return backbone
+    if weights not in ("pretrained", None):
+        raise ValueError(f"weights of {name}, a model of transformers, must be pretrained or null, got {weights!r}")
+    if train_norm:
+        raise ValueError(f"train_norm is for the BatchNorm of torchvision's backbones, not for {name}")
+    return TransformerBackbone(name, "pretrained" if weights else None, architecture)
 
 
 def load_imagenet_weights(backbone: ResNetBackbone, name: str) -> None:

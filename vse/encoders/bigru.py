@@ -22,7 +22,7 @@ class BiGRU(nn.Module):
     the backward direction has read one word), or the maximum or mean of the states.
     ``dropout`` acts on word vectors and on the context (PVSE, DivE). ``drop`` is the probability of the caption
     augmentation, which leaves ``<start>`` and ``<end>`` alone with ``keep_ends`` (VSE-2AD); it acts on token ids in the
-    data pipeline, where words can be removed (see :meth:`vse.data.vocabulary.Vocabulary.augment`). Word vectors start
+    data pipeline, where words can be removed (see :func:`vse.data.vocabulary.augment`). Word vectors start
     uniform in [-0.1, 0.1], or from ``data.vocabulary.vectors``; with ``freeze_words`` they stay as they start.
 
     Shapes: token ids (B, L), prefix mask (B, L) -> features (B, L, dim), or (B, L, word_dim) for "words"; context
@@ -33,7 +33,7 @@ class BiGRU(nn.Module):
     torch.Size([2, 5, 64])
     """
 
-    reads = "tokens"  # what the data must provide
+    reads = "words"  # what the data must provide
 
     def __init__(
         self,

@@ -1,11 +1,12 @@
-"""Pictures through a convolutional backbone."""
+"""Pictures through a backbone."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from vse.encoders.backbones import ResNetBackbone, load_backbone_weights, load_imagenet_weights
+from vse.encoders.backbones import TransformerBackbone, make_backbone
+from vse.encoders.pretrained import describe
 from vse.encoders.regions import Context, Locals, Regions, drop_elements
 from vse.sets import FeatureSet
 
@@ -13,14 +14,16 @@ from vse.sets import FeatureSet
 class Grid(nn.Module):
     """The cells of a CNN's last feature map (VSE∞, Chen et al. 2021, section 4.1; PVSE, Song & Soleymani 2019).
 
-    X = the map, row by row; V = fc(X). ``backbone``: a name of :class:`vse.encoders.backbones.ResNetBackbone`;
-    ``weights``: a file of published weights, "imagenet" (torchvision downloads them), or none. ``features``,
+    X = the map, row by row, or a vision transformer's patches (VSE-2AD); V = fc(X). ``backbone``: a name of
+    :class:`vse.encoders.backbones.ResNetBackbone`, or a model of ``transformers``, as a folder or the hub's
+    "organisation/model" (:class:`vse.encoders.backbones.TransformerBackbone`). ``weights``: a file of published weights
+    or "imagenet" (torchvision downloads them) for the former, "pretrained" for the latter, or none. ``features``,
     ``context`` and ``dropout`` as in :class:`vse.encoders.Regions`: projected without a context is VSE∞, raw with the
-    context "mean" PVSE.
+    context "mean" PVSE. ``architecture`` is filled in: a checkpoint holds what is needed of a ``transformers`` model.
 
     The backbone is frozen in the first ``freeze_epochs`` epochs; then it is trained, all of it or, with
-    ``stage_epochs``, one stage more, the last first, after every that many epochs. Its BatchNorm keeps the statistics
-    it came with, as in the papers; a backbone without published weights has none, and needs ``train_norm``.
+    ``stage_epochs``, one stage (a transformer's layer) more, the last first, after every that many epochs. BatchNorm
+    keeps the statistics it came with, as in the papers; without published weights, it needs ``train_norm``.
     In training ``drop`` is the size augmentation for grids: with probability 0.2 a picture keeps all its cells,
     otherwise each goes with probability ``drop`` * r, r uniform in [0.2, 1]; never all of them.
 
@@ -38,7 +41,7 @@ class Grid(nn.Module):
         self,
         dim: int,
         backbone: str = "resnext101_32x8d",
-        weights: str | Literal["imagenet"] | None = None,
+        weights: str | Literal["imagenet", "pretrained"] | None = None,
         features: Locals = "projected",
         context: Context | None = None,
         dropout: float = 0.0,
@@ -46,6 +49,7 @@ class Grid(nn.Module):
         freeze_epochs: int = 0,
         stage_epochs: int | None = None,
         train_norm: bool = False,
+        architecture: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= drop < 1:
@@ -55,11 +59,8 @@ class Grid(nn.Module):
         if stage_epochs is not None and stage_epochs < 1:
             raise ValueError(f"stage_epochs must be at least 1, got {stage_epochs}")
         self.drop, self.freeze_epochs, self.stage_epochs = drop, freeze_epochs, stage_epochs
-        self.backbone = ResNetBackbone(backbone, train_norm)
-        if weights == "imagenet":
-            load_imagenet_weights(self.backbone, backbone)
-        elif weights is not None:
-            load_backbone_weights(self.backbone, weights)
+        self.backbone = make_backbone(backbone, weights, architecture, train_norm)
+        self.architecture = describe(self.backbone.net) if isinstance(self.backbone, TransformerBackbone) else None
         self.head = Regions(self.backbone.dim, dim, None, features, context, dropout)
         self.dim, self.context_dim = self.head.dim, self.head.context_dim
 
@@ -69,8 +70,8 @@ class Grid(nn.Module):
         done = epoch - self.freeze_epochs
         trained = 0 if done < 0 else len(stages) if self.stage_epochs is None else 1 + done // self.stage_epochs
         for number, stage in enumerate(stages):
-            for module in stage:
-                module.requires_grad_(number < trained)
+            for parameter in stage:
+                parameter.requires_grad_(number < trained)
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> FeatureSet:
         """Encode a batch of pictures, all of one size; there is nothing to mask."""

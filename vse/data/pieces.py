@@ -1,0 +1,60 @@
+"""Captions as the pieces that a pretrained text model knows."""
+
+import json
+from typing import Any
+
+import numpy as np
+
+from vse.encoders.pretrained import read_tokenizer
+from vse.errors import InputError, first_line
+
+
+class Pieces:
+    """A fast tokenizer of ``transformers``, with all that a checkpoint needs of it.
+
+    ``content``: the JSON of the ``tokenizers`` library; ``mask``: the id that stands for a hidden piece, if there is
+    one; ``max_length``: the number of pieces, specials included, after which a caption is cut off. Raises InputError
+    for a content that is no tokenizer.
+
+    >>> Pieces.read("bert-base-uncased").encode("two dogs").tolist()
+    [101, 2048, 6077, 102]
+    """
+
+    def __init__(self, content: str, mask: int | None, max_length: int | None = None) -> None:
+        from tokenizers import Tokenizer
+
+        try:
+            self.tokenizer = Tokenizer.from_str(content)
+            self.tokenizer.no_padding()
+            self.tokenizer.no_truncation()
+            if max_length is not None:
+                self.tokenizer.enable_truncation(max_length)
+        except Exception as error:  # the library raises plain Exceptions
+            raise InputError(f"not a tokenizer's JSON ({first_line(error)})") from None
+        self.content, self.mask, self.max_length = content, mask, max_length
+        special = {token["id"] for token in json.loads(content).get("added_tokens", []) if token["special"]}
+        self.plain = np.array([i for i in range(len(self)) if i not in special], dtype=np.int64)
+
+    @classmethod
+    def read(cls, model: str) -> "Pieces":
+        """Tokenizer of a folder, or of a model on the hub. Raises InputError that names it."""
+        return cls(*read_tokenizer(model))
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """Plain values to make it from again: ``Pieces(**state)``."""
+        return {"content": self.content, "mask": self.mask, "max_length": self.max_length}
+
+    def __len__(self) -> int:
+        """Return the number of pieces, specials included."""
+        return int(self.tokenizer.get_vocab_size())
+
+    def encode(self, caption: str) -> np.ndarray:
+        """Ids (L,) int64 of a caption's pieces between the model's own specials."""
+        return np.array(self.tokenizer.encode(caption).ids, dtype=np.int64)
+
+    def encode_words(self, caption: str) -> tuple[np.ndarray, np.ndarray]:
+        """Ids (L,) int64, and the number of the word that each belongs to, -1 for specials."""
+        encoding = self.tokenizer.encode(caption)
+        words = [-1 if word is None else word for word in encoding.word_ids]
+        return np.array(encoding.ids, dtype=np.int64), np.array(words, dtype=np.int64)
