@@ -99,11 +99,14 @@ def test_other_text_models(kind: str, tmp_path: Path, tokens: tuple[Tensor, Tens
         ({"dropout": -0.1}, r"dropout must be in \[0, 1\), got -0.1"),
         ({"context": "min"}, "context must be one of .*, got 'min'"),
         ({"vocab_size": 91}, "its tokenizer has 91 tokens, but the model knows 90"),
+        ({"model": "VIT"}, "vit is no text model: it takes no input_ids"),
         ({"model": "/nowhere/bert"}, "/nowhere/bert: no such folder; expected one with a model of transformers"),
         ({"model": "bert-of-nobody"}, "bert-of-nobody: neither a folder here nor a model that can be fetched"),
     ],
 )
-def test_bad_arguments(tiny_bert: Path, arguments: dict[str, Any], message: str) -> None:
+def test_bad_arguments(tiny_bert: Path, tiny_vit: Path, arguments: dict[str, Any], message: str) -> None:
+    if arguments.get("model") == "VIT":
+        arguments = {"model": str(tiny_vit)}
     with pytest.raises(ValueError, match=message):
         Bert(dim=8, **{"model": str(tiny_bert), **arguments})
 

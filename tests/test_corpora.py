@@ -9,7 +9,7 @@ import pytest
 from conftest import write_precomp
 from PIL import Image
 
-from vse.data.corpora import Features, folder, id_mapping, karpathy, precomp, synthetic
+from vse.data.corpora import Features, coco, folder, id_mapping, karpathy, precomp, synthetic
 from vse.errors import InputError
 
 
@@ -242,6 +242,74 @@ def mapped(root: Path, ids: list[str], captions: int, mapping: Any = None) -> Pa
     (root / "precomp" / "dev_ids.txt").write_text("\n".join(ids) + "\n")
     (root / "precomp" / "dev_caps.txt").write_text("".join(f"caption {i}\n" for i in range(captions)))
     return root
+
+
+def write_coco(root: Path) -> Path:
+    """Two JSON files of three images each, with two captions an image; ids as the field's files have them."""
+    (root / "annotations").mkdir(parents=True)
+    for part, first in (("train2014", 10), ("val2014", 20)):
+        photos = [{"id": first + i, "file_name": f"COCO_{part}_{first + i:012}.jpg"} for i in range(3)]
+        captions = [
+            {"id": 10 * (first + i) + j, "image_id": first + i, "caption": f" Caption {first + i} {j}. "}
+            for j in range(2)
+            for i in range(3)
+        ]
+        content = {"info": {}, "images": photos, "annotations": captions}
+        (root / "annotations" / f"captions_{part}.json").write_text(json.dumps(content))
+    ids = {"train": [120, 100, 101], "restval": [201], "dev": [211, 210], "test": [220, 221]}
+    for part, numbers in ids.items():
+        np.save(root / ("annotations" if part != "dev" else "") / f"coco_{part}_ids.npy", np.array(numbers))
+    return root
+
+
+def test_coco(tmp_path: Path) -> None:
+    """In the order of the id files; train and restval; ids and pictures are COCO's."""
+    corpus = coco(str(write_coco(tmp_path)), "train")
+    assert corpus.captions == ["Caption 12 0.", "Caption 10 0.", "Caption 10 1.", "Caption 20 1."]
+    assert corpus.image_of_caption.tolist() == [0, 1, 1, 2]
+    assert list(corpus.image_ids) == [12, 10, 20] and list(corpus.caption_ids) == [120, 100, 101, 201]
+    assert corpus.images[0] == tmp_path / "images" / "train2014" / "COCO_train2014_000000000012.jpg"
+    assert corpus.images[2] == tmp_path / "images" / "val2014" / "COCO_val2014_000000000020.jpg"
+    assert coco(str(tmp_path), "dev").captions == ["Caption 21 1.", "Caption 21 0."]
+    test = coco(str(tmp_path), "test")
+    assert test.caption_ids == coco(str(tmp_path), "testall").caption_ids == [220, 221]
+
+
+def test_bad_coco(tmp_path: Path) -> None:
+    root = write_coco(tmp_path)
+    ids, captions = root / "annotations" / "coco_test_ids.npy", root / "annotations" / "captions_val2014.json"
+    content = json.loads(captions.read_text())
+
+    def fails(message: str) -> None:
+        with pytest.raises(InputError, match=message):
+            coco(str(root), "test")
+
+    for numbers, message in (
+        (np.array([220, 999]), "coco_test_ids.npy: caption 999 is not in captions_train2014.json or"),
+        (np.array([0.5]), "expected a list of whole numbers, found float64"),
+        (np.array([[220]]), r"expected a list of whole numbers, found int64 of shape \(1, 1\)"),
+        (np.array([220, 220]), "2 captions but 1 different caption ids"),
+        (np.array([print]), "not a complete .npy file of numbers"),
+    ):
+        np.save(ids, numbers)
+        fails(message)
+    ids.write_bytes(ids.read_bytes()[:50])
+    fails("coco_test_ids.npy: not a complete .npy file of numbers")
+    ids.unlink()
+    fails("coco_test_ids.npy: no such file; expected the ids of the split's captions")
+    np.save(ids, np.array([220]))
+    for change, message in (
+        ({"images": content["images"][:1]}, "captions_val2014.json: has captions of image 21, which is not among"),
+        ({"annotations": [{"id": 220, "image_id": 22, "caption": " "}]}, "caption 220 is empty"),
+        ({"annotations": [{"id": 220, "caption": "a"}]}, "'images' or 'annotations' lack or garble 'image_id'"),
+        ({"annotations": 5}, "lack or garble"),
+    ):
+        captions.write_text(json.dumps({**content, **change}))
+        fails(message)
+    captions.write_text("{")
+    fails("captions_val2014.json: not a JSON file")
+    captions.unlink()
+    fails("captions_val2014.json: no such file; expected COCO's captions for both train2014 and val2014")
 
 
 @pytest.mark.parametrize("repeated", [True, False])

@@ -1,10 +1,13 @@
 """The grid encoder, its backbones and their published weight files."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
+from conftest import SMALL, write_transformer
 from torch import Tensor, nn
 
 from vse.aggregators import GPO
@@ -208,3 +211,99 @@ def test_bad_pictures(pictures: Tensor) -> None:
         grid(pictures[0])
     with pytest.raises(ValueError, match="a batch of pictures takes no mask"):
         grid(pictures, torch.ones(3, 6, dtype=torch.bool))
+
+
+SIZES: dict[str, Any] = {"image_size": 32, "patch_size": 8, **SMALL}
+VISION: dict[str, tuple[dict[str, Any], int]] = {  # and the number of stages
+    "ViTConfig": (SIZES, 3),
+    "DeiTConfig": (SIZES, 3),  # two tokens before the patches
+    "Dinov2Config": (SIZES, 3),
+    "Dinov2WithRegistersConfig": (SIZES, 3),  # five
+    "CLIPVisionConfig": (SIZES, 3),
+    "SiglipVisionConfig": (SIZES, 3),  # none
+    "SwinConfig": (
+        {"image_size": 32, "patch_size": 4, "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4},
+        3,
+    ),
+    "CLIPConfig": ({"vision_config": SIZES, "text_config": {"vocab_size": 9, **SMALL}}, 3),
+}
+
+
+@pytest.fixture(scope="module", params=VISION)
+def vision(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
+    """The folder of a small random vision model, and its number of stages."""
+    torch.manual_seed(0)
+    sizes, stages = VISION[request.param]
+    config = getattr(transformers, request.param)(**sizes)
+    return write_transformer(tmp_path_factory.mktemp("vision") / request.param, config, weights=True), stages
+
+
+def test_transformers(vision: tuple[Path, int]) -> None:
+    """The patches alone, row by row, in any batch; every parameter is used; stages are unfrozen, the last first."""
+    folder, stages = vision
+    torch.manual_seed(0)
+    grid = Grid(8, str(folder), weights="pretrained", stage_epochs=1).eval()
+    pictures = torch.randn(3, 3, 32, 32)
+    with torch.no_grad():
+        cells = grid(pictures).features
+        assert cells.shape == (3, 16, 8)
+        for row in range(3):
+            torch.testing.assert_close(grid(pictures[row : row + 1]).features[0], cells[row], atol=1e-5, rtol=0)
+        for rows, columns, cell in ((slice(0, 8), slice(0, 8), 0), (slice(24, 32), slice(24, 32), 15)):
+            changed = pictures[:1].clone()
+            changed[:, :, rows, columns] += 3
+            assert int((grid(changed).features - cells[:1]).norm(dim=-1).argmax()) == cell
+    assert len(grid.backbone.stages) == stages
+    assert sum(map(len, grid.backbone.stages)) == len(list(grid.backbone.parameters()))
+    for epoch in range(stages + 1):
+        grid.set_epoch(epoch)
+        trained = [all(p.requires_grad for p in stage) for stage in grid.backbone.stages]
+        assert trained == [number <= epoch for number in range(stages)]
+    grid.train()(pictures).features.sum().backward()
+    assert not [name for name, p in grid.named_parameters() if p.grad is None]
+
+
+def test_a_transformer_is_the_published_one(vision: tuple[Path, int]) -> None:
+    """Its weights are the folder's; from a checkpoint's description it is built again without the folder."""
+    folder, _ = vision
+    grid = Grid(8, str(folder), weights="pretrained")
+    reference = transformers.AutoModel.from_pretrained(folder)
+    reference = getattr(reference, "vision_model", reference)
+    own: Any = grid.backbone.net
+    assert len(own.state_dict()) and all(torch.equal(v, reference.state_dict()[k]) for k, v in own.state_dict().items())
+    again = Grid(8, "somewhere/else", architecture=json.loads(json.dumps(grid.architecture)))
+    again.load_state_dict(grid.state_dict())
+    pictures = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(again.eval()(pictures).features, grid.eval()(pictures).features)
+
+
+@pytest.mark.parametrize("kind", ["ViTConfig", "Dinov2Config", "CLIPVisionConfig", "SiglipVisionConfig", "SwinConfig"])
+def test_transformers_take_other_sizes(kind: str, tmp_path: Path) -> None:
+    folder = write_transformer(tmp_path / "model", getattr(transformers, kind)(**VISION[kind][0]))
+    grid = Grid(8, str(folder)).eval()
+    with torch.no_grad():
+        assert grid(torch.randn(2, 3, 48, 64)).features.shape == (2, 48, 8)
+
+
+def test_bad_transformers(tiny_vit: Path, tiny_bert: Path, tmp_path: Path) -> None:
+    cases: list[tuple[dict[str, Any], str]] = [
+        (
+            {"backbone": str(tiny_vit), "weights": "imagenet"},
+            "a model of transformers, must be pretrained or null, got",
+        ),
+        ({"backbone": str(tiny_vit), "train_norm": True}, "train_norm is for the BatchNorm of torchvision's backbones"),
+        ({"backbone": "resnet18", "weights": "pretrained"}, "resnet18 must be a file, imagenet or null"),
+        ({"backbone": "nobody/vit", "weights": "pretrained"}, "nobody/vit: neither a folder here nor a model that can"),
+        ({"backbone": f"{tmp_path}/vit"}, "vit: no such folder; expected one with a model of transformers"),
+        ({"backbone": str(tiny_bert)}, "bert is no vision model: it takes no pixel_values"),
+        ({"backbone": str(tmp_path)}, "cannot be read as a model of transformers"),
+    ]
+    for arguments, message in cases:
+        with pytest.raises(ValueError, match=message):
+            Grid(8, **arguments)
+    maps = write_transformer(
+        tmp_path / "map", transformers.ResNetConfig(hidden_sizes=[8], depths=[1], embedding_size=8)
+    )
+    with pytest.raises(ValueError, match="resnet gives a feature map, not patches; torchvision's ResNets go by name"):
+        Grid(8, str(maps))(torch.zeros(1, 3, 32, 32))

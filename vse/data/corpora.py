@@ -223,6 +223,67 @@ def karpathy(root: str, split: str, annotations: str | None = None, pictures: st
     return Corpus(f"{path} ({split})", images, captions, np.array(image_of_caption, dtype=np.int64), ids, caption_ids)
 
 
+def coco(root: str, split: str, year: int = 2014, annotations: str = "annotations", pictures: str = "images") -> Corpus:
+    """COCO's own captions with the id files of the field's splits (VSE++, PVSE, ECCV Caption).
+
+    ``root/annotations`` has ``captions_train2014.json`` and ``captions_val2014.json`` (or another ``year``'s) and, or
+    ``root`` itself, ``coco_train_ids.npy``, ``coco_restval_ids.npy``, ``coco_dev_ids.npy`` and ``coco_test_ids.npy``:
+    the ids of the captions of a split, in its order; restval counts as train. Pictures are
+    ``root/pictures/train2014/*.jpg`` and ``val2014``; ids are COCO's. Raises InputError, naming the file, when
+    something is missing or does not fit.
+    """
+    folder = Path(root) / annotations
+    found: dict[int, tuple[str, int]] = {}  # caption and image of a caption id
+    files: dict[int, Path] = {}  # picture of an image id
+    for part in (f"train{year}", f"val{year}"):
+        path = folder / f"captions_{part}.json"
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; expected COCO's captions for both train{year} and val{year}")
+        content = read_json(path)
+        try:
+            names = {image["id"]: Path(root) / pictures / part / image["file_name"] for image in content["images"]}
+            captions = {entry["id"]: (entry["caption"].strip(), entry["image_id"]) for entry in content["annotations"]}
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{path}: 'images' or 'annotations' lack or garble {error}") from None
+        lost = next((image for _, image in captions.values() if image not in names), None)
+        if lost is not None:
+            raise InputError(f"{path}: has captions of image {lost}, which is not among its images")
+        files |= names
+        found |= captions
+    numbers: list[int] = []
+    for part in ("train", "restval") if split == "train" else ({"testall": "test"}.get(split, split),):
+        path = next((p for p in (folder, Path(root)) if (p / f"coco_{part}_ids.npy").is_file()), folder)
+        path = path / f"coco_{part}_ids.npy"
+        ids = read_ids(path)
+        unknown = next((number for number in ids if number not in found), None)
+        if unknown is not None:
+            raise InputError(
+                f"{path}: caption {unknown} is in neither captions_train{year} nor captions_val{year}.json"
+            )
+        numbers += ids
+    empty = next((number for number in numbers if not found[number][0]), None)
+    if empty is not None:
+        raise InputError(f"{folder}: caption {empty} is empty")
+    place: dict[int, int] = {}
+    image_of_caption = np.array([place.setdefault(found[number][1], len(place)) for number in numbers])
+    texts = [found[number][0] for number in numbers]
+    return Corpus(f"{root} ({split})", [files[i] for i in place], texts, image_of_caption, list(place), numbers)
+
+
+def read_ids(path: Path) -> list[int]:
+    """Whole numbers of a .npy file. Raises InputError that names it."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; expected the ids of the split's captions")
+    try:
+        with open(path, "rb") as file:
+            ids = np.lib.format.read_array(file, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise InputError(f"{path}: not a complete .npy file of numbers ({first_line(error)})") from None
+    if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer) or not len(ids):
+        raise InputError(f"{path}: expected a list of whole numbers, found {ids.dtype} of shape {ids.shape}")
+    return [int(number) for number in ids]
+
+
 def id_mapping(root: str, split: str, pictures: str = "images") -> Corpus:
     """Pictures in the layout of VSE∞'s and DivE's grid models: ``root/id_mapping.json``, the split's ids and captions.
 
@@ -371,6 +432,7 @@ def read_json(path: Path) -> Any:
 CORPORA: dict[str, Callable[..., Corpus]] = {
     "precomp": precomp,
     "karpathy": karpathy,
+    "coco": coco,
     "id_mapping": id_mapping,
     "folder": folder,
     "synthetic": synthetic,

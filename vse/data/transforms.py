@@ -13,12 +13,13 @@ from torchvision.transforms import v2
 
 from vse.errors import InputError, first_line
 
-Pixels = Literal["imagenet", "half", "caffe"]
+Pixels = Literal["imagenet", "half", "clip", "caffe"]
 _AUGMENT_PICTURE = 3  # a random stream of its own
 
 _STATISTICS = {  # mean and standard deviation of the channels, in the range 0..1
     "imagenet": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
     "half": ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5]),
+    "clip": ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]),
 }
 _CAFFE_MEAN = [102.9801, 115.9465, 122.7717]  # blue, green, red, 0..255
 
@@ -47,7 +48,8 @@ def open_picture(source: str | Path | Image.Image) -> Image.Image:
 class Normalise(nn.Module):
     """A PIL picture to the float tensor (3, height, width) that a backbone was trained on.
 
-    "imagenet" and "half": RGB in 0..1, minus mean, by standard deviation; "caffe": BGR in 0..255 minus the mean.
+    "imagenet", "half" (ViT) and "clip": RGB in 0..1, minus mean, by standard deviation; "caffe": BGR in 0..255 minus
+    the mean.
 
     >>> Normalise("imagenet")(Image.new("RGB", (8, 8))).shape
     torch.Size([3, 8, 8])

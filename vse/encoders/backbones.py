@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from vse.encoders.pretrained import load_transformer
+from vse.encoders.pretrained import describe, load_transformer
 from vse.errors import InputError, close_match, first_line, misfit
 
 _CAFFE = "caffe_"  # before a ResNet's name: the geometry of the networks converted from Caffe
@@ -74,12 +74,12 @@ class ResNetBackbone(nn.Module):
 class TransformerBackbone(nn.Module):
     """A vision model of ``transformers``: the patches among its last hidden states, without [CLS] and registers.
 
-    ViT, DeiT, DINOv2, CLIP's and SigLIP's vision halves, Swin, BEiT, ConvNeXt, and others of their kind; arguments as
-    in :func:`vse.encoders.pretrained.load_transformer`. Learned positions are interpolated to other picture sizes where
+    ViT, DeiT, DINOv2, CLIP's and SigLIP's vision halves, Swin and others of their kind; arguments as in
+    :func:`vse.encoders.pretrained.load_transformer`. Learned positions are interpolated to other picture sizes where
     the model can.
 
     Shapes: pictures (B, 3, height, width) -> patches (B, N, dim), row by row. Raises ValueError for pictures of a size
-    that the model does not take.
+    that the model does not take, and for a model that gives a feature map.
 
     >>> TransformerBackbone("google/vit-base-patch16-224")(torch.randn(2, 3, 224, 224)).shape
     torch.Size([2, 196, 768])
@@ -91,7 +91,7 @@ class TransformerBackbone(nn.Module):
         super().__init__()
         self.net = load_transformer(name, weights, architecture, "vision")
         config: Any = self.net.config
-        self.dim: int = config.hidden_sizes[-1] if hasattr(config, "hidden_sizes") else config.hidden_size
+        self.dim: int = getattr(config, "hidden_size", 1)
         patch = getattr(config, "patch_size", 1)
         self.patch = tuple(patch) if isinstance(patch, list | tuple) else (patch, patch)
         can = "interpolate_pos_encoding" in inspect.signature(self.net.forward).parameters
@@ -108,8 +108,9 @@ class TransformerBackbone(nn.Module):
     def forward(self, pictures: Tensor) -> Tensor:
         """Patches of a batch of pictures."""
         hidden: Tensor = self.net(pixel_values=pictures, **self.options).last_hidden_state
-        if hidden.dim() == 4:  # a feature map
-            return hidden.flatten(2).transpose(1, 2)
+        if hidden.dim() != 3:
+            name = describe(self.net)["model_type"]
+            raise ValueError(f"{name} gives a feature map, not patches; torchvision's ResNets go by name")
         patches = (pictures.shape[2] // self.patch[0]) * (pictures.shape[3] // self.patch[1])
         return hidden[:, max(0, hidden.shape[1] - patches) :]  # fewer than the patches: Swin merges them
 

@@ -1,6 +1,7 @@
 """Models of the `transformers` library as parts of an encoder: loaded, pruned, and rebuilt from a checkpoint."""
 
 import contextlib
+import inspect
 import json
 import logging
 import os
@@ -20,7 +21,10 @@ _NOT_ARCHITECTURE = {  # a path, a training choice, or something that would be f
 
 
 def load_transformer(
-    name: str, weights: Literal["pretrained"] | None, architecture: dict[str, Any] | None, side: str
+    name: str,
+    weights: Literal["pretrained"] | None,
+    architecture: dict[str, Any] | None,
+    side: Literal["text", "vision"],
 ) -> nn.Module:
     """Model of ``transformers`` that gives last hidden states, without the parts that these do not depend on.
 
@@ -47,11 +51,12 @@ def load_transformer(
             if missing:
                 more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
                 raise ValueError(f"its weights lack {', '.join(missing[:3])}{more}")
+        inputs = {"text": "input_ids", "vision": "pixel_values"}[side]
+        if inputs not in inspect.signature(model.forward).parameters:
+            raise ValueError(f"{config.model_type} is no {side} model: it takes no {inputs}")
     for part in _UNUSED:
         if getattr(model, part, None) is not None:
-            setattr(model, part, nn.Identity() if part == "post_layernorm" else None)
-    if hasattr(model, "use_head"):
-        model.use_head = False
+            setattr(model, part, nn.Identity())
     if getattr(getattr(model, "embeddings", None), "mask_token", None) is not None:
         model.embeddings.mask_token = None
     result: nn.Module = model.float()
