@@ -151,6 +151,46 @@ RECIPES: dict[str, dict[str, Any]] = {  # the papers' and their released codes' 
         "model.similarity": {"name": "smooth_chamfer", "temperature": 16.0},
     },
 }
+GRID_BERT: dict[str, Any] = {
+    "model.image.encoder": {"name": "grid", "features": "projected", "drop": 0.2, "freeze_epochs": 1},
+    "model.text.encoder": {"name": "bert", "model": "bert-base-uncased", "weights": "pretrained", "drop": 0.2},
+    "loss": {"ramp_epoch": 1},
+    "optim": {"lr": 5e-4, "weight_decay": 1e-4},
+    "train": {"epochs": 25, "batch_size": 128, "clip_norm": 2.0},
+    "data.transform": {"name": "square", "size": 512, "min_scale": 0.6, "pixels": "imagenet"},
+}
+PICTURES: dict[str, list[dict[str, Any]]] = {
+    "vse_infty/coco_grid_wsl_bert": [
+        RECIPES["vse_infty"] | GRID_BERT,
+        {"optim.factors": {"image.encoder.backbone": 0.01, "text.encoder.bert": 0.1}},
+        {"model.image.encoder": {"backbone": "resnext101_32x8d"}},
+    ],
+    "vse_infty/f30k_grid_butd_bert": [
+        RECIPES["vse_infty"] | GRID_BERT | {"data.transform": {"size": 512, "pixels": "caffe"}},
+        {"optim.factors": {"image.encoder.backbone": 0.01, "text.encoder.bert": 0.1}},
+        {"model.image.encoder": {"backbone": "caffe_resnet101"}},
+    ],
+    "vse_2ad/f30k_vit_bert": [
+        RECIPES["vse_2ad"] | GRID_BERT | {"data.transform": {"size": 224, "min_scale": 0.6, "pixels": "half"}},
+        {"optim.factors": {"image.encoder.backbone": 0.1, "text.encoder.bert": 0.1}},
+        {"model.image.encoder": {"backbone": "google/vit-base-patch16-224", "weights": "pretrained"}},
+    ],
+    "dive/coco_resnext_bert": [
+        {key: RECIPES["dive"][key] for key in ("loss.terms.uniformity", "loss.terms.mmd", "optim.schedule", "data")},
+        {"loss.ranking": {"margin": 0.1, "mining": "hardest", "reduction": "mean"}},
+        {"train": {"epochs": 50, "batch_size": 128, "clip_norm": 1.0}, "optim": {"lr": 1e-3, "weight_decay": 1e-4}},
+        {"model.image.aggregator": {"heads": 8, "head_dim": 256, "position": "sine_2d", "num_embeddings": 4}},
+        {"model.text.aggregator": {"heads": 8, "head_dim": 256, "position": "sine", "num_embeddings": 4}},
+        {"model.similarity": {"name": "smooth_chamfer", "temperature": 16.0}},
+        {"model.image.encoder": GRID_BERT["model.image.encoder"] | {"context": "max"}},
+        {"model.text.encoder": GRID_BERT["model.text.encoder"] | {"context": "cls"}},
+    ],
+    "pvse/coco_resnet152_bigru": [
+        {k: v for k, v in RECIPES["pvse"].items() if k not in ("train", "model.image.encoder")},
+        {"train": {"epochs": 100, "batch_size": 256}, "data.transform": {"name": "crop", "size": 224, "resize": 256}},
+        {"model.image.encoder": {"backbone": "resnet152", "weights": "imagenet", "freeze_epochs": 50}},
+    ],
+}
 BATCHES = {"pvse/f30k": 128, "pvse/coco": 256}
 
 
@@ -161,10 +201,20 @@ def test_the_recipe_is_the_papers(system: str, dataset: str) -> None:
     assert config.model.embed_dim == 1024 and config.data.root == f"data/{dataset}"
     assert config.run.dir == f"runs/{dataset}_{system}"
     assert config.train.batch_size == BATCHES.get(f"{system}/{dataset}", config.train.batch_size)
+    check_recipe(config, RECIPES[system])
+
+
+def check_recipe(config: Config, recipe: dict[str, Any]) -> None:
     flat = flatten(config.model_dump())
-    for section, values in RECIPES[system].items():
+    for section, values in recipe.items():
         for key, value in flatten(values, f"{section}.").items():
             assert flat.get(key, "missing") == value, key
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_the_recipes_for_pictures(name: str) -> None:
+    for part in PICTURES[name]:
+        check_recipe(read_config(ROOT / "configs" / f"{name}.yaml"), part)
 
 
 @pytest.mark.parametrize(

@@ -285,7 +285,7 @@ def test_bad_coco(tmp_path: Path) -> None:
             coco(str(root), "test")
 
     for numbers, message in (
-        (np.array([220, 999]), "coco_test_ids.npy: caption 999 is not in captions_train2014.json or"),
+        (np.array([220, 999]), "coco_test_ids.npy: caption 999 is in neither captions_train2014 nor captions_val2014"),
         (np.array([0.5]), "expected a list of whole numbers, found float64"),
         (np.array([[220]]), r"expected a list of whole numbers, found int64 of shape \(1, 1\)"),
         (np.array([220, 220]), "2 captions but 1 different caption ids"),
