@@ -157,23 +157,23 @@ GRID_BERT: dict[str, Any] = {
     "loss": {"ramp_epoch": 1},
     "optim": {"lr": 5e-4, "weight_decay": 1e-4},
     "train": {"epochs": 25, "batch_size": 128, "clip_norm": 2.0},
-    "data.transform": {"name": "square", "size": 512, "min_scale": 0.6, "pixels": "imagenet"},
+    "data.transform": {"name": "square", "size": 512, "min_scale": 0.6},
 }
 PICTURES: dict[str, list[dict[str, Any]]] = {
     "vse_infty/coco_grid_wsl_bert": [
         RECIPES["vse_infty"] | GRID_BERT,
         {"optim.factors": {"image.encoder.backbone": 0.01, "text.encoder.bert": 0.1}},
-        {"model.image.encoder": {"backbone": "resnext101_32x8d"}},
+        {"model.image.encoder": {"backbone": "resnext101_32x8d", "pixels": "imagenet"}},
     ],
     "vse_infty/f30k_grid_butd_bert": [
-        RECIPES["vse_infty"] | GRID_BERT | {"data.transform": {"size": 512, "pixels": "caffe"}},
+        RECIPES["vse_infty"] | GRID_BERT,
         {"optim.factors": {"image.encoder.backbone": 0.01, "text.encoder.bert": 0.1}},
-        {"model.image.encoder": {"backbone": "caffe_resnet101"}},
+        {"model.image.encoder": {"backbone": "caffe_resnet101", "pixels": "caffe"}},
     ],
     "vse_2ad/f30k_vit_bert": [
-        RECIPES["vse_2ad"] | GRID_BERT | {"data.transform": {"size": 224, "min_scale": 0.6, "pixels": "half"}},
+        RECIPES["vse_2ad"] | GRID_BERT | {"data.transform": {"size": 224, "min_scale": 0.6}},
         {"optim.factors": {"image.encoder.backbone": 0.1, "text.encoder.bert": 0.1}},
-        {"model.image.encoder": {"backbone": "google/vit-base-patch16-224", "weights": "pretrained"}},
+        {"model.image.encoder": {"backbone": "google/vit-base-patch16-224", "weights": "pretrained", "pixels": "half"}},
     ],
     "dive/coco_resnext_bert": [
         {key: RECIPES["dive"][key] for key in ("loss.terms.uniformity", "loss.terms.mmd", "optim.schedule", "data")},

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vse.aggregators import GPO
 from vse.encoders import Grid
-from vse.encoders.backbones import SPLIT, ResNetBackbone, load_backbone_weights
+from vse.encoders.backbones import SPLIT, Normalise, ResNetBackbone, load_backbone_weights
 from vse.errors import InputError
 from vse.model import Tower
 
@@ -120,6 +120,30 @@ def test_cells_are_dropped_in_training_only() -> None:
     assert grid.eval()(torch.zeros(2, 3, 1, 1)).mask is None
 
 
+def test_normalisation() -> None:
+    pixels = torch.randint(0, 256, (2, 3, 40, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    rows = pixels.double().permute(0, 2, 3, 1)
+
+    def standard(mean: list[float], deviation: list[float]) -> Tensor:
+        return (rows / 255 - torch.tensor(mean)) / torch.tensor(deviation)
+
+    expected = {
+        "imagenet": standard([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+        "half": (rows / 255 - 0.5) / 0.5,
+        "clip": standard([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]),
+        "caffe": rows.flip(-1) - torch.tensor([102.9801, 115.9465, 122.7717]),
+    }
+    for name, values in expected.items():
+        found = Normalise(name)(pixels)  # type: ignore[arg-type]
+        torch.testing.assert_close(found, values.permute(0, 3, 1, 2).float(), atol=1e-4, rtol=1e-5)
+        grid = Grid(8, "resnet18", pixels=name).eval()  # type: ignore[arg-type]
+        with torch.no_grad():
+            assert torch.equal(grid(pixels).features, grid(found).features)
+        assert not [key for key in grid.state_dict() if "normalise" in key]
+    with pytest.raises(ValueError, match="pixels must be one of .*, got 'bgr'"):
+        Grid(8, "resnet18", pixels="bgr")  # type: ignore[arg-type]
+
+
 def test_published_files(tmp_path: Path) -> None:
     """torchvision's and WSL's state dicts with their classifier, and the detector's two states."""
     torch.manual_seed(0)
@@ -205,9 +229,9 @@ def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
 
 def test_bad_pictures(pictures: Tensor) -> None:
     grid = Grid(8, "resnet18")
-    with pytest.raises(ValueError, match=r"pictures must be \(B, 3, height, width\) floats, got torch.uint8"):
-        grid(pictures.byte())
-    with pytest.raises(ValueError, match=r"floats, got torch.float32 \(3, 64, 96\)"):
+    with pytest.raises(ValueError, match=r"pictures must be \(B, 3, height, width\), bytes or floats, got torch.int64"):
+        grid(pictures.long())
+    with pytest.raises(ValueError, match=r"bytes or floats, got torch.float32 \(3, 64, 96\)"):
         grid(pictures[0])
     with pytest.raises(ValueError, match="a batch of pictures takes no mask"):
         grid(pictures, torch.ones(3, 6, dtype=torch.bool))

@@ -14,7 +14,7 @@ from torch import Tensor
 import vse
 from vse.build import read_config
 from vse.checkpoint import load_checkpoint
-from vse.data.transforms import Crop, Normalise, Pictures, ScaledCrop, Square, open_picture
+from vse.data.transforms import Crop, Pictures, ScaledCrop, Square, open_picture
 from vse.encoders.backbones import ResNetBackbone
 from vse.errors import InputError
 
@@ -72,29 +72,17 @@ def test_bad_pictures(photo: Image.Image, tmp_path: Path) -> None:
         open_picture(tmp_path)
 
 
-def test_normalisation(photo: Image.Image) -> None:
-    pixels = np.asarray(photo, dtype=np.float64)
-    imagenet = (pixels / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
-    expected = {
-        "imagenet": imagenet,
-        "half": (pixels / 255 - 0.5) / 0.5,
-        "clip": (pixels / 255 - [0.4815, 0.4578, 0.4082]) / [0.2686, 0.2613, 0.2758],
-        "caffe": pixels[..., ::-1] - [102.9801, 115.9465, 122.7717],
-    }
-    for name, values in expected.items():
-        found = Normalise(name)(photo)  # type: ignore[arg-type]
-        torch.testing.assert_close(found, torch.from_numpy(values).permute(2, 0, 1).float(), atol=5e-4, rtol=1e-5)
-    with pytest.raises(ValueError, match="pixels must be one of .*, got 'bgr'"):
-        Normalise("bgr")  # type: ignore[arg-type]
-
-
 def test_evaluation_shows_the_whole_picture_or_its_centre(photo: Image.Image) -> None:
     square = Square(size=32).evaluate(photo)
-    expected = Normalise()(photo.resize((32, 32), Image.Resampling.BILINEAR))
-    torch.testing.assert_close(square, expected, atol=0.02, rtol=0)
+    assert square.dtype == torch.uint8
+
+    def differ(found: Tensor, expected: Image.Image) -> float:
+        return float(np.abs(found.permute(1, 2, 0).numpy().astype(float) - np.asarray(expected)).max())
+
+    assert differ(square, photo.resize((32, 32), Image.Resampling.BILINEAR)) <= 1
     crop = Crop(size=24, resize=30).evaluate(photo)  # 40 x 30, then the middle
     resized = photo.resize((40, 30), Image.Resampling.BILINEAR)
-    torch.testing.assert_close(crop, Normalise()(resized.crop((8, 3, 32, 27))), atol=0.02, rtol=0)
+    assert differ(crop, resized.crop((8, 3, 32, 27))) <= 1
     assert torch.equal(Square(size=32).evaluate(photo), square)
 
 

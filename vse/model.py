@@ -92,7 +92,8 @@ class VSEModel(nn.Module):
     def encode_images(self, images: Sequence[Any], batch_size: int = 256) -> Tensor:
         """Embeddings (n, K, H) of images: paths or PIL pictures, or tensors, for a model that reads pictures.
 
-        A picture gets the model's evaluation transform; a tensor (3, height, width) is taken as it is. A model of
+        A picture gets the model's evaluation transform; a tensor (3, height, width) goes to its
+        encoder as it is. A model of
         precomputed features takes tensors (regions, width), whose numbers of regions may differ. In evaluation mode,
         without gradients, on the model's device. Raises ValueError for an empty list, for anything else, and
         :class:`vse.errors.InputError` for a file that is missing or no picture.

@@ -1,27 +1,19 @@
-"""Pictures from files to tensors: decoding, augmentation, normalisation."""
+"""Pictures from files to bytes: decoding and augmentation. Encoders normalise them."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from vse.errors import InputError, first_line
 
-Pixels = Literal["imagenet", "half", "clip", "caffe"]
 _AUGMENT_PICTURE = 3  # a random stream of its own
-
-_STATISTICS = {  # mean and standard deviation of the channels, in the range 0..1
-    "imagenet": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
-    "half": ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5]),
-    "clip": ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]),
-}
-_CAFFE_MEAN = [102.9801, 115.9465, 122.7717]  # blue, green, red, 0..255
 
 
 def open_picture(source: str | Path | Image.Image) -> Image.Image:
@@ -33,42 +25,22 @@ def open_picture(source: str | Path | Image.Image) -> Image.Image:
     try:
         picture = source if isinstance(source, Image.Image) else Image.open(source)
         picture.load()
-        picture = ImageOps.exif_transpose(picture)
+        if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+            picture = ImageOps.exif_transpose(picture)
         if picture.mode.startswith("I;16"):  # Pillow would cut off what is above 255
             picture = Image.fromarray((np.asarray(picture, dtype=np.uint16) >> 8).astype(np.uint8))
         if picture.has_transparency_data:
             picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
-        return picture.convert("RGB")
+        return picture if picture.mode == "RGB" else picture.convert("RGB")
     except FileNotFoundError:
         raise InputError(f"{name}: no such picture") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{name}: not a picture that can be read ({first_line(error)})") from None
 
 
-class Normalise(nn.Module):
-    """A PIL picture to the float tensor (3, height, width) that a backbone was trained on.
-
-    "imagenet", "half" (ViT) and "clip": RGB in 0..1, minus mean, by standard deviation; "caffe": BGR in 0..255 minus
-    the mean.
-
-    >>> Normalise("imagenet")(Image.new("RGB", (8, 8))).shape
-    torch.Size([3, 8, 8])
-    """
-
-    def __init__(self, pixels: Pixels = "imagenet") -> None:
-        super().__init__()
-        if pixels not in get_args(Pixels):
-            raise ValueError(f"pixels must be one of {get_args(Pixels)}, got {pixels!r}")
-        self.pixels = pixels
-
-    def forward(self, picture: Image.Image) -> Tensor:
-        """Convert."""
-        values: Tensor = v2.functional.pil_to_tensor(picture).float()
-        if self.pixels == "caffe":
-            return values.flip(0) - torch.tensor(_CAFFE_MEAN)[:, None, None]
-        mean, deviation = _STATISTICS[self.pixels]
-        normalised: Tensor = v2.functional.normalize(values / 255, mean, deviation)
-        return normalised
+def to_tensor(picture: Image.Image) -> Tensor:
+    """Bytes (3, height, width) of an RGB picture."""
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
 
 
 class ScaledCrop(nn.Module):
@@ -91,40 +63,39 @@ class Square:
     """The whole picture as a square; in training a scaled window of it, flipped with probability 0.5.
 
     VSE∞, Chen et al. 2021, its grid experiments: size 512, windows of 0.6 to 1 of both sides. ``train`` and
-    ``evaluate`` turn a PIL picture into a tensor (3, size, size); ``train`` draws from torch's global generator.
-    Raises ValueError for a size below 1, ``min_scale`` outside (0, 1] or unknown ``pixels``.
+    ``evaluate`` turn a PIL picture into bytes (3, size, size); ``train`` draws from torch's global generator.
+    Raises ValueError for a size below 1 or ``min_scale`` outside (0, 1].
 
     >>> Square(size=512).evaluate(Image.new("RGB", (640, 480))).shape
     torch.Size([3, 512, 512])
     """
 
-    def __init__(self, size: int = 512, min_scale: float = 0.6, pixels: Pixels = "imagenet") -> None:
+    def __init__(self, size: int = 512, min_scale: float = 0.6) -> None:
         if size < 1:
             raise ValueError(f"size must be at least 1, got {size}")
         if not 0 < min_scale <= 1:
             raise ValueError(f"min_scale must be in (0, 1], got {min_scale}")
-        last = [v2.Resize([size, size]), Normalise(pixels)]
-        self.train = v2.Compose([ScaledCrop(min_scale), v2.RandomHorizontalFlip(), *last])
-        self.evaluate = v2.Compose(last)
+        resize = v2.Resize([size, size])
+        self.train = v2.Compose([ScaledCrop(min_scale), v2.RandomHorizontalFlip(), resize, to_tensor])
+        self.evaluate = v2.Compose([resize, to_tensor])
 
 
 class Crop:
     """ImageNet's crops: a random resized one, flipped with probability 0.5, in training; the centre in evaluation.
 
     PVSE, Song & Soleymani 2019: RandomResizedCrop(224) and flip; Resize(256) and CenterCrop(224). ``train`` and
-    ``evaluate`` turn a PIL picture into a tensor (3, size, size); ``train`` draws from torch's global generator.
-    Raises ValueError for a size below 1, ``resize`` below ``size`` or unknown ``pixels``.
+    ``evaluate`` turn a PIL picture into bytes (3, size, size); ``train`` draws from torch's global generator.
+    Raises ValueError for a size below 1 or ``resize`` below ``size``.
 
     >>> Crop().evaluate(Image.new("RGB", (640, 480))).shape
     torch.Size([3, 224, 224])
     """
 
-    def __init__(self, size: int = 224, resize: int = 256, pixels: Pixels = "imagenet") -> None:
+    def __init__(self, size: int = 224, resize: int = 256) -> None:
         if not 1 <= size <= resize:
             raise ValueError(f"size must be at least 1 and resize not below it, got {size} and {resize}")
-        last = Normalise(pixels)
-        self.train = v2.Compose([v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), last])
-        self.evaluate = v2.Compose([v2.Resize(resize), v2.CenterCrop(size), last])
+        self.train = v2.Compose([v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), to_tensor])
+        self.evaluate = v2.Compose([v2.Resize(resize), v2.CenterCrop(size), to_tensor])
 
 
 class Pictures:
@@ -145,7 +116,7 @@ class Pictures:
         return self.paths[index]
 
     def read(self, indices: np.ndarray, epoch: int | None = None) -> np.ndarray:
-        """Pictures (n, 3, height, width) float32; augmented, as seed, epoch and index say, when given an epoch."""
+        """Pictures (n, 3, height, width) as bytes; augmented, as seed, epoch and index say, when given an epoch."""
         if epoch is None:
             with ThreadPoolExecutor(max(1, self.threads)) as pool:
                 return torch.stack(list(pool.map(self._evaluate, indices))).numpy()
@@ -158,7 +129,7 @@ class Pictures:
     def _augment(self, index: int, epoch: int) -> Tensor:
         seed = np.random.SeedSequence((_AUGMENT_PICTURE, self.seed, epoch, index)).generate_state(1, np.uint64)
         with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
-            torch.manual_seed(int(seed[0] >> 1))
+            torch.default_generator.manual_seed(int(seed[0] >> 1))  # torch.manual_seed sees to every GPU, slowly
             tensor: Tensor = self.transform.train(open_picture(self.paths[index]))
         return tensor
 

@@ -5,7 +5,7 @@ import os
 import pickle
 import zipfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,44 @@ from vse.encoders.pretrained import describe, load_transformer
 from vse.errors import InputError, close_match, first_line, misfit
 
 _CAFFE = "caffe_"  # before a ResNet's name: the geometry of the networks converted from Caffe
+
+
+Pixels = Literal["imagenet", "half", "clip", "caffe"]
+
+_STATISTICS = {  # mean and standard deviation of the channels, in the range 0..255
+    "imagenet": ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375]),
+    "half": ([127.5, 127.5, 127.5], [127.5, 127.5, 127.5]),
+    "clip": ([122.7709383, 116.7460125, 104.09373615], [68.5005327, 66.6321579, 70.32316305]),
+    "caffe": ([102.9801, 115.9465, 122.7717], [1.0, 1.0, 1.0]),  # blue, green, red
+}
+
+
+class Normalise(nn.Module):
+    """RGB bytes of pictures to what a backbone was trained on.
+
+    "imagenet", "half" (ViT) and "clip": minus mean, by standard deviation; "caffe": BGR, 0..255, minus the mean. On the
+    device, for a whole batch at once. Shapes: (..., 3, height, width) -> the same, floats. Raises ValueError for
+    another name.
+
+    >>> Normalise("imagenet")(torch.zeros(2, 3, 8, 8, dtype=torch.uint8)).shape
+    torch.Size([2, 3, 8, 8])
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, pixels: Pixels = "imagenet") -> None:
+        super().__init__()
+        if pixels not in get_args(Pixels):
+            raise ValueError(f"pixels must be one of {get_args(Pixels)}, got {pixels!r}")
+        self.flip = pixels == "caffe"
+        for name, values in zip(("mean", "deviation"), _STATISTICS[pixels], strict=True):
+            self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Convert."""
+        values = (pictures.flip(-3) if self.flip else pictures).to(self.mean.dtype)
+        return (values - self.mean) / self.deviation
 
 
 class ResNetBackbone(nn.Module):

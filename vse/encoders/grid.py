@@ -5,7 +5,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from vse.encoders.backbones import TransformerBackbone, make_backbone
+from vse.encoders.backbones import Normalise, Pixels, TransformerBackbone, make_backbone
 from vse.encoders.pretrained import describe
 from vse.encoders.regions import Context, Locals, Regions, drop_elements
 from vse.sets import FeatureSet
@@ -27,8 +27,10 @@ class Grid(nn.Module):
     In training ``drop`` is the size augmentation for grids: with probability 0.2 a picture keeps all its cells,
     otherwise each goes with probability ``drop`` * r, r uniform in [0.2, 1]; never all of them.
 
-    Shapes: pictures (B, 3, height, width), normalised as the backbone's were -> features (B, h * w, dim), or
-    (B, h * w, channels) for "raw"; context (B, dim) or None. Raises ValueError for another shape, an unknown name or
+    Shapes: pictures (B, 3, height, width) -> features (B, h * w, dim), or (B, h * w, channels) for "raw"; context
+    (B, dim) or None. Bytes are RGB and become what the backbone was trained on (``pixels``, see
+    :class:`vse.encoders.backbones.Normalise`); floats are taken as they are. Raises ValueError for another shape, an
+    unknown name or
     choice, and :class:`vse.errors.InputError` for a weights file that is missing or does not fit.
 
     >>> Grid(dim=1024, backbone="resnet18")(torch.randn(2, 3, 224, 224)).features.shape
@@ -49,6 +51,7 @@ class Grid(nn.Module):
         freeze_epochs: int = 0,
         stage_epochs: int | None = None,
         train_norm: bool = False,
+        pixels: Pixels = "imagenet",
         architecture: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -59,6 +62,7 @@ class Grid(nn.Module):
         if stage_epochs is not None and stage_epochs < 1:
             raise ValueError(f"stage_epochs must be at least 1, got {stage_epochs}")
         self.drop, self.freeze_epochs, self.stage_epochs = drop, freeze_epochs, stage_epochs
+        self.normalise = Normalise(pixels)
         self.backbone = make_backbone(backbone, weights, architecture, train_norm)
         self.architecture = describe(self.backbone.net) if isinstance(self.backbone, TransformerBackbone) else None
         self.head = Regions(self.backbone.dim, dim, None, features, context, dropout)
@@ -75,11 +79,12 @@ class Grid(nn.Module):
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> FeatureSet:
         """Encode a batch of pictures, all of one size; there is nothing to mask."""
-        if inputs.dim() != 4 or inputs.shape[1] != 3 or not inputs.is_floating_point():
-            raise ValueError(f"pictures must be (B, 3, height, width) floats, got {inputs.dtype} {tuple(inputs.shape)}")
+        if inputs.dim() != 4 or inputs.shape[1] != 3 or not (inputs.is_floating_point() or inputs.dtype == torch.uint8):
+            found = f"{inputs.dtype} {tuple(inputs.shape)}"
+            raise ValueError(f"pictures must be (B, 3, height, width), bytes or floats, got {found}")
         if mask is not None:
             raise ValueError("a batch of pictures takes no mask")
-        cells = self.backbone(inputs)
+        cells = self.backbone(inputs if inputs.is_floating_point() else self.normalise(inputs))
         if self.training and self.drop > 0:
             share = torch.rand(len(cells), 1, device=cells.device) * 0.8 + 0.2
             share = share.masked_fill(torch.rand_like(share) < 0.2, 0.0)
