@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 # The tests' models are tiny: a second thread only waits, for long when the machine is busy.
 torch.set_num_threads(1)
@@ -61,6 +62,23 @@ def write_precomp(folder: Path, train: int = 24, others: int = 10, width: int = 
         captions = [" ".join(rng.choice(WORDS, rng.integers(2, 8))) for _ in range(count * 5)]
         (precomp / f"{split}_caps.txt").write_text("\n".join(captions) + "\n")
         (precomp / f"{split}_ids.txt").write_text("".join(f"{1000 + i}\n" for i in range(count)))
+    return folder
+
+
+def write_pictures(folder: Path, train: int = 12, others: int = 6) -> Path:
+    """Pictures of noise in Karpathy's layout, two captions each."""
+    rng = np.random.default_rng(0)
+    (folder / "images").mkdir(parents=True)
+    entries = []
+    for split, count in (("train", train), ("val", others), ("test", others)):
+        for _ in range(count):
+            number = len(entries)
+            texts = [" ".join(rng.choice(WORDS, rng.integers(2, 8))) for _ in range(2)]
+            sentences = [{"raw": text, "sentid": 2 * number + i} for i, text in enumerate(texts)]
+            entries.append({"split": split, "imgid": number, "filename": f"{number}.jpg", "sentences": sentences})
+            noise = rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)
+            Image.fromarray(noise).save(folder / "images" / f"{number}.jpg")
+    (folder / "dataset_small.json").write_text(json.dumps({"images": entries}))
     return folder
 
 

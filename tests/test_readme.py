@@ -10,7 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, write_precomp
+import torch
+from conftest import ROOT, write_pictures, write_precomp
+
+from vse.encoders.backbones import ResNetBackbone
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -70,7 +73,7 @@ def test_demo(checkout: Path, demo: str) -> None:
     assert len(list((checkout / "data" / "demo" / "images").glob("*.png"))) == 3400
 
 
-def test_commands(checkout: Path, demo: str) -> None:
+def test_commands(checkout: Path, demo: str, tiny_bert: Path) -> None:
     """Every command; the demo has been trained, so training it again says that it is finished."""
     for command in commands():
         if command.startswith("make "):
@@ -79,6 +82,12 @@ def test_commands(checkout: Path, demo: str) -> None:
             if "data.root=data/f30k" in command:
                 write_precomp(checkout / "data" / "f30k")
             small = " train.epochs=1 train.batch_size=16 model.embed_dim=8 data.vocabulary.min_count=1"
+            if "wsl" in command:
+                write_pictures(checkout / "data" / "coco")
+                shutil.copytree(tiny_bert, checkout / "weights" / "bert")
+                published = ResNetBackbone("resnet18").state_dict()
+                torch.save(published, checkout / "weights" / "ig_resnext101_32x8-c38310e5.pth")
+                small += " model.image.encoder.backbone=resnet18 data.transform.size=32 data.workers=1"
             run(command + small, checkout)
         else:
             run(command, checkout)
