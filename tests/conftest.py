@@ -69,7 +69,7 @@ def write_pictures(folder: Path, train: int = 12, others: int = 6) -> Path:
     """Pictures of noise in Karpathy's layout, two captions each."""
     rng = np.random.default_rng(0)
     (folder / "images").mkdir(parents=True)
-    entries = []
+    entries: list[dict[str, Any]] = []
     for split, count in (("train", train), ("val", others), ("test", others)):
         for _ in range(count):
             number = len(entries)
