@@ -18,8 +18,8 @@ from vse.aggregators import GPO, AdaptivePool, PIENet, SetPrediction
 from vse.build import build_model, read_config
 from vse.data.pieces import Pieces
 from vse.data.vocabulary import SPECIALS, Vocabulary
-from vse.encoders import BiGRU, Grid
-from vse.encoders.bigru import Context
+from vse.encoders import BiGRU, Grid, Video
+from vse.encoders.recurrent import Context
 from vse.losses import (
     AdaptiveContrastiveLoss,
     Mining,
@@ -320,10 +320,13 @@ def check_pvse(name: str) -> Callable[[dict[str, Any]], None]:
         about = about_model(name)
         options = about["options"]
         size, count = options["embed_size"], options["num_embeds"]
-        grid = Grid(size, options["cnn_type"], features="raw", context="mean")
         context: Context = "last_step" if options["legacy"] else "last"
+        if options["max_video_length"] > 1:
+            visual: Video | Grid = Video(size, backbone=options["cnn_type"], context=context)
+        else:
+            visual = Grid(size, options["cnn_type"], features="raw", context="mean")
         bigru = BiGRU(about["vocab_size"], size, options["word_dim"], "concatenate", "words", context)
-        image, text = (Tower(e, PIENet(e.dim, size, count)) for e in (grid, bigru))
+        image, text = (Tower(e, PIENet(e.dim, size, count)) for e in (visual, bigru))
         model = VSEModel(image, text, max_cosine).eval()
         model.load_state_dict(pvse_weights(fill(about["state"])))
         pictures = torch.from_numpy(recipe.draw(about["image_seed"], tuple(about["image_shape"])))
@@ -397,6 +400,8 @@ CHECKS: dict[str, Callable[[dict[str, Any]], None]] = {
     "models/pvse_k1": check_pvse("pvse_k1"),
     "models/pvse_k3": check_pvse("pvse_k3"),
     "models/pvse_legacy_k2": check_pvse("pvse_legacy_k2"),
+    "models/pvse_video_k3": check_pvse("pvse_video_k3"),
+    "models/pvse_legacy_video_k2": check_pvse("pvse_legacy_video_k2"),
     "models/vse_infty_grid_detector": check_vse_infty_grid("vse_infty_grid_detector", "caffe_resnet101"),
     "models/vse_infty_grid_resnext": check_vse_infty_grid("vse_infty_grid_resnext", "resnext101_32x8d"),
 }

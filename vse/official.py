@@ -111,16 +111,16 @@ def dive_weights(state: dict[str, Tensor], depth: int = 4, share_weights: bool =
 
 
 def pvse_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """State dict of our ``grid`` + ``bigru`` + ``pie_net`` model from PVSE's state dict.
+    """State dict of our ``grid`` or ``video`` + ``bigru`` + ``pie_net`` model from PVSE's state dict.
 
     Keys may carry ``module.``. Raises ValueError for a key that this system does not have.
 
     >>> model.load_state_dict(pvse_weights(torch.load("coco_resnet152.pth")))
     """
-    image: Names = {"cnn.": "encoder.backbone.", "fc.": "encoder.head.fc."}
+    image: Names = {"cnn.": "encoder.backbone.", "fc.": "encoder.head.fc.", "rnn.": "encoder.gru."}
     pie_net = _inside(PIE_NET, "pie_net.", "aggregator.")
     names = _inside(image | pie_net, "img_enc.", "image.") | _inside(_GRU | pie_net, "txt_enc.", "text.")
-    return rename(state, names, "PVSE (pictures, BiGRU)")
+    return rename(state, names, "PVSE (pictures or clips, BiGRU)")
 
 
 def rename(state: dict[str, Tensor], names: Names, system: str) -> dict[str, Tensor]:

@@ -10,7 +10,8 @@ from vse.encoders.bert import Bert
 from vse.encoders.bigru import BiGRU
 from vse.encoders.grid import Grid
 from vse.encoders.regions import Regions
+from vse.encoders.video import Video
 
-ENCODERS: dict[str, type[nn.Module]] = {"regions": Regions, "grid": Grid, "bigru": BiGRU, "bert": Bert}
+ENCODERS: dict[str, type[nn.Module]] = {"regions": Regions, "grid": Grid, "video": Video, "bigru": BiGRU, "bert": Bert}
 
-__all__ = ["ENCODERS", "Bert", "BiGRU", "Grid", "Regions"]
+__all__ = ["ENCODERS", "Bert", "BiGRU", "Grid", "Regions", "Video"]

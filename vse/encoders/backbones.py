@@ -27,11 +27,11 @@ _STATISTICS = {  # mean and standard deviation of the channels, in the range 0..
 
 
 class Normalise(nn.Module):
-    """RGB bytes of pictures to what a backbone was trained on.
+    """RGB bytes of pictures to what a backbone was trained on; floats stay as they are.
 
     "imagenet", "half" (ViT) and "clip": minus mean, by standard deviation; "caffe": BGR, 0..255, minus the mean. On the
-    device, for a whole batch at once. Shapes: (..., 3, height, width) -> the same, floats. Raises ValueError for
-    another name.
+    device, for a whole batch at once. Shapes: (B, 3, height, width) -> the same, floats. Raises ValueError for another
+    name, shape or type.
 
     >>> Normalise("imagenet")(torch.zeros(2, 3, 8, 8, dtype=torch.uint8)).shape
     torch.Size([2, 3, 8, 8])
@@ -50,8 +50,40 @@ class Normalise(nn.Module):
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Convert."""
+        if pictures.dim() != 4 or pictures.shape[1] != 3 or not _is_picture(pictures.dtype):
+            found = f"{pictures.dtype} {tuple(pictures.shape)}"
+            raise ValueError(f"pictures must be (B, 3, height, width), bytes or floats, got {found}")
+        if pictures.is_floating_point():
+            return pictures
         values = (pictures.flip(-3) if self.flip else pictures).to(self.mean.dtype)
         return (values - self.mean) / self.deviation
+
+
+def _is_picture(kind: torch.dtype) -> bool:
+    return kind.is_floating_point or kind == torch.uint8
+
+
+class Unfreezing:
+    """When which stages of a backbone are trained.
+
+    None in the first ``freeze_epochs`` epochs; then all or, with ``stage_epochs``, one more after every that many
+    epochs, the last first (VSE∞'s and PVSE's recipes). Raises ValueError for a negative number, or for 0 stage epochs.
+    """
+
+    def __init__(self, freeze_epochs: int, stage_epochs: int | None) -> None:
+        if freeze_epochs < 0:
+            raise ValueError(f"freeze_epochs must not be negative, got {freeze_epochs}")
+        if stage_epochs is not None and stage_epochs < 1:
+            raise ValueError(f"stage_epochs must be at least 1, got {stage_epochs}")
+        self.freeze_epochs, self.stage_epochs = freeze_epochs, stage_epochs
+
+    def __call__(self, stages: list[list[nn.Parameter]], epoch: int) -> None:
+        """Freeze what is not yet trained; epochs count from 0."""
+        done = epoch - self.freeze_epochs
+        trained = 0 if done < 0 else len(stages) if self.stage_epochs is None else 1 + done // self.stage_epochs
+        for number, stage in enumerate(stages):
+            for parameter in stage:
+                parameter.requires_grad_(number < trained)
 
 
 class ResNetBackbone(nn.Module):
@@ -86,6 +118,8 @@ class ResNetBackbone(nn.Module):
             self.maxpool = nn.MaxPool2d(3, stride=2, ceil_mode=True)
             for stage in (self.layer2, self.layer3, self.layer4):
                 stage[0].conv1.stride, stage[0].conv2.stride = stage[0].conv2.stride, stage[0].conv1.stride
+
+    architecture = None  # the name says it all
 
     @property
     def stages(self) -> list[list[nn.Parameter]]:
@@ -128,6 +162,7 @@ class TransformerBackbone(nn.Module):
     ) -> None:
         super().__init__()
         self.net = load_transformer(name, weights, architecture, "vision")
+        self.architecture = describe(self.net)
         config: Any = self.net.config
         self.dim: int = getattr(config, "hidden_size", 1)
         patch = getattr(config, "patch_size", 1)
@@ -147,7 +182,7 @@ class TransformerBackbone(nn.Module):
         """Patches of a batch of pictures."""
         hidden: Tensor = self.net(pixel_values=pictures, **self.options).last_hidden_state
         if hidden.dim() != 3:
-            name = describe(self.net)["model_type"]
+            name = self.architecture["model_type"]
             raise ValueError(f"{name} gives a feature map, not patches; torchvision's ResNets go by name")
         patches = (pictures.shape[2] // self.patch[0]) * (pictures.shape[3] // self.patch[1])
         return hidden[:, max(0, hidden.shape[1] - patches) :]  # fewer than the patches: Swin merges them

@@ -2,15 +2,13 @@
 
 from typing import Literal, get_args
 
-import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from vse.sets import FeatureSet, check_mask, masked_max, masked_mean
+from vse.encoders.recurrent import Context, read_sequence
+from vse.sets import FeatureSet, check_mask
 
 Directions = Literal["average", "concatenate"]
 Locals = Literal["states", "words"]
-Context = Literal["last", "last_step", "max", "mean"]
 
 
 class BiGRU(nn.Module):
@@ -79,29 +77,11 @@ class BiGRU(nn.Module):
             raise ValueError(
                 f"tokens must be a non-empty (B, L) tensor of ids, got {inputs.dtype} {tuple(inputs.shape)}"
             )
-        if mask is None:
-            lengths = torch.full((len(inputs),), inputs.shape[1])
-        else:
+        if mask is not None:
             check_mask(mask, inputs.shape, prefix=True)
-            lengths = mask.sum(1).cpu()
             inputs = inputs.masked_fill(~mask, 0)  # whatever stands behind the caption is no word id
         words = self.dropout(self.embedding(inputs))
-        packed = pack_padded_sequence(words, lengths, batch_first=True, enforce_sorted=False)
-        states, last = self.gru(packed)
-        if self.features == "words" and self.context == "last":
-            return FeatureSet(words, mask, self.dropout(self._join(*last)))
-        states, _ = pad_packed_sequence(states, batch_first=True, total_length=inputs.shape[1])
-        states = self._join(*states.chunk(2, dim=-1))
-        if self.context == "last":
-            context = self._join(*last)
-        elif self.context == "last_step":
-            context = states[torch.arange(len(states)), lengths - 1]
-        else:
-            context = (masked_max if self.context == "max" else masked_mean)(states, mask)
-        return FeatureSet(states if self.features == "states" else words, mask, self.dropout(context))
-
-    def _join(self, forward: Tensor, backward: Tensor) -> Tensor:
-        """One vector from the two directions'."""
-        if self.directions == "average":
-            return (forward + backward) / 2
-        return torch.cat([forward, backward], dim=-1)
+        average = self.directions == "average"
+        states, context = read_sequence(self.gru, words, mask, self.context, average, self.features == "states")
+        features = words if states is None or self.features == "words" else states
+        return FeatureSet(features, mask, self.dropout(context))

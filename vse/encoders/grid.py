@@ -5,8 +5,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from vse.encoders.backbones import Normalise, Pixels, TransformerBackbone, make_backbone
-from vse.encoders.pretrained import describe
+from vse.encoders.backbones import Normalise, Pixels, Unfreezing, make_backbone
 from vse.encoders.regions import Context, Locals, Regions, drop_elements
 from vse.sets import FeatureSet
 
@@ -57,34 +56,23 @@ class Grid(nn.Module):
         super().__init__()
         if not 0 <= drop < 1:
             raise ValueError(f"drop must be in [0, 1), got {drop}")
-        if freeze_epochs < 0:
-            raise ValueError(f"freeze_epochs must not be negative, got {freeze_epochs}")
-        if stage_epochs is not None and stage_epochs < 1:
-            raise ValueError(f"stage_epochs must be at least 1, got {stage_epochs}")
-        self.drop, self.freeze_epochs, self.stage_epochs = drop, freeze_epochs, stage_epochs
+        self.drop = drop
+        self.unfreezing = Unfreezing(freeze_epochs, stage_epochs)
         self.normalise = Normalise(pixels)
         self.backbone = make_backbone(backbone, weights, architecture, train_norm)
-        self.architecture = describe(self.backbone.net) if isinstance(self.backbone, TransformerBackbone) else None
+        self.architecture = self.backbone.architecture
         self.head = Regions(self.backbone.dim, dim, None, features, context, dropout)
         self.dim, self.context_dim = self.head.dim, self.head.context_dim
 
     def set_epoch(self, epoch: int) -> None:
         """Freeze what is not yet trained; epochs count from 0."""
-        stages = self.backbone.stages
-        done = epoch - self.freeze_epochs
-        trained = 0 if done < 0 else len(stages) if self.stage_epochs is None else 1 + done // self.stage_epochs
-        for number, stage in enumerate(stages):
-            for parameter in stage:
-                parameter.requires_grad_(number < trained)
+        self.unfreezing(self.backbone.stages, epoch)
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> FeatureSet:
         """Encode a batch of pictures, all of one size; there is nothing to mask."""
-        if inputs.dim() != 4 or inputs.shape[1] != 3 or not (inputs.is_floating_point() or inputs.dtype == torch.uint8):
-            found = f"{inputs.dtype} {tuple(inputs.shape)}"
-            raise ValueError(f"pictures must be (B, 3, height, width), bytes or floats, got {found}")
         if mask is not None:
             raise ValueError("a batch of pictures takes no mask")
-        cells = self.backbone(inputs if inputs.is_floating_point() else self.normalise(inputs))
+        cells = self.backbone(self.normalise(inputs))
         if self.training and self.drop > 0:
             share = torch.rand(len(cells), 1, device=cells.device) * 0.8 + 0.2
             share = share.masked_fill(torch.rand_like(share) < 0.2, 0.0)
