@@ -73,17 +73,17 @@ def test_bad_pictures(photo: Image.Image, tmp_path: Path) -> None:
 
 
 def test_evaluation_shows_the_whole_picture_or_its_centre(photo: Image.Image) -> None:
-    square = Square(size=32).evaluate(photo)
+    square = Square(size=32).read(photo)
     assert square.dtype == torch.uint8
 
     def differ(found: Tensor, expected: Image.Image) -> float:
         return float(np.abs(found.permute(1, 2, 0).numpy().astype(float) - np.asarray(expected)).max())
 
     assert differ(square, photo.resize((32, 32), Image.Resampling.BILINEAR)) <= 1
-    crop = Crop(size=24, resize=30).evaluate(photo)  # 40 x 30, then the middle
+    crop = Crop(size=24, resize=30).read(photo)  # 40 x 30, then the middle
     resized = photo.resize((40, 30), Image.Resampling.BILINEAR)
     assert differ(crop, resized.crop((8, 3, 32, 27))) <= 1
-    assert torch.equal(Square(size=32).evaluate(photo), square)
+    assert torch.equal(Square(size=32).read(photo), square)
 
 
 def test_windows_scale_both_sides_alike(photo: Image.Image) -> None:
@@ -167,7 +167,7 @@ def test_trained_end_to_end(cli: Cli, small: list[str], tmp_path: Path) -> None:
     embeddings = model.encode_images(paths, batch_size=2)
     assert embeddings.shape == (3, 1, 8)
     opened = [Image.open(path) for path in paths]
-    tensors = [Square(size=32).evaluate(open_picture(path)) for path in paths]
+    tensors = [Square(size=32).read(path) for path in paths]
     for same in (opened, tensors, [str(path) for path in paths]):
         torch.testing.assert_close(model.encode_images(same), embeddings, atol=1e-5, rtol=0)
     torch.testing.assert_close(model.encode_images(paths[::-1]).flip(0), embeddings, atol=1e-5, rtol=0)

@@ -20,10 +20,12 @@ from vse.aggregators import AGGREGATORS
 from vse.checkpoint import find_checkpoint, load_checkpoint
 from vse.config import Config, OptimConfig, config_changes, load_config, make_config
 from vse.data.batches import Batch
+from vse.data.clips import Clip, Clips, FrameFeatures
 from vse.data.corpora import CORPORA, SPLITS, Corpus
 from vse.data.pieces import Pieces
 from vse.data.transforms import TRANSFORMS, Pictures
 from vse.data.vectors import read_vectors
+from vse.data.video import VIDEO_CORPORA
 from vse.data.vocabulary import Vocabulary
 from vse.encoders import ENCODERS
 from vse.errors import InputError, close_match, misfit
@@ -37,6 +39,8 @@ _FIXED = {"in_dim", "out_dim", "vocab_size", "architecture", "epochs", "params"}
 _FILLED = {"dim", "lr"}
 
 _TRAINING_STATE = ("epoch", "step", "best", "train_captions", "optimiser", "scaler", "random", "criterion")
+_CORPORA = CORPORA | VIDEO_CORPORA
+_TRANSFORMS = TRANSFORMS | {"clip": Clip}
 _TOWER_TABLES: dict[str, Any] = {"encoder": ENCODERS, "aggregator": AGGREGATORS}
 
 
@@ -60,7 +64,7 @@ def resolve(config: Config) -> Config:
     content = config.model_dump()
     tables = {f"model.{side}.{kind}": t for side in ("image", "text") for kind, t in _TOWER_TABLES.items()}
     if config.data.transform is not None:
-        tables["data.transform"] = TRANSFORMS
+        tables["data.transform"] = _TRANSFORMS
     tables |= {"model.similarity": SIMILARITIES, "loss.ranking": LOSSES, "optim.schedule": SCHEDULES}
     for key, table in tables.items():
         component = _at(config, key)
@@ -73,7 +77,7 @@ def resolve(config: Config) -> Config:
         arguments = _check(config, f"loss.terms.{name}", name, function, term.arguments, ("image", "text"), ("weight",))
         content["loss"]["terms"][name].update(arguments)
     name = config.data.format
-    function = _find(config, CORPORA, "data.format", name)
+    function = _find(config, _CORPORA, "data.format", name)
     content["data"]["options"] = _check(
         config, "data.options", name, function, config.data.options, ("root", "split"), ()
     )
@@ -89,20 +93,37 @@ def build_corpus(config: Config, split: str) -> Corpus:
     """One split of the config's data. Raises InputError, naming the file, when something is missing or wrong."""
     if split not in SPLITS:
         raise InputError(f"split {split!r}: {close_match(split, list(SPLITS))}")
-    function = _find_callable(config, CORPORA, "data.format", config.data.format)
+    function = _find_callable(config, _CORPORA, "data.format", config.data.format)
     corpus: Corpus = function(config.data.root, split, **config.data.options)
-    has = "features" if hasattr(corpus.images, "width") else "pictures"
+    images = corpus.images
+    has = "features" if hasattr(images, "width") else "frames" if isinstance(images, Clips) else "pictures"
     name = config.model.image.encoder.name
-    reads = getattr(_find(config, ENCODERS, "model.image.encoder.name", name), "reads", has)
-    if has != reads and reads in ("features", "pictures"):  # what reads captions is refused as a tower
-        raise InputError(f"model.image.encoder.name: {name} reads {reads}, but {corpus.name} has {has}")
+    reads = _reads(config, "image", has)
+    if has not in reads and reads[0] in ("features", "pictures", "frames"):  # what reads captions is refused as a tower
+        raise InputError(f"model.image.encoder.name: {name} reads {' or '.join(reads)}, but {corpus.name} has {has}")
+    if config.data.transform is None:
+        if has == "features":
+            return corpus
+        known = close_match("", [n for n, transform in _TRANSFORMS.items() if transform.reads == has])
+        raise InputError(f"{config.source('data')}: data.transform: missing, and {name} needs one ({known})")
+    transform = _make(config, _TRANSFORMS, "data.transform")
+    wanted = "frames" if isinstance(images, FrameFeatures) else has
+    if wanted != "features" and (made_for := getattr(transform, "reads", wanted)) != wanted:
+        place = "data.transform.name"
+        problem = f"{config.data.transform.name} is for {made_for}, but {corpus.name} has {wanted}"
+        raise InputError(f"{config.source(place)}: {place}: {problem}")
+    if isinstance(images, FrameFeatures):
+        return replace(corpus, images=images.sampled(transform, config.run.seed))
     if has == "features":
         return corpus
-    if config.data.transform is None:
-        known = close_match("", list(TRANSFORMS))
-        raise InputError(f"{config.source('data')}: data.transform: missing, and {name} needs one ({known})")
-    transform = _make(config, TRANSFORMS, "data.transform")
-    return replace(corpus, images=Pictures(corpus.images, transform, config.run.seed, config.data.workers))
+    return replace(corpus, images=Pictures(images, transform, config.run.seed, config.data.workers))
+
+
+def _reads(config: Config, side: str, otherwise: str) -> tuple[str, ...]:
+    """What a tower's encoder reads; one that does not say reads anything."""
+    key = f"model.{side}.encoder.name"
+    reads = getattr(_find(config, ENCODERS, key, getattr(config.model, side).encoder.name), "reads", otherwise)
+    return (reads,) if isinstance(reads, str) else tuple(reads)
 
 
 def build_vocabulary(config: Config, training: Corpus, state: dict[str, Any] | None = None) -> Vocabulary | Pieces:
@@ -146,8 +167,7 @@ def image_width(*corpora: Corpus) -> int | None:
 
 def _reads_pieces(config: Config) -> bool:
     """Whether the text encoder comes with its tokenizer."""
-    encoder = _find(config, ENCODERS, "model.text.encoder.name", config.model.text.encoder.name)
-    return getattr(encoder, "reads", None) == "pieces"
+    return _reads(config, "text", "") == ("pieces",)
 
 
 def _saved_vocabulary(state: Any) -> Vocabulary | Pieces:
@@ -165,13 +185,17 @@ def build_model(
     fresh = state is None
     known = {} if state is None else state.get("architectures", {})
     given: dict[str, Any] = {} if in_dim is None else {"in_dim": in_dim}
-    gives = "pieces" if isinstance(vocabulary, Pieces) else "words"
+    gives = ("pieces" if isinstance(vocabulary, Pieces) else "words",)
     tokens = {"vocab_size": len(vocabulary), "architecture": known.get("text")}
     image = _build_tower(
-        config, "image", "features" if given else "pictures", {**given, "architecture": known.get("image")}, fresh
+        config,
+        "image",
+        ("features",) if given else ("pictures", "frames"),
+        {**given, "architecture": known.get("image")},
+        fresh,
     )
     text = _build_tower(config, "text", gives, tokens, fresh)
-    transform = None if config.data.transform is None else _make(config, TRANSFORMS, "data.transform")
+    transform = None if config.data.transform is None else _make(config, _TRANSFORMS, "data.transform")
     model = VSEModel(image, text, _make(config, SIMILARITIES, "model.similarity"), vocabulary, transform)
     if fresh and config.data.vocabulary.vectors is not None:
         _fill_word_vectors(config, config.data.vocabulary.vectors, model, vocabulary)
@@ -294,16 +318,16 @@ def load_weights(model: nn.Module, weights: dict[str, Any], file: Path) -> None:
     model.load_state_dict(weights)
 
 
-def _build_tower(config: Config, side: str, gives: str, widths: dict[str, Any], fresh: bool) -> Tower:
+def _build_tower(config: Config, side: str, gives: tuple[str, ...], widths: dict[str, Any], fresh: bool) -> Tower:
     """One tower, its widths filled in from the data and ``model.embed_dim``."""
     key = f"model.{side}"
     tower = getattr(config.model, side)
     embed_dim = config.model.embed_dim
-    reads = getattr(_find(config, ENCODERS, f"{key}.encoder.name", tower.encoder.name), "reads", gives)
-    if reads != gives:
+    reads = _reads(config, side, gives[0])
+    if not set(reads) & set(gives):
         raise InputError(
-            f"{config.source(f'{key}.encoder.name')}: {key}.encoder.name: {tower.encoder.name} reads {reads}, "
-            f"but the {side} tower is given {gives}"
+            f"{config.source(f'{key}.encoder.name')}: {key}.encoder.name: {tower.encoder.name} reads "
+            f"{' or '.join(reads)}, but the {side} tower is given {' or '.join(gives)}"
         )
     instead = {} if fresh else {"weights": None}
     encoder = _make(config, ENCODERS, f"{key}.encoder", {**widths, "dim": embed_dim}, instead)

@@ -28,7 +28,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Plain retrieval among all of a corpus's images and captions: :func:`vse.metrics.retrieval_metrics`' dict.
 
-    For embedding sets also "sets", their health (:func:`vse.health.set_health`).
+    For embedding sets also "sets", their health (:func:`vse.health.set_health`); for clips also "nmr", the median rank
+    divided by the number of candidates (PVSE, Song & Soleymani 2019).
     Every image and caption is encoded once. Raises InputError for features of another width than the model's, for
     NaN or Inf in them, and when the model itself gives NaN.
     """
@@ -46,6 +47,9 @@ def evaluate(
     if scores.isnan().any():
         raise InputError(f"{corpus.name}: the model gives NaN; its weights have diverged")
     metrics: dict[str, Any] = retrieval_metrics(scores, corpus.positives)
+    if corpus.video:
+        for side, candidates in (("i2t", len(corpus.captions)), ("t2i", len(corpus.images))):
+            metrics[side]["nmr"] = metrics[side]["medr"] / candidates
     health = set_health(images.float(), captions.float(), torch.from_numpy(corpus.image_of_caption).to(images.device))
     return {**metrics, "sets": {name: float(value) for name, value in health.items()}} if health else metrics
 
@@ -57,7 +61,8 @@ def encode_corpus(model: VSEModel, corpus: Corpus, batch_size: int, progress: bo
     with tqdm(total=total, desc="encoding", unit=" items", unit_scale=True, leave=False, disable=not progress) as bar:
         for start in range(0, len(corpus.images), batch_size):
             rows = np.arange(start, min(start + batch_size, len(corpus.images)))
-            parts.append(model.encode_images(list(torch.from_numpy(corpus.images.read(rows))), batch_size))
+            images = [torch.from_numpy(image) for image in corpus.images.read(rows)]
+            parts.append(model.encode_images(images, batch_size))
             bar.update(len(rows))
         captions = model.encode_texts(corpus.captions, batch_size, bar.update)
     return torch.cat(parts), captions
@@ -78,12 +83,15 @@ def score(
 
 
 def format_table(metrics: dict[str, Any], title: str) -> str:
-    """Metrics as the papers print them."""
+    """Metrics as the papers print them: for clips with two digits and the normalised median rank."""
+    video = "nmr" in metrics["i2t"]
+    kind, digits = ("Video", 2) if video else ("Image", 1)
     header = f"{'':14}{'R@1':>7}{'R@5':>7}{'R@10':>7}{'MedR':>8}{'MeanR':>9}"
-    lines = [title, header]
-    for side, name in (("i2t", "Image to text"), ("t2i", "Text to image")):
+    lines = [title, header + f"{'nMR':>7}" * video]
+    for side, name in (("i2t", f"{kind} to text"), ("t2i", f"Text to {kind.lower()}")):
         m = metrics[side]
-        lines.append(f"{name:14}{m['r1']:7.1f}{m['r5']:7.1f}{m['r10']:7.1f}{m['medr']:8.1f}{m['meanr']:9.1f}")
+        recalls = "".join(f"{m[k]:7.{digits}f}" for k in ("r1", "r5", "r10"))
+        lines.append(f"{name:14}{recalls}{m['medr']:8.1f}{m['meanr']:9.1f}" + (f"{m['nmr']:7.2f}" if video else ""))
     lines.append(f"{'RSUM':14}{metrics['rsum']:7.1f}")
     sets = metrics.get("sets", {})
     for side in ("image", "text"):

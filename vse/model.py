@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from vse.sets import Aggregated, pad
 
 if TYPE_CHECKING:
+    from vse.data.clips import Clip
     from vse.data.pieces import Pieces
     from vse.data.transforms import Crop, Square
     from vse.data.vocabulary import Vocabulary
@@ -53,7 +54,7 @@ class VSEModel(nn.Module):
         text: Tower,
         similarity: Callable[[Tensor, Tensor], Tensor],
         vocabulary: "Vocabulary | Pieces | None" = None,
-        transform: "Square | Crop | None" = None,
+        transform: "Square | Crop | Clip | None" = None,
     ) -> None:
         super().__init__()
         self.image = image
@@ -90,10 +91,11 @@ class VSEModel(nn.Module):
         return self._encode(self.text, ids, batch_size, progress)
 
     def encode_images(self, images: Sequence[Any], batch_size: int = 256) -> Tensor:
-        """Embeddings (n, K, H) of images: paths or PIL pictures, or tensors, for a model that reads pictures.
+        """Embeddings (n, K, H) of images or clips: paths or PIL pictures, or tensors, for a model that reads pictures.
 
         A picture gets the model's evaluation transform; a tensor (3, height, width) goes to its
-        encoder as it is. A model of
+        encoder as it is. For a model that reads frames, a GIF file, a folder or a list of pictures is a clip, and so is
+        a tensor (frames, 3, height, width). A model of
         precomputed features takes tensors (regions, width), whose numbers of regions may differ. In evaluation mode,
         without gradients, on the model's device. Raises ValueError for an empty list, for anything else, and
         :class:`vse.errors.InputError` for a file that is missing or no picture.
@@ -101,7 +103,8 @@ class VSEModel(nn.Module):
         >>> model.encode_images([torch.randn(36, 2048), torch.randn(20, 2048)]).shape
         torch.Size([2, 1, 1024])
         """
-        if getattr(self.image.encoder, "reads", "features") == "pictures":
+        reads = getattr(self.image.encoder, "reads", "features")
+        if getattr(self.image.encoder, "in_dim", None) is None and ("pictures" in reads or "frames" in reads):
             return self._encode(self.image, images, batch_size, prepare=self._read_pictures, length=lambda _: 0)
         for position, image in enumerate(images):
             if not isinstance(image, Tensor) or image.dim() != 2 or not image.is_floating_point():
@@ -111,21 +114,23 @@ class VSEModel(nn.Module):
                 raise ValueError(f"image {position} is {image.shape[1]} wide, image 0 {images[0].shape[1]}")
         return self._encode(self.image, images, batch_size)
 
-    def _read_pictures(self, pictures: Sequence[Any]) -> tuple[Tensor, None]:
-        """Batch of transformed pictures; they have no mask."""
-        from vse.data.transforms import open_picture
-
+    def _read_pictures(self, pictures: Sequence[Any]) -> tuple[Tensor, Tensor | None]:
+        """Batch of transformed pictures, which have no mask, or clips."""
+        clips = "frames" in getattr(self.image.encoder, "reads", ())
+        shape = "(frames, 3, height, width)" if clips else "(3, height, width)"
         tensors = []
         for picture in pictures:
             if isinstance(picture, Tensor):
                 tensors.append(picture)
             elif self.transform is None:
-                raise ValueError("this model came without a transform: pass tensors (3, height, width)")
+                raise ValueError(f"this model came without a transform: pass tensors {shape}")
             else:
-                tensors.append(self.transform.evaluate(open_picture(picture)))
-            if tensors[-1].shape != tensors[0].shape or tensors[-1].dim() != 3:
-                found = tuple(tensors[-1].shape)
-                raise ValueError(f"pictures must be (3, height, width) of one size, got {found}")
+                tensors.append(self.transform.read(picture))
+            found = tuple(tensors[-1].shape)
+            if found[clips:] != tensors[0].shape[clips:] or len(found) != 3 + clips or 0 in found:
+                raise ValueError(f"{'clips' if clips else 'pictures'} must be {shape} of one size, got {found}")
+        if clips and len({len(clip) for clip in tensors}) > 1:
+            return pad(tensors)
         return torch.stack(tensors), None
 
     @torch.no_grad()

@@ -24,8 +24,8 @@ _ORDER, _AUGMENT = 1, 2  # random streams: no two purposes share one
 class Batch(NamedTuple):
     """What one training step needs."""
 
-    images: Tensor  # (A, regions, width), or pictures (A, 3, height, width)
-    image_mask: Tensor | None  # (A, regions)
+    images: Tensor  # (A, regions or frames, width), pictures (A, 3, height, width) or (A, frames, 3, height, width)
+    image_mask: Tensor | None  # (A, regions or frames)
     tokens: Tensor  # (C, length)
     token_mask: Tensor  # (C, length)
     positives: Tensor  # (A, C) bool
@@ -95,12 +95,16 @@ class TrainingData(Dataset[Batch | InputError]):
         epoch, captions = key
         images, row = np.unique(self.corpus.image_of_caption[captions], return_inverse=True)
         try:
-            features = torch.from_numpy(self.corpus.images.read(images, epoch))
+            read = self.corpus.images.read(images, epoch)
         except InputError as error:
             return error
+        if isinstance(read, np.ndarray):
+            features, image_mask = torch.from_numpy(read), None
+        else:  # clips of different lengths
+            features, image_mask = pad([torch.from_numpy(clip) for clip in read])
         tokens, mask = pad([torch.from_numpy(self._tokens(epoch, int(index))) for index in captions])
         positives = torch.from_numpy(np.arange(len(images))[:, None] == row[None, :])
-        return Batch(features, None, tokens, mask, positives)
+        return Batch(features, image_mask, tokens, mask, positives)
 
     def sample(self) -> Batch:
         """A small batch, the same every time. Raises InputError for a mistake in the data."""

@@ -22,11 +22,12 @@ class Corpus:
     """Images and the captions that describe them. Raises InputError when the parts do not fit."""
 
     name: str  # what messages call it: the file or folder it came from
-    images: Any  # indexable and lazily read: Features, or picture paths
+    images: Any  # indexable and lazily read: Features, FrameFeatures, Clips, or picture paths
     captions: list[str]
     image_of_caption: np.ndarray  # (captions,) index of each caption's image
     image_ids: Sequence[Any]  # unique
     caption_ids: Sequence[Any]
+    video: bool = False  # whether the images are clips
 
     def __post_init__(self) -> None:
         if not len(self.images) or not self.captions:
@@ -371,16 +372,21 @@ def synthetic(
     """
     if split not in ("train", "dev", "test"):
         raise InputError(f"the synthetic corpus has the splits train, dev and test, not {split}")
-    if seed < 0 or train_scenes < 1 or eval_scenes < 1:
-        raise InputError(
-            f"data.options: seed must not be negative, train_scenes and eval_scenes at least 1, "
-            f"got {seed}, {train_scenes} and {eval_scenes}"
-        )
+    check_scenes(seed, train_scenes, eval_scenes)
     render_world(Path(root), {"train": train_scenes, "dev": eval_scenes, "test": eval_scenes}, seed)
     corpus = karpathy(root, split)
     if pictures:
         return corpus
     return replace(corpus, images=ArrayFeatures(read_patches(corpus.images)))
+
+
+def check_scenes(seed: int, train_scenes: int, eval_scenes: int) -> None:
+    """Raise InputError for a world that cannot be rendered."""
+    if seed < 0 or train_scenes < 1 or eval_scenes < 1:
+        raise InputError(
+            f"data.options: seed must not be negative, train_scenes and eval_scenes at least 1, "
+            f"got {seed}, {train_scenes} and {eval_scenes}"
+        )
 
 
 class ArrayFeatures:

@@ -1,7 +1,8 @@
 """A small world to try the package on: rendered scenes of coloured shapes, and captions that tell a part of each.
 
 A scene is a 4 x 4 grid with five or six shapes. Each of its five captions names two of them, often without their
-size, so that several scenes fit a caption and no caption tells all of its scene.
+size, so that several scenes fit a caption and no caption tells all of its scene. In a clip three shapes move, and a
+caption tells where two of them go.
 """
 
 import errno
@@ -39,22 +40,25 @@ _TEMPLATES = (
     "{a} among others, such as {b}",
 )
 _CAPTIONS_PER_SCENE = 5
+_HEADINGS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+_MOVES = ("moves", "goes", "slides")
 
 
-def render_world(root: Path, sizes: dict[str, int], seed: int) -> None:
-    """Write the scenes and their captions under ``root``, once, as a Karpathy-style corpus.
+def render_world(root: Path, sizes: dict[str, int], seed: int, clips: bool = False) -> None:
+    """Write the scenes and their captions under ``root``, once, as a Karpathy-style corpus, or as ``clips`` like TGIF.
 
-    ``root/images/*.png``, ``root/dataset_synthetic.json`` and ``root/world.json`` with what made them appear at once,
-    complete. Raises InputError when ``root`` holds anything else or cannot be written.
+    ``root/images/*.png`` and ``root/dataset_synthetic.json``, or ``root/gifs/*.gif``, ``root/tgif-v1.0.tsv`` and the
+    split files, and ``root/world.json`` with what made them, appear at once, complete. Raises InputError when ``root``
+    holds anything else or cannot be written.
     """
-    recipe = {"version": 1, "seed": seed, **sizes}
+    recipe = {"version": 1, "seed": seed, **sizes, **({"clips": 1} if clips else {})}
     if _is_rendered(root, recipe):
         return
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
         unfinished = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
         try:
-            _write_world(unfinished, sizes, seed, f"rendering {root}")
+            (_write_clips if clips else _write_world)(unfinished, sizes, seed, f"rendering {root}")
             (unfinished / "world.json").write_text(json.dumps(recipe))
             unfinished.chmod(0o755)
             unfinished.rename(root)  # an empty folder there is replaced
@@ -95,6 +99,49 @@ def _write_world(folder: Path, sizes: dict[str, int], seed: int, title: str) -> 
         split = {"dev": "val"}.get(split, split)
         entries.append({"filename": name, "imgid": len(entries), "split": split, "sentences": sentences})
     (folder / "dataset_synthetic.json").write_text(json.dumps({"dataset": "synthetic", "images": entries}))
+
+
+def _write_clips(folder: Path, sizes: dict[str, int], seed: int, title: str) -> None:
+    (folder / "gifs").mkdir()
+    table: list[str] = []
+    scenes = [(split, number) for split, size in sizes.items() for number in range(size)]
+    listed: dict[str, list[str]] = {split: [] for split in sizes}
+    for split, number in tqdm(scenes, desc=title, unit="clip", leave=False):
+        rng = np.random.default_rng((seed, 3 + ("train", "dev", "test").index(split), number))
+        frames, captions = draw_clip(rng)
+        url = f"demo://{split}_{number:05d}.gif"
+        frames[0].save(folder / "gifs" / f"{split}_{number:05d}.gif", save_all=True, append_images=frames[1:])
+        listed[split].append(url)
+        table += [f"{url}\t{caption}\t{len(frames)}" for caption in captions]
+    (folder / "tgif-v1.0.tsv").write_text("".join(f"{line}\n" for line in table))
+    for split, urls in listed.items():
+        (folder / f"{'val' if split == 'dev' else split}.txt").write_text("".join(f"{url}\n" for url in urls))
+
+
+def draw_clip(rng: np.random.Generator) -> tuple[list[Image.Image], list[str]]:
+    """One clip of three moving shapes: its frames, 48 x 48 RGB, and its captions."""
+    side, count = 2 * CELL, int(rng.integers(8, 13))
+    shade = tuple(int(value) for value in rng.integers(110, 190, size=3))
+    colours = [list(COLOURS)[i] for i in rng.permutation(len(COLOURS))[:3]]
+    things = []
+    for colour in colours:
+        heading = list(_HEADINGS)[rng.integers(len(_HEADINGS))]
+        start = rng.uniform(12, side - 12, size=2) - 10 * np.array(_HEADINGS[heading])
+        things.append((colour, SHAPES[rng.integers(len(SHAPES))], heading, start))
+    frames = []
+    for time in np.linspace(0, 1, count):
+        frames.append(Image.new("RGB", (side, side), shade))
+        for colour, shape, heading, start in things:
+            place = start + 20 * time * np.array(_HEADINGS[heading])
+            draw_shape(frames[-1], shape, place, 7.0, COLOURS[colour], 0.0)
+    captions = []
+    for _ in range(_CAPTIONS_PER_SCENE):
+        a, b = (
+            f"{'an' if colour[0] in 'aeiou' else 'a'} {colour} {shape} {_MOVES[rng.integers(len(_MOVES))]} {heading}"
+            for colour, shape, heading, _ in (things[i] for i in rng.permutation(3)[:2])
+        )
+        captions.append(f"{a} and {b}.")
+    return frames, captions
 
 
 def draw_scene(rng: np.random.Generator) -> tuple[Image.Image, list[str]]:

@@ -1,6 +1,7 @@
 """Pictures from files to bytes: decoding and augmentation. Encoders normalise them."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -59,14 +60,35 @@ class ScaledCrop(nn.Module):
         return picture.crop((left, top, left + width, top + height))
 
 
-class Square:
+@contextlib.contextmanager
+def seeded(*numbers: int) -> Iterator[None]:
+    """Torch's global generator, from which torchvision draws, seeded with ``numbers`` inside and as it was outside."""
+    seed = np.random.SeedSequence((_AUGMENT_PICTURE, *numbers)).generate_state(1, np.uint64)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(int(seed[0] >> 1))  # torch.manual_seed sees to every GPU, slowly
+        yield
+
+
+class PictureTransform:
+    """What a picture goes through: ``train`` draws from torch's global generator, ``evaluate`` draws nothing."""
+
+    reads = "pictures"
+    train: v2.Compose
+    evaluate: v2.Compose
+
+    def read(self, source: str | Path | Image.Image, train: bool = False) -> Tensor:
+        """Bytes (3, height, width) of a file or a picture. Raises InputError that names a file it cannot read."""
+        tensor: Tensor = (self.train if train else self.evaluate)(open_picture(source))
+        return tensor
+
+
+class Square(PictureTransform):
     """The whole picture as a square; in training a scaled window of it, flipped with probability 0.5.
 
-    VSE∞, Chen et al. 2021, its grid experiments: size 512, windows of 0.6 to 1 of both sides. ``train`` and
-    ``evaluate`` turn a PIL picture into bytes (3, size, size); ``train`` draws from torch's global generator.
-    Raises ValueError for a size below 1 or ``min_scale`` outside (0, 1].
+    VSE∞, Chen et al. 2021, its grid experiments: size 512, windows of 0.6 to 1 of both sides. ``read`` gives bytes
+    (3, size, size). Raises ValueError for a size below 1 or ``min_scale`` outside (0, 1].
 
-    >>> Square(size=512).evaluate(Image.new("RGB", (640, 480))).shape
+    >>> Square(size=512).read(Image.new("RGB", (640, 480))).shape
     torch.Size([3, 512, 512])
     """
 
@@ -80,14 +102,13 @@ class Square:
         self.evaluate = v2.Compose([resize, to_tensor])
 
 
-class Crop:
+class Crop(PictureTransform):
     """ImageNet's crops: a random resized one, flipped with probability 0.5, in training; the centre in evaluation.
 
-    PVSE, Song & Soleymani 2019: RandomResizedCrop(224) and flip; Resize(256) and CenterCrop(224). ``train`` and
-    ``evaluate`` turn a PIL picture into bytes (3, size, size); ``train`` draws from torch's global generator.
-    Raises ValueError for a size below 1 or ``resize`` below ``size``.
+    PVSE, Song & Soleymani 2019: RandomResizedCrop(224) and flip; Resize(256) and CenterCrop(224). ``read`` gives bytes
+    (3, size, size). Raises ValueError for a size below 1 or ``resize`` below ``size``.
 
-    >>> Crop().evaluate(Image.new("RGB", (640, 480))).shape
+    >>> Crop().read(Image.new("RGB", (640, 480))).shape
     torch.Size([3, 224, 224])
     """
 
@@ -99,12 +120,12 @@ class Crop:
 
 
 class Pictures:
-    """Picture files as a corpus's images: decoded and transformed as they are asked for.
+    """Files of pictures or clips as a corpus's images: decoded and transformed as they are asked for.
 
     ``threads`` decode side by side where nothing is random.
     """
 
-    def __init__(self, paths: Sequence[str | Path], transform: Square | Crop, seed: int = 0, threads: int = 0) -> None:
+    def __init__(self, paths: Sequence[str | Path], transform: Any, seed: int = 0, threads: int = 0) -> None:
         self.paths, self.transform = paths, transform
         self.seed, self.threads = seed, threads
 
@@ -112,25 +133,22 @@ class Pictures:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> str | Path:
-        """Return a picture's path."""
+        """Return a file's path."""
         return self.paths[index]
 
     def read(self, indices: np.ndarray, epoch: int | None = None) -> np.ndarray:
-        """Pictures (n, 3, height, width) as bytes; augmented, as seed, epoch and index say, when given an epoch."""
+        """Bytes (n, 3, height, width), of clips (n, frames, 3, height, width); augmented when given an epoch.
+
+        How depends on seed, epoch and index alone.
+        """
         if epoch is None:
             with ThreadPoolExecutor(max(1, self.threads)) as pool:
-                return torch.stack(list(pool.map(self._evaluate, indices))).numpy()
+                return torch.stack(list(pool.map(lambda i: self.transform.read(self.paths[i]), indices))).numpy()
         return torch.stack([self._augment(int(index), epoch) for index in indices]).numpy()
 
-    def _evaluate(self, index: int) -> Tensor:
-        tensor: Tensor = self.transform.evaluate(open_picture(self.paths[index]))
-        return tensor
-
     def _augment(self, index: int, epoch: int) -> Tensor:
-        seed = np.random.SeedSequence((_AUGMENT_PICTURE, self.seed, epoch, index)).generate_state(1, np.uint64)
-        with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
-            torch.default_generator.manual_seed(int(seed[0] >> 1))  # torch.manual_seed sees to every GPU, slowly
-            tensor: Tensor = self.transform.train(open_picture(self.paths[index]))
+        with seeded(self.seed, epoch, index):
+            tensor: Tensor = self.transform.read(self.paths[index], train=True)
         return tensor
 
 
