@@ -51,7 +51,7 @@ def test_published_weights(tiny_bert: Path, tokens: tuple[Tensor, Tensor]) -> No
 def test_padding_changes_nothing(tiny_bert: Path, tokens: tuple[Tensor, Tensor], context: Any) -> None:
     ids, mask = tokens
     bert = encoder(tiny_bert, context=context)
-    result, garbage = bert(ids, mask), bert(ids.masked_fill(~mask, 77), mask)
+    result, garbage = bert(ids, mask), bert(ids.masked_fill(~mask, -1), mask)
     assert result.context is not None and garbage.context is not None
     assert torch.equal(result.context, garbage.context)
     for row, length in enumerate(mask.sum(1)):
@@ -61,21 +61,55 @@ def test_padding_changes_nothing(tiny_bert: Path, tokens: tuple[Tensor, Tensor],
         torch.testing.assert_close(result.context[row], twin(alone.features[0]), atol=1e-5, rtol=0)
 
 
+def test_the_folder_decides_neither_precision_nor_attention(tiny_bert: Path, tmp_path: Path) -> None:
+    """A half-precision folder is a full-precision model, the same as what a checkpoint builds again."""
+    from transformers import AutoModel
+
+    folder = shutil.copytree(tiny_bert, tmp_path / "half")
+    AutoModel.from_pretrained(tiny_bert, dtype=torch.bfloat16).save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["dtype"] == "bfloat16"
+    (folder / "config.json").write_text(json.dumps({**config, "attn_implementation": "eager", "return_dict": False}))
+    bert = encoder(folder)
+    assert {p.dtype for p in bert.parameters()} == {torch.float32}
+    again = Bert(8, weights=None, architecture=json.loads(json.dumps(bert.architecture))).eval()
+    again.load_state_dict(bert.state_dict())
+    ids = torch.tensor([[2, 7, 9, 3]])
+    assert torch.equal(again(ids).features, bert(ids).features)
+    assert again.bert.config._attn_implementation == bert.bert.config._attn_implementation  # type: ignore[union-attr]
+
+
+def test_dropout_acts_on_features_and_context(tiny_bert: Path) -> None:
+    bert = encoder(tiny_bert, dropout=0.5, context="mean").train()
+    bert.bert.eval()
+    result = bert(torch.full((50, 4), 7))
+    assert abs((result.features == 0).float().mean() - 0.5) < 0.1
+    assert result.context is not None
+    torch.testing.assert_close(result.context, result.features.mean(1))
+
+
 def test_every_parameter_is_used(tiny_bert: Path, tokens: tuple[Tensor, Tensor]) -> None:
     bert = encoder(tiny_bert).train()
     bert(*tokens).features.sum().backward()
     assert not [name for name, p in bert.named_parameters() if p.grad is None]
 
 
-@pytest.mark.parametrize("kind", ["RobertaConfig", "DistilBertConfig", "ElectraConfig", "CLIPTextConfig", "CLIPConfig"])
+TEXT_MODELS = ["Roberta", "MPNet", "Longformer", "DistilBert", "Electra", "CLIPText", "CLIP", "ModernBert", "XLNet"]
+
+
+@pytest.mark.parametrize("kind", [f"{name}Config" for name in TEXT_MODELS])
 def test_other_text_models(kind: str, tmp_path: Path, tokens: tuple[Tensor, Tensor]) -> None:
     """They load, use all their parameters, and take captions up to their length and no longer."""
     import transformers
 
     sizes: dict[str, Any] = {"vocab_size": 80, "max_position_embeddings": 20, **SMALL}
+    if kind == "LongformerConfig":
+        sizes["attention_window"] = 4
+    if kind == "XLNetConfig":
+        sizes = {"vocab_size": 80, "d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 24}
     if kind == "DistilBertConfig":
         sizes = {"vocab_size": 80, "max_position_embeddings": 20, "dim": 16, "n_layers": 2, "n_heads": 2}
-    if kind.startswith("CLIP"):
+    if kind.startswith(("CLIP", "Modern")):
         sizes |= {"eos_token_id": 2, "bos_token_id": 1, "pad_token_id": 0}
     both = {"text_config": sizes, "vision_config": {**SMALL, "image_size": 32, "patch_size": 8}}
     torch.manual_seed(0)
@@ -86,7 +120,10 @@ def test_other_text_models(kind: str, tmp_path: Path, tokens: tuple[Tensor, Tens
     bert(*tokens).features.sum().backward()
     assert not [name for name, p in bert.named_parameters() if p.grad is None]
     longest = bert.max_length
-    assert longest == (18 if kind == "RobertaConfig" else 20)
+    if kind == "XLNetConfig":
+        assert longest is None
+        return
+    assert longest == (18 if kind in ("RobertaConfig", "MPNetConfig", "LongformerConfig") else 20)
     assert bert(torch.full((1, longest), 7)).features.shape == (1, longest, 8)
     with pytest.raises(ValueError, match=f"tokens must be at most {longest} for this text model, got {longest + 1}"):
         bert(torch.full((1, longest + 1), 7))
@@ -162,6 +199,8 @@ def test_pieces(tiny_bert: Path) -> None:
     ids, words = pieces.encode_words("snowy dogs")
     assert reference.convert_ids_to_tokens(ids.tolist()) == ["[CLS]", "snow", "##y", "dog", "##s", "[SEP]"]
     assert words.tolist() == [-1, 0, 0, 1, 1, -1]
+    pieces.cut(32)
+    pieces.cut(None)
     assert len(pieces.encode("dog " * 50)) == 32 and pieces.encode("dog " * 50)[-1] == reference.sep_token_id
     assert pieces.mask == reference.mask_token_id and len(pieces) == len(reference)
     assert not set(reference.all_special_ids) & set(pieces.plain.tolist())
@@ -198,12 +237,15 @@ def test_a_run_needs_the_folder_only_to_start(run: list[str], cli: Cli, tmp_path
     outcome = cli("train", *run, "train.epochs=1")
     assert outcome.code == 0, outcome.err
     model = vse.load(tmp_path / "run")
+    with (tmp_path / "bert" / "config.json").open() as file:
+        assert {"transformers_version", "dtype"} <= set(json.load(file))
     before = model.encode_texts(["a red dog", "snowy cats fly"])
     shutil.rmtree(tmp_path / "bert")
     assert "going on with epoch 2" in cli("train", *run).out
     assert cli("eval", tmp_path / "run").code == 0
     state = load_checkpoint(tmp_path / "run" / "last.pt")
     assert state["architectures"]["text"]["model_type"] == "bert" and "image" not in state["architectures"]
+    assert not {"_name_or_path", "transformers_version", "dtype", "id2label"} & set(state["architectures"]["text"])
     assert str(tmp_path) not in json.dumps(state["architectures"]) + state["vocabulary"]["content"]
     again = vse.load(tmp_path / "run" / "last.pt").encode_texts(["a red dog", "snowy cats fly"])
     assert before.shape == again.shape == (2, 1, 8) and not torch.equal(before, again)
@@ -249,7 +291,9 @@ def test_mistakes_are_one_line(run: list[str], cli: Cli, tmp_path: Path) -> None
     assert cli("train", *run, "model.text.encoder.drop=0", "--dry-run").code == 0
 
 
-def test_a_hostile_architecture_fetches_and_runs_nothing(run: list[str], cli: Cli, tmp_path: Path) -> None:
+def test_a_hostile_architecture_fetches_and_runs_nothing(
+    run: list[str], cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert cli("train", *run, "train.epochs=1").code == 0
     file = tmp_path / "run" / "best.pt"
     state = torch.load(file, weights_only=True)
@@ -263,15 +307,32 @@ def test_a_hostile_architecture_fetches_and_runs_nothing(run: list[str], cli: Cl
     state["architectures"]["text"] |= hostile
     torch.save(state, file)
     encoder: Any = vse.load(file).text.encoder
-    assert encoder.bert.config._attn_implementation in ("sdpa", "eager")
-    for architecture in ({"model_type": "no such"}, {}, {"model_type": "bert", "hidden_size": "wide"}):
-        state["architectures"]["text"] = architecture
+    assert encoder.bert.config._attn_implementation == "sdpa"
+
+    readers = [f"transformers.{name}.from_pretrained" for name in ("AutoConfig", "AutoModel", "AutoTokenizer")]
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("looked for a folder, the hub, or the user's consent")
+
+    for place in (*readers, "builtins.input"):
+        monkeypatch.setattr(place, refuse)
+    nested: dict[str, Any] = {"auto_map": {"AutoModel": f"{tmp_path}--evil.Model"}}
+    for architecture in (
+        {"model_type": "blip", "text_config": nested},
+        {"model_type": "dpt", "backbone": "evil/repo", "use_timm_backbone": False},
+        {"model_type": "timm_wrapper", "architecture": "hf-hub:evil/repo"},
+        nested,
+        None,  # none at all
+        {"model_type": "no such"},
+        {"model_type": "bert", "hidden_size": "wide"},
+    ):
+        state["architectures"] = {} if architecture is None else {"text": architecture}
         torch.save(state, file)
-        with pytest.raises(InputError, match="cannot be read as a model of transformers"):
+        with pytest.raises(InputError, match="the checkpoint's architecture: cannot be read as a model of tr"):
             vse.load(file)
     state["vocabulary"]["content"] = "{}"
     torch.save(state, file)
-    with pytest.raises(InputError, match="not a tokenizer's JSON"):
+    with pytest.raises(InputError, match="the checkpoint's vocabulary: not a tokenizer's JSON"):
         vse.load(file)
 
 
@@ -292,3 +353,41 @@ def test_captions_are_augmented_word_by_word(tiny_bert: Path, tmp_path: Path) ->
     assert (last == pieces.encode("")[1]).all() and pieces.mask in batch.tokens
     plain = TrainingData(corpus, pieces, 0.0, seed=1)[3, np.arange(60)]
     assert not isinstance(plain, InputError) and pieces.mask not in plain.tokens
+
+
+def test_a_tokenizer_without_words_cannot_drop_them(run: list[str], cli: Cli, tmp_path: Path) -> None:
+    """One word for the whole caption: augmentation would remove everything or nothing."""
+    file = tmp_path / "bert" / "tokenizer.json"
+    content = json.loads(file.read_text())
+    content["pre_tokenizer"] = {"type": "Metaspace", "replacement": "_", "prepend_scheme": "never", "split": False}
+    file.write_text(json.dumps(content))
+    assert "has no notion of words; expected 0, got 0.2" in cli("train", *run).error
+
+
+def test_ids_beyond_the_count_of_pieces(tiny_bert: Path, tmp_path: Path) -> None:
+    """A hole in the ids: the highest decides what a model must know, and no hole is drawn."""
+    folder = Path(shutil.copytree(tiny_bert, tmp_path / "holes"))
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["model"]["vocab"]["zzz"] = 5000
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    pieces = Pieces.read(str(folder))
+    assert len(pieces) == 5001 and 5000 in pieces.plain and 4999 not in pieces.plain
+    with pytest.raises(ValueError, match="its tokenizer has 5001 tokens, but the model knows 90"):
+        encoder(folder, vocab_size=len(pieces))
+
+
+def test_a_caption_without_tokens_is_named(tiny_bert: Path, tmp_path: Path) -> None:
+    from conftest import write_precomp
+
+    from vse.data.batches import TrainingData
+    from vse.data.corpora import precomp
+
+    folder = Path(shutil.copytree(tiny_bert, tmp_path / "bare"))
+    content = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps({**content, "post_processor": None}))
+    root = write_precomp(tmp_path / "data")
+    captions = root / "precomp" / "train_caps.txt"
+    lines = captions.read_text().splitlines()
+    captions.write_text("\n".join([*lines[:3], "\u200b", *lines[4:]]) + "\n")
+    data = TrainingData(precomp(str(root), "train"), Pieces.read(str(folder)), 0.2, seed=1)
+    assert isinstance(error := data[0, np.arange(8)], InputError) and "caption 3 has no tokens" in str(error)

@@ -1,6 +1,7 @@
 """The grid encoder, its backbones and their published weight files."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -258,8 +259,13 @@ def vision(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     """The folder of a small random vision model, and its number of stages."""
     torch.manual_seed(0)
     sizes, stages = VISION[request.param]
-    config = getattr(transformers, request.param)(**sizes)
-    return write_transformer(tmp_path_factory.mktemp("vision") / request.param, config, weights=True), stages
+    model = transformers.AutoModel.from_config(getattr(transformers, request.param)(**sizes))
+    with torch.no_grad():
+        for parameter in model.parameters():  # LayerNorms, too, that a mistake would leave out
+            parameter += 0.1 * torch.randn_like(parameter)
+    folder = tmp_path_factory.mktemp("vision") / request.param
+    model.save_pretrained(folder)
+    return folder, stages
 
 
 def test_transformers(vision: tuple[Path, int]) -> None:
@@ -293,11 +299,14 @@ def test_a_transformer_is_the_published_one(vision: tuple[Path, int]) -> None:
     grid = Grid(8, str(folder), weights="pretrained")
     reference = transformers.AutoModel.from_pretrained(folder)
     reference = getattr(reference, "vision_model", reference)
+    pictures = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = reference.eval()(pixel_values=pictures).last_hidden_state[:, -16:]
+        torch.testing.assert_close(grid.eval().backbone(pictures), expected, atol=1e-5, rtol=0)
     own: Any = grid.backbone.net
     assert len(own.state_dict()) and all(torch.equal(v, reference.state_dict()[k]) for k, v in own.state_dict().items())
     again = Grid(8, "somewhere/else", architecture=json.loads(json.dumps(grid.architecture)))
     again.load_state_dict(grid.state_dict())
-    pictures = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(again.eval()(pictures).features, grid.eval()(pictures).features)
 
@@ -326,8 +335,33 @@ def test_bad_transformers(tiny_vit: Path, tiny_bert: Path, tmp_path: Path) -> No
     for arguments, message in cases:
         with pytest.raises(ValueError, match=message):
             Grid(8, **arguments)
-    maps = write_transformer(
-        tmp_path / "map", transformers.ResNetConfig(hidden_sizes=[8], depths=[1], embedding_size=8)
-    )
-    with pytest.raises(ValueError, match="resnet gives a feature map, not patches; torchvision's ResNets go by name"):
-        Grid(8, str(maps))(torch.zeros(1, 3, 32, 32))
+    config = transformers.ResNetConfig(hidden_sizes=[8], depths=[1], embedding_size=8)
+    maps = write_transformer(tmp_path / "map", config)
+    with pytest.raises(ValueError, match="gives 3-dimensional feature maps; torchvision's ResNets go by name"):
+        Grid(8, str(maps))
+
+
+@pytest.mark.parametrize("kind", ["Yolos", "ViTMAE"])
+def test_models_whose_tokens_are_not_the_patches(kind: str, tmp_path: Path) -> None:
+    """Detection tokens behind the patches, or a random part of them."""
+    sizes = {**SIZES, "image_size": [32, 32] if kind == "Yolos" else 32}
+    folder = write_transformer(tmp_path / kind, getattr(transformers, f"{kind}Config")(**sizes))
+    with pytest.raises(ValueError, match="tokens for 16 patches; they cannot be told apart"):
+        Grid(8, str(folder))(torch.zeros(1, 3, 32, 32))
+
+
+def test_a_model_tells_its_pixels(tiny_vit: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_vit, tmp_path / "vit"))
+    (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5] * 3, "image_std": [0.5] * 3}))
+    Grid(8, str(folder), pixels="half")
+    with pytest.raises(ValueError, match="pixels must be half for .*, as it says, got 'imagenet'"):
+        Grid(8, str(folder))
+    (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.1] * 3, "image_std": [0.5] * 3}))
+    with pytest.raises(ValueError, match=r"pixels must be \(\[0.1, 0.1, 0.1\], .* for .*, as it says, got 'half'"):
+        Grid(8, str(folder), pixels="half")
+
+
+def test_torchvisions_names_are_no_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "resnet18").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert Grid(8, "resnet18").architecture is None

@@ -267,6 +267,7 @@ def test_messages_of_the_library(cli: Cli, small: list[str], tmp_path: Path) -> 
     for images, message in (
         ([tmp_path / "none.png"], "none.png: no such picture"),
         ([torch.zeros(3, 32, 32), torch.zeros(3, 16, 16)], r"of one size, got \(3, 16, 16\)"),
+        ([torch.zeros(3, 32, 32), torch.zeros(3, 32, 32).byte()], "bytes, .* and float tensors cannot share"),
         ([torch.zeros(16, 1728)], r"pictures must be \(3, height, width\) of one size, got \(16, 1728\)"),
         ([], "nothing to encode"),
     ):

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError
 from torch import nn
@@ -141,11 +142,13 @@ def build_vocabulary(config: Config, training: Corpus, state: dict[str, Any] | N
             raise InputError(f"{config.source(place)}: {place}: {text.name} has its own vocabulary; got {file}")
         with _naming(config, f"{key}.model"):
             pieces = Pieces.read(text.arguments["model"])
-        if pieces.mask is None and text.arguments.get("drop"):
-            raise InputError(
-                f"{config.source(f'{key}.drop')}: {key}.drop: the tokenizer of {text.arguments['model']} has no mask "
-                f"token to put in the place of words; expected 0, got {text.arguments['drop']}"
-            )
+        if drop := text.arguments.get("drop"):
+            lacks = "mask token to put in the place of words" if pieces.mask is None else "notion of words"
+            if pieces.mask is None or len(np.unique(pieces.encode_words("two dogs")[1][1:-1])) < 2:
+                raise InputError(
+                    f"{config.source(f'{key}.drop')}: {key}.drop: the tokenizer of {text.arguments['model']} has no "
+                    f"{lacks}; expected 0, got {drop}"
+                )
         return pieces
     if config.data.vocabulary.file is not None:
         return Vocabulary.read(config.data.vocabulary.file)
@@ -172,7 +175,10 @@ def _reads_pieces(config: Config) -> bool:
 
 def _saved_vocabulary(state: Any) -> Vocabulary | Pieces:
     """Vocabulary from what a checkpoint holds of it."""
-    return Pieces(**state) if isinstance(state, dict) else Vocabulary(state)
+    try:
+        return Pieces(**state) if isinstance(state, dict) else Vocabulary(state)
+    except ValueError as error:
+        raise InputError(f"the checkpoint's vocabulary: {error}") from None
 
 
 def build_model(
@@ -183,18 +189,20 @@ def build_model(
     With the ``state`` of a checkpoint it will get its weights from there: no file of published ones is read.
     """
     fresh = state is None
-    known = {} if state is None else state.get("architectures", {})
+    known: Any = {"image": None, "text": None} if state is None else state.get("architectures", {})
     given: dict[str, Any] = {} if in_dim is None else {"in_dim": in_dim}
     gives = ("pieces" if isinstance(vocabulary, Pieces) else "words",)
-    tokens = {"vocab_size": len(vocabulary), "architecture": known.get("text")}
+    tokens = {"vocab_size": len(vocabulary), "architecture": known.get("text", {})}
     image = _build_tower(
         config,
         "image",
         ("features",) if given else ("pictures", "frames"),
-        {**given, "architecture": known.get("image")},
+        {**given, "architecture": known.get("image", {})},
         fresh,
     )
     text = _build_tower(config, "text", gives, tokens, fresh)
+    if isinstance(vocabulary, Pieces):
+        vocabulary.cut(getattr(text.encoder, "max_length", None))
     transform = None if config.data.transform is None else _make(config, _TRANSFORMS, "data.transform")
     model = VSEModel(image, text, _make(config, SIMILARITIES, "model.similarity"), vocabulary, transform)
     if fresh and config.data.vocabulary.vectors is not None:

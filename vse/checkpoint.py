@@ -83,13 +83,18 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     kinds = {
         "config": isinstance(state["config"], dict),
         "vocabulary": _is_vocabulary(state["vocabulary"]),
-        "architectures": isinstance(state.get("architectures", {}), dict),
+        "architectures": _is_architectures(state.get("architectures", {})),
         "in_dim": state["in_dim"] is None or isinstance(state["in_dim"], int),
         "model": isinstance(state["model"], dict) and all(isinstance(v, torch.Tensor) for v in state["model"].values()),
     }
     if wrong := [key for key, right in kinds.items() if not right]:
         raise InputError(f"{path}: a damaged checkpoint: its {', '.join(wrong)} is of another kind than it should be")
     return state
+
+
+def _is_architectures(state: Any) -> bool:
+    """Whether it is the architectures of encoders, each as a dict."""
+    return isinstance(state, dict) and all(isinstance(architecture, dict) for architecture in state.values())
 
 
 def _is_vocabulary(state: Any) -> bool:

@@ -13,7 +13,8 @@ class InputError(ValueError):
 
 def first_line(error: BaseException) -> str:
     """Start of an error's message, fit for one line."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines or [type(error).__name__])[0][:160]
 
 
 def close_match(word: str, known: list[str]) -> str:

@@ -127,6 +127,8 @@ class VSEModel(nn.Module):
             else:
                 tensors.append(self.transform.read(picture))
             found = tuple(tensors[-1].shape)
+            if tensors[-1].is_floating_point() != tensors[0].is_floating_point():
+                raise ValueError("bytes, as files and PIL pictures are, and float tensors cannot share a list")
             if found[clips:] != tensors[0].shape[clips:] or len(found) != 3 + clips or 0 in found:
                 raise ValueError(f"{'clips' if clips else 'pictures'} must be {shape} of one size, got {found}")
         if clips and len({len(clip) for clip in tensors}) > 1:

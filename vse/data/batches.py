@@ -96,13 +96,13 @@ class TrainingData(Dataset[Batch | InputError]):
         images, row = np.unique(self.corpus.image_of_caption[captions], return_inverse=True)
         try:
             read = self.corpus.images.read(images, epoch)
+            tokens, mask = pad([torch.from_numpy(self._tokens(epoch, int(index))) for index in captions])
         except InputError as error:
             return error
         if isinstance(read, np.ndarray):
             features, image_mask = torch.from_numpy(read), None
         else:  # clips of different lengths
             features, image_mask = pad([torch.from_numpy(clip) for clip in read])
-        tokens, mask = pad([torch.from_numpy(self._tokens(epoch, int(index))) for index in captions])
         positives = torch.from_numpy(np.arange(len(images))[:, None] == row[None, :])
         return Batch(features, image_mask, tokens, mask, positives)
 
@@ -119,6 +119,8 @@ class TrainingData(Dataset[Batch | InputError]):
             if self.keep_ends:
                 self._ids[index][1][[0, -1]] = -1
         ids, words = self._ids[index]
+        if not len(ids):
+            raise InputError(f"{self.corpus.name}: caption {self.corpus.caption_ids[index]} has no tokens")
         if self.drop == 0:
             return ids
         assert self.vocabulary.mask is not None  # the build has seen to it

@@ -174,7 +174,7 @@ class FrameFeatures:
         elif self.sampling is not None and epoch is not None:
             with seeded(self.seed, epoch, index):
                 array = array[self.sampling.choose(len(array), train=True)]
-        values = array.astype(np.float32, copy=False)
+        values = array.astype(np.float32)  # a copy: the file is mapped for reading alone
         if not np.isfinite(values).all():
             raise InputError(f"{self._file(index)}: NaN or Inf in the features of clip {self.ids[index]}")
         return values

@@ -14,6 +14,8 @@ import numpy as np
 from vse.data.synthetic import read_patches, render_world
 from vse.errors import InputError, first_line
 
+# What numpy raises for a damaged file.
+_NOT_NPY = (ValueError, OSError, EOFError, SyntaxError, OverflowError, TypeError, MemoryError, tokenize.TokenError)
 SPLITS = ("train", "dev", "test", "testall")
 
 
@@ -79,7 +81,7 @@ class Features:
                 self._array = np.lib.format.open_memmap(self.path, mode="r")
             except FileNotFoundError:
                 raise InputError(f"{self.path}: no such file") from None
-            except (ValueError, OSError, EOFError, SyntaxError, OverflowError, TypeError, tokenize.TokenError) as error:
+            except _NOT_NPY as error:
                 raise InputError(f"{self.path}: not a complete .npy file of numbers ({first_line(error)})") from None
         return self._array
 
@@ -278,7 +280,7 @@ def read_ids(path: Path) -> list[int]:
     try:
         with open(path, "rb") as file:
             ids = np.lib.format.read_array(file, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+    except _NOT_NPY as error:
         raise InputError(f"{path}: not a complete .npy file of numbers ({first_line(error)})") from None
     if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer) or not len(ids):
         raise InputError(f"{path}: expected a list of whole numbers, found {ids.dtype} of shape {ids.shape}")

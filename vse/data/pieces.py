@@ -33,7 +33,8 @@ class Pieces:
             raise InputError(f"not a tokenizer's JSON ({first_line(error)})") from None
         self.content, self.mask, self.max_length = content, mask, max_length
         special = {token["id"] for token in json.loads(content).get("added_tokens", []) if token["special"]}
-        self.plain = np.array([i for i in range(len(self)) if i not in special], dtype=np.int64)
+        self._ids = {*self.tokenizer.get_vocab().values(), *self.tokenizer.encode("").ids, *([mask] if mask else [])}
+        self.plain = np.array(sorted(self._ids - special), dtype=np.int64)
 
     @classmethod
     def read(cls, model: str) -> "Pieces":
@@ -46,8 +47,15 @@ class Pieces:
         return {"content": self.content, "mask": self.mask, "max_length": self.max_length}
 
     def __len__(self) -> int:
-        """Return the number of pieces, specials included."""
-        return int(self.tokenizer.get_vocab_size())
+        """Return the size of a table that has a row for every id."""
+        return max(self._ids) + 1
+
+    def cut(self, max_length: int | None) -> None:
+        """Cut captions off after this many pieces, too: a model has no positions for more."""
+        lengths = [length for length in (self.max_length, max_length) if length is not None]
+        if lengths:
+            self.max_length = min(lengths)
+            self.tokenizer.enable_truncation(self.max_length)
 
     def encode(self, caption: str) -> np.ndarray:
         """Ids (L,) int64 of a caption's pieces between the model's own specials."""

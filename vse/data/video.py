@@ -107,10 +107,10 @@ def vatex(root: str, split: str, frames: str = "features") -> Corpus:
     """
     listed = Path(root) / f"{split.removesuffix('all')}_ids.txt"
     names = {"train": "training", "dev": "validation"}
-    pattern = "*" if listed.is_file() else names.get(split, "public_test")
-    files = sorted(Path(root).glob(f"vatex_{pattern}*.json"))
+    pattern = "vatex_*.json" if listed.is_file() else f"vatex_{names.get(split, 'public_test')}*.json"
+    files = sorted(Path(root).glob(pattern))
     if not files:
-        raise InputError(f"{root}: no vatex_{pattern}*.json there; expected VATEX's captions, as published")
+        raise InputError(f"{root}: no {pattern} there; expected VATEX's captions, as published")
     pairs = []
     for file in files:
         content = read_json(file)

@@ -7,10 +7,11 @@ import zipfile
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vse.encoders.pretrained import describe, load_transformer
+from vse.encoders.pretrained import load_transformer, read_pixels
 from vse.errors import InputError, close_match, first_line, misfit
 
 _CAFFE = "caffe_"  # before a ResNet's name: the geometry of the networks converted from Caffe
@@ -63,6 +64,12 @@ def _is_picture(kind: torch.dtype) -> bool:
     return kind.is_floating_point or kind == torch.uint8
 
 
+def _resnets() -> list[str]:
+    import torchvision
+
+    return [n for n in torchvision.models.list_models(torchvision.models) if "resne" in n and "quant" not in n]
+
+
 class Unfreezing:
     """When which stages of a backbone are trained.
 
@@ -104,8 +111,7 @@ class ResNetBackbone(nn.Module):
         self.train_norm = train_norm
         import torchvision
 
-        plain = name.removeprefix(_CAFFE)
-        known = [n for n in torchvision.models.list_models(torchvision.models) if "resne" in n and "quant" not in n]
+        plain, known = name.removeprefix(_CAFFE), _resnets()
         if plain not in known:
             raise ValueError(f"backbone must be a torchvision ResNet, got {name!r} ({close_match(plain, known)})")
         net = torchvision.models.get_model(plain, weights=None)
@@ -151,7 +157,7 @@ class TransformerBackbone(nn.Module):
     the model can.
 
     Shapes: pictures (B, 3, height, width) -> patches (B, N, dim), row by row. Raises ValueError for pictures of a size
-    that the model does not take, and for a model that gives a feature map.
+    that the model does not take, and for a model whose tokens are not the patches after a few others.
 
     >>> TransformerBackbone("google/vit-base-patch16-224")(torch.randn(2, 3, 224, 224)).shape
     torch.Size([2, 196, 768])
@@ -161,10 +167,11 @@ class TransformerBackbone(nn.Module):
         self, name: str, weights: Literal["pretrained"] | None = "pretrained", architecture: Any = None
     ) -> None:
         super().__init__()
-        self.net = load_transformer(name, weights, architecture, "vision")
-        self.architecture = describe(self.net)
+        self.net, self.architecture = load_transformer(name, weights, architecture, "vision")
         config: Any = self.net.config
-        self.dim: int = getattr(config, "hidden_size", 1)
+        self.dim: int = config.hidden_size
+        self.merges = hasattr(config, "depths")  # Swin: fewer tokens than patches, and nothing else among them
+        self.others = 2 + getattr(config, "num_register_tokens", 0)  # [CLS], distillation, registers: at most
         patch = getattr(config, "patch_size", 1)
         self.patch = tuple(patch) if isinstance(patch, list | tuple) else (patch, patch)
         can = "interpolate_pos_encoding" in inspect.signature(self.net.forward).parameters
@@ -180,22 +187,24 @@ class TransformerBackbone(nn.Module):
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Patches of a batch of pictures."""
-        hidden: Tensor = self.net(pixel_values=pictures, **self.options).last_hidden_state
-        if hidden.dim() != 3:
-            name = self.architecture["model_type"]
-            raise ValueError(f"{name} gives a feature map, not patches; torchvision's ResNets go by name")
+        hidden: Tensor = self.net(pixel_values=pictures, **self.options, return_dict=True).last_hidden_state
+        if self.merges:
+            return hidden
         patches = (pictures.shape[2] // self.patch[0]) * (pictures.shape[3] // self.patch[1])
-        return hidden[:, max(0, hidden.shape[1] - patches) :]  # fewer than the patches: Swin merges them
+        if not 0 <= hidden.shape[1] - patches <= self.others:
+            name = self.architecture["model_type"]
+            raise ValueError(f"{name} gives {hidden.shape[1]} tokens for {patches} patches; they cannot be told apart")
+        return hidden[:, -patches:]
 
 
 def make_backbone(
-    name: str, weights: str | None, architecture: dict[str, Any] | None, train_norm: bool
+    name: str, weights: str | None, architecture: dict[str, Any] | None, train_norm: bool, pixels: Pixels
 ) -> ResNetBackbone | TransformerBackbone:
     """Backbone by name: torchvision's, or a model of ``transformers``, a folder or "organisation/model".
 
-    Raises ValueError for ``weights`` that are not that kind's.
+    Raises ValueError for ``weights`` that are not that kind's, and for ``pixels`` that are not the model's.
     """
-    if architecture is None and "/" not in name and not Path(name).is_dir():
+    if name.removeprefix(_CAFFE) in _resnets() or not (architecture is not None or "/" in name or Path(name).is_dir()):
         backbone = ResNetBackbone(name, train_norm)
         if weights == "pretrained":
             raise ValueError(f"weights of the torchvision backbone {name} must be a file, imagenet or null")
@@ -208,6 +217,10 @@ def make_backbone(
         raise ValueError(f"weights of {name}, a model of transformers, must be pretrained or null, got {weights!r}")
     if train_norm:
         raise ValueError(f"train_norm is for the BatchNorm of torchvision's backbones, not for {name}")
+    published = read_pixels(name) if architecture is None else None
+    if published is not None and not np.allclose(255 * np.array(published), _STATISTICS[pixels], atol=0.6):
+        fits = [k for k, own in _STATISTICS.items() if np.allclose(255 * np.array(published), own, atol=0.6)]
+        raise ValueError(f"pixels must be {fits[0] if fits else published} for {name}, as it says, got {pixels!r}")
     return TransformerBackbone(name, "pretrained" if weights else None, architecture)
 
 

@@ -5,20 +5,20 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from vse.encoders.pretrained import describe, load_transformer, longest_input
+from vse.encoders.pretrained import load_transformer, longest_input
 from vse.sets import FeatureSet, check_mask, masked_max, masked_mean
 
 Context = Literal["cls", "max", "mean"]
 
 
 class Bert(nn.Module):
-    """The last hidden states of BERT, or of any text model of ``transformers`` (VSE∞, Chen et al. 2021, section 4.1).
+    """The last hidden states of BERT, or of a text encoder of ``transformers`` like it.
 
-    V = dropout(linear(hidden)). ``model``: a folder or a name on the hub, whose fast tokenizer the data uses;
-    ``weights``: "pretrained", those that lie there, or None for random ones. ``context``: V of the first token ("cls"),
-    the ``max`` or ``mean`` of V (DivE), or none. ``drop`` is the probability of the caption augmentation, word by word
-    (see :func:`vse.data.vocabulary.augment`); it acts on token ids in the data pipeline. ``architecture`` and
-    ``vocab_size`` are filled in: a checkpoint holds what is needed of ``model``.
+    VSE∞, Chen et al. 2021, section 4.1: V = dropout(linear(hidden)). ``model``: a folder or a name on the hub, whose
+    fast tokenizer the data uses; ``weights``: "pretrained", those that lie there, or None for random ones.
+    ``context``: V of the first token ("cls"), the ``max`` or ``mean`` of V (DivE), or none. ``drop`` is the probability
+    of the caption augmentation, word by word (see :func:`vse.data.vocabulary.augment`); it acts on token ids in the
+    data pipeline. ``architecture`` and ``vocab_size`` are filled in: a checkpoint holds what is needed of ``model``.
 
     Shapes: token ids (B, L), prefix mask (B, L) -> features (B, L, dim), context (B, dim) or None. Raises ValueError
     for an unknown choice, probabilities outside [0, 1), a tokenizer with more ids than the model, more tokens than it
@@ -48,11 +48,10 @@ class Bert(nn.Module):
         if context not in (*get_args(Context), None):
             raise ValueError(f"context must be one of {(*get_args(Context), None)}, got {context!r}")
         self.drop, self.context = drop, context
-        self.bert = load_transformer(model, weights, architecture, "text")
-        self.architecture = describe(self.bert)
-        self.max_length = longest_input(self.bert.config)
-        known = self.bert.get_input_embeddings().num_embeddings  # type: ignore[operator]
-        if vocab_size is not None and vocab_size > known:
+        self.bert, self.architecture = load_transformer(model, weights, architecture, "text")
+        self.max_length = longest_input(self.bert)
+        known = self.architecture.get("vocab_size")
+        if vocab_size is not None and known is not None and vocab_size > known:
             raise ValueError(f"{model}: its tokenizer has {vocab_size} tokens, but the model knows {known}")
         self.linear = nn.Linear(self.bert.config.hidden_size, dim)  # type: ignore[union-attr, arg-type]
         self.dropout = nn.Dropout(dropout)
@@ -69,8 +68,9 @@ class Bert(nn.Module):
         if mask is not None:
             check_mask(mask, inputs.shape, prefix=True)
             inputs = inputs.masked_fill(~mask, 0)  # whatever stands behind the caption is no token
-        hidden = self.bert(input_ids=inputs, attention_mask=torch.ones_like(inputs) if mask is None else mask.long())
-        projected = self.dropout(self.linear(hidden.last_hidden_state))
+        attention = torch.ones_like(inputs) if mask is None else mask.long()
+        hidden = self.bert(input_ids=inputs, attention_mask=attention, return_dict=True).last_hidden_state
+        projected = self.dropout(self.linear(hidden))
         if self.context is None:
             return FeatureSet(projected, mask)
         if self.context == "cls":

@@ -59,7 +59,7 @@ class Grid(nn.Module):
         self.drop = drop
         self.unfreezing = Unfreezing(freeze_epochs, stage_epochs)
         self.normalise = Normalise(pixels)
-        self.backbone = make_backbone(backbone, weights, architecture, train_norm)
+        self.backbone = make_backbone(backbone, weights, architecture, train_norm, pixels)
         self.architecture = self.backbone.architecture
         self.head = Regions(self.backbone.dim, dim, None, features, context, dropout)
         self.dim, self.context_dim = self.head.dim, self.head.context_dim

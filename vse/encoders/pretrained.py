@@ -9,14 +9,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from vse.errors import InputError, first_line
 
-_UNUSED = ("pooler", "post_layernorm", "head")  # what stands behind the last hidden states
-_NOT_ARCHITECTURE = {  # a path, a training choice, or something that would be fetched and run
-    *("_name_or_path", "auto_map", "quantization_config", "dtype", "torch_dtype", "id2label", "label2id"),
-    *("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation"),
+# What is no architecture: a path, labels, the files' number format, or something that would be fetched and run.
+_LEFT_OUT = {
+    *("_name_or_path", "transformers_version", "id2label", "label2id", "dtype", "torch_dtype", "auto_map"),
+    *("quantization_config", "attn_implementation", "_attn_implementation", "experts_implementation"),
+    *("_experts_implementation", "_attn_implementation_internal", "return_dict"),
 }
 
 
@@ -25,58 +27,97 @@ def load_transformer(
     weights: Literal["pretrained"] | None,
     architecture: dict[str, Any] | None,
     side: Literal["text", "vision"],
-) -> nn.Module:
-    """Model of ``transformers`` that gives last hidden states, without the parts that these do not depend on.
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Model of ``transformers`` that gives last hidden states, and its architecture as plain values.
 
     ``name``: a folder, or a model's name on the hub; ``weights``: "pretrained", those that lie there, or None for
-    random ones. ``architecture``: what :func:`describe` gave for such a model, instead of reading ``name``. ``side``:
-    "text" or "vision", the half that is taken of a model with both. Raises InputError that names folder or model.
+    random ones. ``architecture``: what this returned for such a model, as a checkpoint holds it: then ``name`` is not
+    looked at. ``side``: the half that is taken of a model with both. What the last hidden states do not depend on
+    (poolers, heads) is left out. Nothing that a config names is fetched or run. Raises InputError, naming folder or
+    model, for what cannot be read or gives no hidden states.
     """
     from transformers import AutoConfig, AutoModel
 
-    path = local_path(name) if architecture is None else name
+    path = local_path(name) if architecture is None else "the checkpoint's architecture"
     with _one_line(path):
         if architecture is None:
-            config = AutoConfig.from_pretrained(path)
-        else:
-            config = AutoConfig.for_model(**{k: v for k, v in architecture.items() if k not in _NOT_ARCHITECTURE})
-        config = getattr(config, f"{side}_config", None) or config
+            found = AutoConfig.from_pretrained(path, trust_remote_code=False)
+            found = getattr(found, f"{side}_config", None) or found
+            architecture = json.loads(found.to_json_string(use_diff=False))
+        architecture = _without_extras(architecture)
+        kind = str(architecture.get("model_type"))
+        if kind.startswith("timm") or any(key.startswith("backbone") for key in architecture):
+            raise ValueError(f"{kind} is made of other models; expected one of its own")  # which it would fetch
+        config = AutoConfig.for_model(**architecture)
         if getattr(config, "is_encoder_decoder", False):
             raise ValueError(f"{config.model_type} is an encoder and a decoder; expected one model of hidden states")
+        if config.sub_configs:
+            raise ValueError(f"{kind} is made of other models; expected one of its own")
         if weights is None:
-            model = AutoModel.from_config(config)
+            model = AutoModel.from_config(config, trust_remote_code=False)
         else:
-            model, found = AutoModel.from_pretrained(path, config=config, output_loading_info=True)
-            missing = [key for key in model.state_dict() if key in found["missing_keys"] and not _is_unused(key)]
+            model, report = AutoModel.from_pretrained(
+                path, config=config, output_loading_info=True, dtype=torch.float32, trust_remote_code=False
+            )
+        probe = _probe(config, side)
+        if (reads := next(iter(probe))) not in inspect.signature(model.forward).parameters:
+            raise ValueError(f"{config.model_type} is no {side} model: it takes no {reads}")
+        unused = _prune(model, probe)
+        if weights is not None:
+            missing = [key for key in model.state_dict() if key in report["missing_keys"] - unused]
             if missing:
                 more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
                 raise ValueError(f"its weights lack {', '.join(missing[:3])}{more}")
-        inputs = {"text": "input_ids", "vision": "pixel_values"}[side]
-        if inputs not in inspect.signature(model.forward).parameters:
-            raise ValueError(f"{config.model_type} is no {side} model: it takes no {inputs}")
-    for part in _UNUSED:
-        if getattr(model, part, None) is not None:
-            setattr(model, part, nn.Identity())
-    if getattr(getattr(model, "embeddings", None), "mask_token", None) is not None:
-        model.embeddings.mask_token = None
-    result: nn.Module = model.float()
-    return result
+    return model, architecture
 
 
-def describe(model: nn.Module) -> dict[str, Any]:
-    """Architecture of a ``transformers`` model as plain values, for a checkpoint: it then needs no folder."""
-    content = json.loads(model.config.to_json_string(use_diff=False))  # type: ignore[operator, union-attr]
-    return {key: value for key, value in content.items() if key not in _NOT_ARCHITECTURE}
+def _without_extras(architecture: Any) -> Any:
+    """The same, without what is no architecture, at any depth."""
+    if isinstance(architecture, dict):
+        return {key: _without_extras(value) for key, value in architecture.items() if key not in _LEFT_OUT}
+    return architecture
 
 
-def longest_input(config: Any) -> int | None:
+def _probe(config: Any, side: str) -> dict[str, Tensor]:
+    """A small input for a model."""
+    if side == "text":
+        return {"input_ids": torch.ones(1, 3, dtype=torch.long), "attention_mask": torch.ones(1, 3, dtype=torch.long)}
+    size = getattr(config, "image_size", None) or 224
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    return {"pixel_values": torch.zeros(1, getattr(config, "num_channels", 3), height, width)}
+
+
+def _prune(model: nn.Module, probe: dict[str, Tensor]) -> set[str]:
+    """Leave out what the last hidden states do not depend on; return the names of the parameters."""
+    model.eval()
+    hidden = model(**probe, return_dict=True).last_hidden_state
+    if hidden.dim() != 3:
+        raise ValueError(f"gives {hidden.dim() - 1}-dimensional feature maps; torchvision's ResNets go by name")
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    gradients = torch.autograd.grad(hidden.sum(), list(parameters.values()), allow_unused=True)
+    unused = {name for name, gradient in zip(parameters, gradients, strict=True) if gradient is None}
+    for name, module in list(model.named_modules()):
+        inside = {f"{name}.{key}" for key, _ in module.named_parameters()}
+        if name and inside and inside <= unused:
+            _replace(model, name, nn.Identity())
+    for name in unused & {key for key, _ in model.named_parameters()}:
+        _replace(model, name, None)
+    return unused
+
+
+def _replace(model: nn.Module, name: str, new: nn.Module | None) -> None:
+    parent, _, attribute = name.rpartition(".")
+    with contextlib.suppress(AttributeError):  # gone with the module around it
+        setattr(model.get_submodule(parent), attribute, new)
+
+
+def longest_input(model: nn.Module) -> int | None:
     """Return the number of tokens that a text model has positions for, or None for any number."""
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions is None:
-        return None
-    # RoBERTa and its kin count from the padding's id on.
-    offset = config.pad_token_id + 1 if "roberta" in config.model_type or config.model_type == "camembert" else 0
-    return int(positions - offset)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and "position" in name and module.padding_idx is not None:
+            return module.num_embeddings - module.padding_idx - 1  # RoBERTa and its kin count from there on
+    positions = getattr(model.config, "max_position_embeddings", None)
+    return positions if isinstance(positions, int) and positions > 0 else None
 
 
 def local_path(name: str) -> str:
@@ -86,6 +127,37 @@ def local_path(name: str) -> str:
     if looks_local and not Path(path).is_dir():
         raise InputError(f"{name}: no such folder; expected one with a model of transformers, or its name on the hub")
     return path
+
+
+def read_tokenizer(name: str) -> tuple[str, int | None, int | None]:
+    """The fast tokenizer of a folder or a model: its JSON, its mask's id, and the number of tokens it may give.
+
+    Raises InputError when there is none.
+    """
+    from transformers import AutoTokenizer
+
+    path = local_path(name)
+    with _one_line(path):
+        tokenizer = AutoTokenizer.from_pretrained(path, use_fast=True, trust_remote_code=False)
+        if not tokenizer.is_fast:
+            raise ValueError("its tokenizer is no fast one: there is no tokenizer.json")
+        if len(tokenizer) <= len(tokenizer.all_special_ids):  # what the library makes of a folder without one
+            raise ValueError("it has no tokenizer.json")
+        longest = tokenizer.model_max_length
+        return tokenizer.backend_tokenizer.to_str(), tokenizer.mask_token_id, longest if longest < 1e9 else None
+
+
+def read_pixels(name: str) -> tuple[list[float], list[float]] | None:
+    """Mean and standard deviation, in 0..1, of a model's pictures, where its folder or the hub says so."""
+    from transformers.utils.hub import cached_file
+
+    path = local_path(name)
+    with _one_line(path):
+        file = cached_file(path, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
+        content = json.loads(Path(file).read_text(encoding="utf-8")) if file else {}
+        if not content.get("do_normalize", True) or not {"image_mean", "image_std"} <= set(content):
+            return None
+        return list(content["image_mean"]), list(content["image_std"])
 
 
 @contextlib.contextmanager
@@ -102,7 +174,7 @@ def _one_line(path: str) -> Iterator[None]:
         settings.disable_progress_bar()
     try:
         yield
-    except (KeyboardInterrupt, SystemExit, MemoryError):
+    except MemoryError:
         raise
     except Exception as error:  # of many kinds: hub, safetensors, tokenizers, JSON, the models' own
         if isinstance(error, OSError) and not Path(path).is_dir():
@@ -116,28 +188,3 @@ def _one_line(path: str) -> Iterator[None]:
             logger.setLevel(level)
         if bars:
             settings.enable_progress_bar()
-
-
-def _is_unused(key: str) -> bool:
-    return key.split(".")[0] in _UNUSED or key.endswith("mask_token")
-
-
-def read_tokenizer(name: str) -> tuple[str, int | None, int | None]:
-    """The fast tokenizer of a folder or a model: its JSON, its mask's id, and the number of tokens it may give.
-
-    Raises InputError when there is none.
-    """
-    from transformers import AutoConfig, AutoTokenizer
-
-    path = local_path(name)
-    with _one_line(path):
-        config = AutoConfig.from_pretrained(path)
-        tokenizer = AutoTokenizer.from_pretrained(path, use_fast=True)
-        if not tokenizer.is_fast:
-            raise ValueError("its tokenizer is no fast one: there is no tokenizer.json")
-        if len(tokenizer) <= len(tokenizer.all_special_ids):  # what the library makes of a folder without one
-            raise ValueError("it has no tokenizer.json")
-        positions = longest_input(getattr(config, "text_config", None) or config)
-        lengths = [length for length in (positions, tokenizer.model_max_length) if length is not None]
-        length = min(lengths) if lengths and min(lengths) < 1e9 else None
-        return tokenizer.backend_tokenizer.to_str(), tokenizer.mask_token_id, length

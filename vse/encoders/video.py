@@ -55,7 +55,7 @@ class Video(nn.Module):
         if in_dim is None:
             self.unfreezing = Unfreezing(freeze_epochs, stage_epochs)
             self.normalise = Normalise(pixels)
-            self.backbone = make_backbone(backbone, weights, architecture, train_norm)
+            self.backbone = make_backbone(backbone, weights, architecture, train_norm, pixels)
             self.architecture = self.backbone.architecture
         self.dim = self.backbone.dim if in_dim is None else in_dim
         self.context_dim = dim
