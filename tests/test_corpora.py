@@ -91,7 +91,7 @@ def test_ids_per_caption(tmp_path: Path) -> None:
         (4, 20, range(3), "ids.txt holds 3 ids, which fits neither the 4 rows nor 20 captions"),
         (6, 6, range(3), r"rows 0 and 1 are both image 0 \(by dev_ids.txt\), but they differ"),
         (4, 20, [1, 2, 3, 1], r"rows 0 and 3 are both image 1 \(by dev_ids.txt\), but they differ"),
-        (2, 4, ["x", "y", "y", "y"], "ids.txt: line 2 has id y, but its image has x"),
+        (2, 4, ["x", "y", "x", "y"], "ids.txt: line 2 has id y, but its image has x"),
     ],
 )
 def test_counts_that_do_not_fit(tmp_path: Path, rows: int, captions: int, ids: Any, message: str) -> None:

@@ -90,34 +90,54 @@ def resolve(config: Config) -> Config:
     return resolved
 
 
-def build_corpus(config: Config, split: str) -> Corpus:
-    """One split of the config's data. Raises InputError, naming the file, when something is missing or wrong."""
+def read_corpus(config: Config, split: str) -> Corpus:
+    """One split of the config's data, as it lies there: pictures and clips are paths."""
     if split not in SPLITS:
         raise InputError(f"split {split!r}: {close_match(split, list(SPLITS))}")
     function = _find_callable(config, _CORPORA, "data.format", config.data.format)
     corpus: Corpus = function(config.data.root, split, **config.data.options)
+    return corpus
+
+
+def build_corpus(config: Config, split: str) -> Corpus:
+    """One split of the config's data, fit for its model.
+
+    Raises InputError, naming the file, when something is missing or wrong.
+    """
+    corpus = read_corpus(config, split)
     images = corpus.images
     has = "features" if hasattr(images, "width") else "frames" if isinstance(images, Clips) else "pictures"
     name = config.model.image.encoder.name
     reads = _reads(config, "image", has)
     if has not in reads and reads[0] in ("features", "pictures", "frames"):  # what reads captions is refused as a tower
         raise InputError(f"model.image.encoder.name: {name} reads {' or '.join(reads)}, but {corpus.name} has {has}")
-    if config.data.transform is None:
-        if has == "features":
-            return corpus
-        known = close_match("", [n for n, transform in _TRANSFORMS.items() if transform.reads == has])
-        raise InputError(f"{config.source('data')}: data.transform: missing, and {name} needs one ({known})")
-    transform = _make(config, _TRANSFORMS, "data.transform")
-    wanted = "frames" if isinstance(images, FrameFeatures) else has
-    if wanted != "features" and (made_for := getattr(transform, "reads", wanted)) != wanted:
-        place = "data.transform.name"
-        problem = f"{config.data.transform.name} is for {made_for}, but {corpus.name} has {wanted}"
-        raise InputError(f"{config.source(place)}: {place}: {problem}")
-    if isinstance(images, FrameFeatures):
-        return replace(corpus, images=images.sampled(transform, config.run.seed))
+    if isinstance(images, FrameFeatures) and config.data.transform is not None:
+        return replace(corpus, images=images.sampled(build_transform(config, "frames"), config.run.seed))
     if has == "features":
         return corpus
+    transform = build_transform(config, has)
     return replace(corpus, images=Pictures(images, transform, config.run.seed, config.data.workers))
+
+
+def build_transform(config: Config, kind: str) -> Any:
+    """The config's transform, for "pictures" or "frames". Raises InputError when it has none, or another's."""
+    if config.data.transform is None:
+        known = close_match("", [name for name, transform in _TRANSFORMS.items() if transform.reads == kind])
+        raise InputError(f"{config.source('data')}: data.transform: missing, and {kind} need one ({known})")
+    transform = _make(config, _TRANSFORMS, "data.transform")
+    if (made_for := getattr(transform, "reads", kind)) != kind:
+        place = "data.transform.name"
+        problem = f"{config.data.transform.name} is for {made_for}, but {config.data.format} has {kind}"
+        raise InputError(f"{config.source(place)}: {place}: {problem}")
+    return transform
+
+
+def build_image_encoder(config: Config, gives: str) -> nn.Module:
+    """The image tower's encoder alone, for "pictures" or "frames", with its published weights."""
+    encoder, name = _build_encoder(config, "image", (gives,), {}, True), config.model.image.encoder.name
+    if not hasattr(encoder, "backbone"):
+        raise InputError(f"{config.source('model.image.encoder')}: model.image.encoder: {name} has no backbone")
+    return encoder
 
 
 def _reads(config: Config, side: str, otherwise: str) -> tuple[str, ...]:
@@ -331,17 +351,7 @@ def _build_tower(config: Config, side: str, gives: tuple[str, ...], widths: dict
     key = f"model.{side}"
     tower = getattr(config.model, side)
     embed_dim = config.model.embed_dim
-    reads = _reads(config, side, gives[0])
-    if not set(reads) & set(gives):
-        raise InputError(
-            f"{config.source(f'{key}.encoder.name')}: {key}.encoder.name: {tower.encoder.name} reads "
-            f"{' or '.join(reads)}, but the {side} tower is given {' or '.join(gives)}"
-        )
-    instead = {} if fresh else {"weights": None}
-    encoder = _make(config, ENCODERS, f"{key}.encoder", {**widths, "dim": embed_dim}, instead)
-    if not hasattr(encoder, "dim"):
-        source = config.source(f"{key}.encoder.name")
-        raise InputError(f"{source}: {key}.encoder.name: {tower.encoder.name} is no encoder: it has no attribute dim")
+    encoder = _build_encoder(config, side, gives, widths, fresh)
     widths = {"in_dim": encoder.dim, "out_dim": embed_dim, "dim": encoder.dim}
     aggregator = _make(config, AGGREGATORS, f"{key}.aggregator", widths)
     width = getattr(aggregator, "out_dim", encoder.dim)
@@ -358,6 +368,25 @@ def _build_tower(config: Config, side: str, gives: tuple[str, ...], widths: dict
         place = f"{key}.aggregator.grid"
         raise InputError(f"{config.source(place)}: {place}: is for a picture's cells, but the text tower has tokens")
     return Tower(encoder, aggregator)
+
+
+def _build_encoder(config: Config, side: str, gives: tuple[str, ...], widths: dict[str, Any], fresh: bool) -> Any:
+    """A tower's encoder, its widths filled in."""
+    key = f"model.{side}"
+    tower = getattr(config.model, side)
+    embed_dim = config.model.embed_dim
+    reads = _reads(config, side, gives[0])
+    if not set(reads) & set(gives):
+        raise InputError(
+            f"{config.source(f'{key}.encoder.name')}: {key}.encoder.name: {tower.encoder.name} reads "
+            f"{' or '.join(reads)}, but the {side} tower is given {' or '.join(gives)}"
+        )
+    instead = {} if fresh else {"weights": None}
+    encoder = _make(config, ENCODERS, f"{key}.encoder", {**widths, "dim": embed_dim}, instead)
+    if not hasattr(encoder, "dim"):
+        source = config.source(f"{key}.encoder.name")
+        raise InputError(f"{source}: {key}.encoder.name: {tower.encoder.name} is no encoder: it has no attribute dim")
+    return encoder
 
 
 def _at(tree: Any, key: str) -> Any:

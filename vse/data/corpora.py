@@ -142,6 +142,9 @@ def _group(
     """Each image's first row, each caption's image, and the images' ids: rows with one id are one image."""
     rows, count = len(features), len(captions)
     ims, caps, ids_path = paths.values()
+    new = [label != before for label, before in zip(ids, [None, *ids], strict=False)]
+    if len(ids) == count and sum(new) == len(set(ids)) == rows < count:  # an id per caption, any number per image
+        return np.arange(rows), np.cumsum(new) - 1, list(dict.fromkeys(ids))
     if rows > count or count % rows:
         raise InputError(
             f"{ims} holds {rows} rows but {caps} {count} captions; expected one row per caption, or a fixed number of "

@@ -85,38 +85,42 @@ class PictureTransform:
 class Square(PictureTransform):
     """The whole picture as a square; in training a scaled window of it, flipped with probability 0.5.
 
-    VSE∞, Chen et al. 2021, its grid experiments: size 512, windows of 0.6 to 1 of both sides. ``read`` gives bytes
-    (3, size, size). Raises ValueError for a size below 1 or ``min_scale`` outside (0, 1].
+    VSE∞, Chen et al. 2021, its grid experiments: size 512, windows of 0.6 to 1 of both sides. Without ``augment``
+    training shows what evaluation shows. ``read`` gives bytes (3, size, size). Raises ValueError for a size below 1 or
+    ``min_scale`` outside (0, 1].
 
     >>> Square(size=512).read(Image.new("RGB", (640, 480))).shape
     torch.Size([3, 512, 512])
     """
 
-    def __init__(self, size: int = 512, min_scale: float = 0.6) -> None:
+    def __init__(self, size: int = 512, min_scale: float = 0.6, augment: bool = True) -> None:
         if size < 1:
             raise ValueError(f"size must be at least 1, got {size}")
         if not 0 < min_scale <= 1:
             raise ValueError(f"min_scale must be in (0, 1], got {min_scale}")
         resize = v2.Resize([size, size])
-        self.train = v2.Compose([ScaledCrop(min_scale), v2.RandomHorizontalFlip(), resize, to_tensor])
         self.evaluate = v2.Compose([resize, to_tensor])
+        random = v2.Compose([ScaledCrop(min_scale), v2.RandomHorizontalFlip(), resize, to_tensor])
+        self.train = random if augment else self.evaluate
 
 
 class Crop(PictureTransform):
     """ImageNet's crops: a random resized one, flipped with probability 0.5, in training; the centre in evaluation.
 
-    PVSE, Song & Soleymani 2019: RandomResizedCrop(224) and flip; Resize(256) and CenterCrop(224). ``read`` gives bytes
-    (3, size, size). Raises ValueError for a size below 1 or ``resize`` below ``size``.
+    PVSE, Song & Soleymani 2019: RandomResizedCrop(224) and flip; Resize(256) and CenterCrop(224). Without
+    ``augment`` training shows what evaluation shows. ``read`` gives bytes (3, size, size). Raises ValueError for a size
+    below 1 or ``resize`` below ``size``.
 
     >>> Crop().read(Image.new("RGB", (640, 480))).shape
     torch.Size([3, 224, 224])
     """
 
-    def __init__(self, size: int = 224, resize: int = 256) -> None:
+    def __init__(self, size: int = 224, resize: int = 256, augment: bool = True) -> None:
         if not 1 <= size <= resize:
             raise ValueError(f"size must be at least 1 and resize not below it, got {size} and {resize}")
-        self.train = v2.Compose([v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), to_tensor])
         self.evaluate = v2.Compose([v2.Resize(resize), v2.CenterCrop(size), to_tensor])
+        random = v2.Compose([v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), to_tensor])
+        self.train = random if augment else self.evaluate
 
 
 class Pictures:
