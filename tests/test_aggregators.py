@@ -441,7 +441,7 @@ def test_grid_positions() -> None:
     context = torch.randn(1, 5, dtype=torch.float64)
     clean = net(cells, mask, context).embeddings
     assert torch.equal(net(cells.masked_fill(~mask.unsqueeze(-1), torch.nan), mask, context).embeddings, clean)
-    with pytest.raises(ValueError, match="features must have 2 x 3 = 6 cells, got 5"):
+    with pytest.raises(ValueError, match="grid is 2 x 3 = 6 cells, but there are 5 features"):
         net(cells[:, :5], context=context)
 
 

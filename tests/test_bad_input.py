@@ -191,7 +191,7 @@ def test_messages_of_the_library(tmp_path: Path, cli: Cli, tiny: list[str]) -> N
     cli("train", *tiny, "train.epochs=1")
     model = vse.load(tmp_path / "run")
     for call, message in (
-        (lambda: model.encode_texts("one string"), "texts must be a list of captions, got a single string"),
+        (lambda: model.encode_texts("one string"), "texts must be a list, got a single str"),
         (lambda: model.encode_texts(["a", " "]), "caption 1 is empty"),
         (lambda: model.encode_texts([]), "nothing to encode: the list is empty"),
         (lambda: model.encode_texts(["a"], batch_size=0), "batch_size must be at least 1, got 0"),

@@ -169,13 +169,21 @@ def test_bad_folders(tiny_bert: Path, tmp_path: Path) -> None:
         "cut": "cannot be read as a model of transformers",
         "bare": "cannot be read as a model of transformers",
         "deeper": "its weights lack encoder.layer.2.attention.self.query.weight, .* and 13 more",
-        "wider": "cannot be read as a model of transformers",
+        "wider": r"its weights do not fit its config: encoder.layer.0.intermediate.dense.bias is \(24,\) there and",
         "t5": "t5 is an encoder and a decoder; expected one model of hidden states",
     }.items():
         with pytest.raises(InputError, match=f"{name}: .*{message}") as caught:
             encoder(tmp_path / name)
         assert "\n" not in str(caught.value)
     encoder(tmp_path / "bare", weights=None)
+
+
+def test_a_model_that_does_not_heed_the_mask(tmp_path: Path) -> None:
+    from transformers import FNetConfig
+
+    folder = write_transformer(tmp_path, FNetConfig(vocab_size=80, tpu_short_seq_length=8, **SMALL), True)
+    with pytest.raises(InputError, match="padding changes what it gives: it does not heed the attention mask"):
+        encoder(folder)
 
 
 def test_bad_tokens(tiny_bert: Path) -> None:
@@ -196,6 +204,8 @@ def test_pieces(tiny_bert: Path) -> None:
         ids, words = pieces.encode_words(caption)
         assert ids.tolist() == pieces.encode(caption).tolist() == reference(caption).input_ids
         assert words.tolist() == [-1 if word is None else word for word in reference(caption).word_ids()]
+    special = pieces.encode("[SEP] dog [MASK]")
+    assert not {reference.mask_token_id, reference.pad_token_id} & set(special) and 3 not in special[:-1]
     ids, words = pieces.encode_words("snowy dogs")
     assert reference.convert_ids_to_tokens(ids.tolist()) == ["[CLS]", "snow", "##y", "dog", "##s", "[SEP]"]
     assert words.tolist() == [-1, 0, 0, 1, 1, -1]
@@ -215,7 +225,7 @@ def test_bad_pieces(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not a tokenizer's JSON"):
         Pieces("{}", None)
     folder = write_transformer(tmp_path, BertConfig(**SMALL))
-    with pytest.raises(InputError, match="cannot be read as a model of transformers"):
+    with pytest.raises(InputError, match="has no tokenizer.json; expected the folder of a text model"):
         Pieces.read(str(folder))
     write_tokenizer(folder, WORDS)
     (folder / "tokenizer.json").write_text("{")
@@ -236,6 +246,7 @@ def test_a_run_needs_the_folder_only_to_start(run: list[str], cli: Cli, tmp_path
     """Training, going on, evaluation and loading; the checkpoint holds tokenizer and architecture."""
     outcome = cli("train", *run, "train.epochs=1")
     assert outcome.code == 0, outcome.err
+    assert cli("train", *run, "train.epochs=1", "model.text.encoder.model=/moved/elsewhere").code == 0
     model = vse.load(tmp_path / "run")
     with (tmp_path / "bert" / "config.json").open() as file:
         assert {"transformers_version", "dtype"} <= set(json.load(file))
@@ -264,6 +275,14 @@ def test_going_on_is_the_same_to_the_bit(run: list[str], cli: Cli, tmp_path: Pat
 
 def test_another_vocabulary(run: list[str], cli: Cli, tmp_path: Path) -> None:
     assert cli("train", *run, "train.epochs=1").code == 0
+    for texts, message in (
+        ([None], "caption 0 is no text but NoneType"),
+        (["a", "b \ud83d"], "caption 1 is no valid text: 'b"),
+        (b"a dog", "texts must be a list, got a single bytes"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            vse.load(tmp_path / "run").encode_texts(texts)  # type: ignore[arg-type]
+    assert len(vse.load(tmp_path / "run").encode_texts(text for text in ("a", "b"))) == 2  # type: ignore[arg-type]
     with pytest.raises(InputError, match="its tokenizer has .* tokens, but the model knows 90"):
         folder = shutil.copytree(tmp_path / "bert", tmp_path / "more")
         vse.load(tmp_path / "run", vocabulary=write_tokenizer(Path(folder), [f"word{i}" for i in range(99)]))

@@ -333,3 +333,15 @@ def test_an_error_in_a_base_names_the_base(minimal: Path, tmp_path: Path) -> Non
     (tmp_path / "top.yaml").write_text("base: minimal.yaml\ntrain: {batch_size: 4}")
     with pytest.raises(InputError, match="minimal.yaml: train.epochs: input should be a valid integer, got 'two'"):
         read_config(tmp_path / "top.yaml")
+
+
+def test_another_format_has_its_own_options(minimal: Path) -> None:
+    """What the old format's were is not the new one's; data.transform can be taken away."""
+    given = ["data.format=karpathy", "data.options.pictures=photos"]
+    assert load_config(minimal, given).data.options == {"pictures": "photos"}
+    demo = ROOT / "configs" / "demo_pictures.yaml"
+    assert load_config(demo).data.options == {"pictures": True}
+    assert load_config(demo, ["data.format=karpathy"]).data.options == {}
+    assert load_config(demo, ["data.format=karpathy", "data.options.pictures=p"]).data.options == {"pictures": "p"}
+    assert load_config(demo, ["data.format=synthetic"]).data.options == {"pictures": True}
+    assert load_config(demo, ["data.transform=null"]).data.transform is None

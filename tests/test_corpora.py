@@ -368,7 +368,7 @@ def test_a_folder_of_ones_own(tmp_path: Path) -> None:
         ("c.csv", "file,caption,split\na.jpg,a dog,valid\n", "line 2: the split is 'valid', expected train, dev"),
         ("c.csv", "file,caption,split\na.jpg,a dog,dev\n", "c.csv: no caption in split train"),
         ("c.csv", "", "c.csv: no caption in split train"),
-        ("c.jsonl", "{", "c.jsonl: not a CSV or JSONL file"),
+        ("c.jsonl", "{", "c.jsonl: line 1: not a CSV or JSONL file"),
         ("c.jsonl", "[1]\n", "c.jsonl: line 1: expected texts"),
         ("d.csv", "", "c.csv: no such file; expected a CSV or JSONL file"),
     ],
@@ -377,3 +377,31 @@ def test_bad_folders(tmp_path: Path, name: str, content: str, message: str) -> N
     (tmp_path / name).write_text(content)
     with pytest.raises(InputError, match=message):
         folder(str(tmp_path), "train", captions=name.replace("d.", "c."))
+
+
+def test_tables_of_captions(tmp_path: Path) -> None:
+    """What a comma does, which endings are CSV, and one file under two spellings."""
+    write = (tmp_path / "c.txt").write_text
+    write('file,split,caption\n1.jpg,train,"a dog, running"\n./1.jpg,train,a cat\n')
+    corpus = folder(str(tmp_path), "train", captions="c.txt")
+    assert corpus.captions == ["a dog, running", "a cat"] and corpus.image_of_caption.tolist() == [0, 0]
+    for content, message in (
+        (
+            "file,split,caption\n1.jpg,train,a dog, running\n",
+            "line 2 has more fields than the header; a caption with a",
+        ),
+        (
+            "file,split,caption,caption\n1.jpg,train,a,b\n",
+            "two columns have one name; found file, split, caption, caption",
+        ),
+    ):
+        write(content)
+        with pytest.raises(InputError, match=message):
+            folder(str(tmp_path), "train", captions="c.txt")
+    good = '{"file": "1.jpg", "split": "train", "caption": "a"}'
+    (tmp_path / "c.jsonl").write_text(f"{good}\n{good}\n\n{good[:-3]}\n")
+    with pytest.raises(InputError, match="c.jsonl: line 4: not a CSV or JSONL file"):
+        folder(str(tmp_path), "train", captions="c.jsonl")
+    (tmp_path / "c.jsonl").write_text(good.replace('"a"', '"ok \\ud83d"'))
+    with pytest.raises(InputError, match="caption 1 is no valid text: 'ok"):
+        folder(str(tmp_path), "train", captions="c.jsonl")

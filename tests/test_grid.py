@@ -179,6 +179,10 @@ def test_bad_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "lacking": ({k: v for k, v in state.items() if "layer4" not in k}, "layer4.0.conv1.weight is missing"),
         "strange": ({**state, "head.weight": torch.zeros(1)}, "head.weight is not in this model"),
         "wider": (wider, r"conv1.weight is \(32, 3, 7, 7\) there and \(64, 3, 7, 7\) here"),
+        "whole": ({k: v.long() for k, v in state.items()}, "conv1.weight is torch.int64 there and torch.float32 here"),
+        "part": ({"base": None, "top": {}}, "expected a state dict, or a dict of 'base' and 'top' states"),
+        "numbers": ({5: torch.zeros(1)}, "expected a state dict"),
+        "sparse": ({"a": torch.eye(3).to_sparse()}, "expected a state dict"),
         "list": ([1, 2], "expected a state dict, or a dict of 'base' and 'top' states"),
         "evil": (Evil(), "cannot be read as weights"),
     }
@@ -186,6 +190,11 @@ def test_bad_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         torch.save(content, tmp_path / f"{name}.pth")
         with pytest.raises(InputError, match=f"{name}.pth: .*{message}"):
             load_backbone_weights(backbone, tmp_path / f"{name}.pth")
+    for number, text in enumerate(["hello\n", "https://host/x.pth", "<html>", "(", "version https://git-lfs", ""]):
+        (tmp_path / f"{number}.pth").write_text(text)
+        with pytest.raises(InputError, match=f"{number}.pth: cannot be read as weights .it is no torch file") as caught:
+            load_backbone_weights(backbone, tmp_path / f"{number}.pth")
+        assert "\n" not in str(caught.value) and "weights_only" not in str(caught.value)
     (tmp_path / "text.pth").write_text("no weights")
     for name, message in (("text", "cannot be read as weights"), ("none", "no such file; expected the backbone's")):
         with pytest.raises(InputError, match=f"{name}.pth: {message}"):

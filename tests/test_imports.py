@@ -24,6 +24,7 @@ LAYERS = [
     ["vse.similarity", "vse.losses"],
     ["vse.metrics"],
     ["vse.sets"],
+    ["vse.weights"],
     ["vse.errors"],
 ]
 

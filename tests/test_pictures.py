@@ -1,5 +1,6 @@
 """Pictures: decoding, transforms, and models trained on them end to end."""
 
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ def test_every_kind_of_picture(photo: Image.Image, tmp_path: Path) -> None:
     assert difference(open_picture(photo), photo) == 0
 
 
-def test_bad_pictures(photo: Image.Image, tmp_path: Path) -> None:
+def test_bad_pictures(photo: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     photo.save(tmp_path / "whole.jpg")
     (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:400])
     (tmp_path / "text.jpg").write_text("no picture")
@@ -66,6 +67,17 @@ def test_bad_pictures(photo: Image.Image, tmp_path: Path) -> None:
     for name in ("cut", "text", "empty"):
         with pytest.raises(InputError, match=f"{name}.jpg: not a picture that can be read"):
             open_picture(tmp_path / f"{name}.jpg")
+    Image.fromarray(np.zeros((4, 4), dtype=np.int32)).save(tmp_path / "deep.tif")
+    with pytest.raises(InputError, match="deep.tif: .*32 bits a pixel; expected 8 or 16"):
+        open_picture(tmp_path / "deep.tif")
+
+    def damaged(*_: object) -> None:
+        raise struct.error("required argument is not an integer")
+
+    monkeypatch.setattr(Image.Image, "getexif", damaged)
+    with pytest.raises(InputError, match="whole.jpg: not a picture that can be read .required argument"):
+        open_picture(tmp_path / "whole.jpg")
+    monkeypatch.undo()
     with pytest.raises(InputError, match="none.jpg: no such picture"):
         open_picture(tmp_path / "none.jpg")
     with pytest.raises(InputError, match="not a picture that can be read"):
@@ -252,12 +264,25 @@ def test_mistakes(cli: Cli, small: list[str], tmp_path: Path) -> None:
     assert "regions reads features, but" in cli("train", *features, "model.image.encoder={name: regions}").error
     assert "grid reads pictures, but" in cli("train", *small, "data.options.pictures=false").error
     bare = [str(ROOT / "configs" / "demo.yaml"), *features[1:], "model.image.encoder={name: grid, backbone: resnet18}"]
-    assert "data.transform: missing, and grid needs one (known: crop, square)" in cli("train", *bare).error
+    assert "data.transform: missing, and pictures need one (known: crop, square)" in cli("train", *bare).error
     misspelt = cli("train", *bare, "data.transform={name: sqare}").error
     assert "transform.name: unknown name 'sqare' (did you mean 'square'?)" in misspelt
     backbone = cli("train", *small, "model.image.encoder.backbone=resnet19").error
     assert "model.image.encoder: backbone must be a torchvision ResNet, got 'resnet19' (did you mean" in backbone
+    tiny_pictures = cli("train", *small, "data.transform.size=1", "model.image.encoder.backbone=caffe_resnet50").error
+    assert "model.image: takes no pictures of 1 x 1 (" in tiny_pictures and "override" not in tiny_pictures
+    state = ResNetBackbone("resnet18").state_dict()
+    torch.save({**state, "conv1.weight": state["conv1.weight"] * torch.nan}, tmp_path / "nan.pth")
+    nan = cli("train", *small, f"model.image.encoder.weights={tmp_path / 'nan.pth'}").error
+    assert "model.image.encoder.backbone.conv1.weight: the weights that it starts from are not finite" in nan
+    dev = sorted((tmp_path / "world" / "images").glob("dev*.png"))
+    for path in dev[1:3]:
+        path.rename(path.with_suffix(".txt"))
+    assert f"{dev[1].name}: no such picture (nor 1 others of 4)" in cli("train", *small, "--dry-run").error
+    for path in dev[1:3]:
+        path.with_suffix(".txt").rename(path)
     weights_file = cli("train", *small, "model.image.encoder.weights=/no/such.pth").error
+    assert weights_file.startswith("error: override 'model.image.encoder.weights=/no/such.pth': model.image.encoder: ")
     assert "/no/such.pth: no such file; expected the backbone's published weights" in weights_file
 
 
@@ -270,6 +295,11 @@ def test_messages_of_the_library(cli: Cli, small: list[str], tmp_path: Path) -> 
         ([torch.zeros(3, 32, 32), torch.zeros(3, 32, 32).byte()], "bytes, .* and float tensors cannot share"),
         ([torch.zeros(16, 1728)], r"pictures must be \(3, height, width\) of one size, got \(16, 1728\)"),
         ([], "nothing to encode"),
+        (str(tmp_path), "images must be a list, got a single str"),
+        (Image.new("RGB", (8, 8)), "images must be a list, got a single Image"),
+        ([np.zeros((8, 8, 3))], "images must be paths, PIL pictures or tensors, got ndarray"),
+        ([b"bytes"], "images must be paths, PIL pictures or tensors, got bytes"),
+        ({"a": 1}, "images must be a list, got a single dict"),
     ):
         with pytest.raises(ValueError, match=message):
-            model.encode_images(images)
+            model.encode_images(images)  # type: ignore[arg-type]

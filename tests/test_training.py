@@ -260,9 +260,9 @@ def test_a_grid_that_does_not_fit(cli: Cli, tiny: list[str], tmp_path: Path) -> 
     features = np.load(other / "precomp" / "test_ims.npy")
     np.save(other / "precomp" / "test_ims.npy", features[:, :5])
     error = cli("eval", tmp_path / "run", f"data.root={other}").error
-    assert "features must have 2 x 3 = 6 cells, got 5" in error
+    assert "grid is 2 x 3 = 6 cells, but there are 5 features" in error
     wrong = cli("train", *config, *grid[:1], "model.image.aggregator.grid=[3, 3]", f"run.dir={tmp_path / 'x'}").error
-    assert "model.image: features must have 3 x 3 = 9 cells, got 6" in wrong
+    assert "model.image: grid is 3 x 3 = 9 cells, but there are 6 features" in wrong and "override" not in wrong
     text = ["model.text.aggregator.position=sine_2d", "model.text.aggregator.grid=[2, 3]"]
     assert (
         "is for a picture's cells, but the text tower has tokens"

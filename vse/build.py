@@ -6,7 +6,7 @@ import inspect
 import json
 import re
 import typing
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from vse.data.vectors import read_vectors
 from vse.data.video import VIDEO_CORPORA
 from vse.data.vocabulary import Vocabulary
 from vse.encoders import ENCODERS
-from vse.errors import InputError, close_match, misfit
+from vse.errors import InputError, close_match, first_line, misfit
 from vse.losses import LOSSES, REGULARISERS, Criterion
 from vse.model import Tower, VSEModel
 from vse.optim import OPTIMISERS, SCHEDULES, Schedule, parameter_groups
@@ -116,14 +116,17 @@ def build_corpus(config: Config, split: str) -> Corpus:
     if has == "features":
         return corpus
     transform = build_transform(config, has)
-    return replace(corpus, images=Pictures(images, transform, config.run.seed, config.data.workers))
+    pictures = Pictures(images, transform, config.run.seed, config.data.workers)
+    pictures.check()
+    return replace(corpus, images=pictures)
 
 
 def build_transform(config: Config, kind: str) -> Any:
     """The config's transform, for "pictures" or "frames". Raises InputError when it has none, or another's."""
     if config.data.transform is None:
         known = close_match("", [name for name, transform in _TRANSFORMS.items() if transform.reads == kind])
-        raise InputError(f"{config.source('data')}: data.transform: missing, and {kind} need one ({known})")
+        file = config._origin.get("", "config")
+        raise InputError(f"{file}: data.transform: missing, and {kind} need one ({known})")
     transform = _make(config, _TRANSFORMS, "data.transform")
     if (made_for := getattr(transform, "reads", kind)) != kind:
         place = "data.transform.name"
@@ -225,6 +228,10 @@ def build_model(
         vocabulary.cut(getattr(text.encoder, "max_length", None))
     transform = None if config.data.transform is None else _make(config, _TRANSFORMS, "data.transform")
     model = VSEModel(image, text, _make(config, SIMILARITIES, "model.similarity"), vocabulary, transform)
+    if fresh:
+        for name, value in model.state_dict().items():
+            if not value.isfinite().all():
+                raise InputError(f"model.{name}: the weights that it starts from are not finite")
     if fresh and config.data.vocabulary.vectors is not None:
         _fill_word_vectors(config, config.data.vocabulary.vectors, model, vocabulary)
     return model
@@ -266,7 +273,13 @@ def check_fit(config: Config, model: VSEModel, criterion: Criterion, batch: Batc
     model.eval()
     with torch.no_grad(), torch.random.fork_rng(devices=[]):  # a loss may draw random numbers
         with _naming(config, "model.image"):
-            image = model.image(batch.images, batch.image_mask)
+            try:
+                image = model.image(batch.images, batch.image_mask)
+            except RuntimeError as error:
+                if batch.images.dim() < 4:
+                    raise
+                height, width = batch.images.shape[-2:]
+                raise ValueError(f"takes no pictures of {height} x {width} ({first_line(error)})") from None
         with _naming(config, "model.text"):
             text = model.text(batch.tokens, batch.token_mask)
         with _naming(config, "model.similarity", config.model.similarity.arguments):
@@ -509,12 +522,18 @@ def _construct(config: Config, key: str, function: Callable[..., Any], arguments
 def _naming(config: Config, key: str, arguments: Collection[str] = ()) -> Iterator[None]:
     """Turn a part's ValueError into an InputError with its key and the file or override that gave it.
 
-    Of the arguments that the error names, one given on the command line is the likeliest.
+    Of the arguments whose value or name the error has in it, one given on the command line is the likeliest; where
+    there is none, no override is blamed for what another may have done.
     """
     try:
         yield
     except ValueError as error:
-        named = [f"{key}.{argument}" for argument in arguments if re.search(rf"\b{argument}\b", str(error))]
-        given = [name for name in named if name in config._origin]
-        given.sort(key=lambda name: not config._origin[name].startswith("override"))
-        raise InputError(f"{config.source((given or [key])[0])}: {key}: {error}") from None
+        text = str(error)
+        values = dict(arguments) if isinstance(arguments, Mapping) else {}
+        named = [name for name, value in values.items() if isinstance(value, str) and "/" in value and value in text]
+        named += [name for name in arguments if re.search(rf"\b{name}\b", text)]
+        given = [f"{key}.{name}" for name in named if f"{key}.{name}" in config._origin]
+        if not values or f"{key}.{named[0] if named else ''}" not in given:
+            given.sort(key=lambda name: not config._origin[name].startswith("override"))
+        source = config.source(given[0]) if given else config._origin.get(key, config._origin.get("", "config"))
+        raise InputError(f"{source}: {key}: {text}") from None

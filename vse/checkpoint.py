@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 import torch
 
 from vse.errors import InputError, first_line
+from vse.weights import is_state_dict
 
 FORMAT = "vse checkpoint 1"
 
@@ -85,7 +86,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         "vocabulary": _is_vocabulary(state["vocabulary"]),
         "architectures": _is_architectures(state.get("architectures", {})),
         "in_dim": state["in_dim"] is None or isinstance(state["in_dim"], int),
-        "model": isinstance(state["model"], dict) and all(isinstance(v, torch.Tensor) for v in state["model"].values()),
+        "model": is_state_dict(state["model"]),
     }
     if wrong := [key for key, right in kinds.items() if not right]:
         raise InputError(f"{path}: a damaged checkpoint: its {', '.join(wrong)} is of another kind than it should be")

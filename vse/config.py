@@ -152,6 +152,8 @@ class Config(Section):
         return _source(self._origin, key)
 
 
+_OPTIONAL = {"data.transform"}  # mappings that may be null
+
 # The components of a config that names none; below all files, so that their arguments can be given alone.
 _DEFAULTS = {
     "model": {"similarity": {"name": "cosine"}},
@@ -183,6 +185,7 @@ def make_config(content: dict[str, Any], overrides: typing.Sequence[str], origin
         for part in reversed(key.split(".")):
             value = {part: value}
         given = merge(given, value, origin, f"override {override!r}")
+        origin[key] = f"override {override!r}"
     content = merge(content, given, origin, None)
     try:
         config = Config.model_validate_json(json.dumps(content, default=str), strict=True)
@@ -199,16 +202,18 @@ def merge(base: Any, new: Any, origin: dict[str, str], source: str | None, key: 
 
     ``origin`` is told that the new keys came from ``source``; without one, it knows already.
     """
-    if isinstance(base, dict) and not isinstance(new, dict):
+    if isinstance(base, dict) and not isinstance(new, dict) and not (new is None and key in _OPTIONAL):
         raise InputError(f"{source or _source(origin, key)}: {key}: expected a mapping of settings, got {new!r}")
-    if source and not (isinstance(base, dict) and isinstance(new, dict)):
-        origin[key] = source
+    if source and not (isinstance(new, dict) and (isinstance(base, dict) or source.startswith("override"))):
+        origin[key] = source  # an override of one key gives no other key of its section
     if not isinstance(new, dict):
         return new
     merged = dict(base) if isinstance(base, dict) else {}
     if "name" in new and "name" in merged and new["name"] != merged["name"]:
         # What every optimiser has is not this optimiser's own.
         merged = {k: v for k, v in merged.items() if key == "optim" and k in OptimConfig.model_fields}
+    if key == "data" and new.get("format", merged.get("format")) != merged.get("format"):
+        merged.pop("options", None)  # another format's
     for part, value in new.items():
         merged[part] = merge(merged.get(part), value, origin, source, f"{key}.{part}" if key else str(part))
     return merged
@@ -218,8 +223,9 @@ def merge(base: Any, new: Any, origin: dict[str, str], source: str | None, key: 
 _MAY_CHANGE = {
     "train.epochs",
     *("data.root", "data.vocabulary.file", "data.vocabulary.vectors"),
-    *("data.options.annotations", "data.options.pictures", "run.dir"),
-    "data.workers",
+    *("data.options.annotations", "data.options.pictures", "data.options.frames", "run.dir"),
+    *("model.image.encoder.weights", "model.image.encoder.backbone", "model.text.encoder.model"),  # read at the start
+    *("data.workers", "eval.batch_size"),
     *("run.log_steps", "run.save_minutes", "run.resume"),
 }
 
@@ -314,7 +320,8 @@ def _explain(error: ValidationError, origin: dict[str, str]) -> str:
     first = min(error.errors(), key=lambda e: order.get(e["type"], 1))
     loc = [str(part) for part in first["loc"]]
     key = ".".join(loc)
-    source = _source(origin, key)
+    deeper = [source for known, source in origin.items() if known.startswith(f"{key}.")]
+    source = next((s for s in deeper if s.startswith("override")), _source(origin, key))
     if first["type"] == "extra_forbidden":
         return f"{source}: {key}: unknown key ({close_match(loc[-1], _known_keys(loc[:-1]))})"
     if first["type"] == "missing":

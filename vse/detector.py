@@ -1,9 +1,5 @@
 """Region features from torchvision's Faster R-CNN."""
 
-import os
-import pickle
-import zipfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +9,7 @@ from torchvision.models import detection
 from torchvision.ops import clip_boxes_to_image, nms
 
 from vse.errors import InputError, close_match, first_line, misfit
+from vse.weights import is_state_dict, read_weights
 
 _OVERLAP = 0.5  # boxes that overlap a better one by more come last
 
@@ -54,17 +51,12 @@ class Detector(nn.Module):
             raise InputError(
                 f"weights 'coco' cannot be downloaded ({first_line(error)}); a file may be named"
             ) from None
-        if weights not in ("coco", None):
-            self._load(Path(os.path.expanduser(weights)))
+        if weights is not None and weights != "coco":
+            self._load(weights)
 
-    def _load(self, path: Path) -> None:
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except FileNotFoundError:
-            raise InputError(f"{path}: no such file; expected the detector's published weights") from None
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-            raise InputError(f"{path}: cannot be read as weights ({first_line(error)})") from None
-        if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    def _load(self, file: str) -> None:
+        path, state = read_weights(file, "the detector's published weights")
+        if not is_state_dict(state):
             raise InputError(f"{path}: expected a state dict")
         if problem := misfit(self.net.state_dict(), state):
             raise InputError(f"{path}: does not fit the detector: {problem}")

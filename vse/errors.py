@@ -36,5 +36,10 @@ def misfit(own: Mapping[str, Any], given: Mapping[str, Any]) -> str:
         for key in own
         if key in given and given[key].shape != own[key].shape
     ]
+    reasons += [
+        f"{key} is {given[key].dtype} there and {own[key].dtype} here"
+        for key in own
+        if key in given and own[key].is_floating_point() != given[key].is_floating_point()
+    ]
     more = f" and {len(reasons) - 3} more" if len(reasons) > 3 else ""
     return "; ".join(reasons[:3]) + more

@@ -193,9 +193,7 @@ def _as_kind(values: np.ndarray, kind: type, first: str) -> np.ndarray:
     with np.errstate(over="ignore"):
         converted: np.ndarray = values.astype(kind)
     if not np.isfinite(converted).all():
-        raise InputError(
-            f"features of {first} or the next ones are not finite numbers of {np.dtype(kind)}"
-        )
+        raise InputError(f"features of {first} or the next ones are not finite numbers of {np.dtype(kind)}")
     return converted
 
 

@@ -1,6 +1,7 @@
 """A tower is an encoder and an aggregator; a model is two towers and a similarity."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +14,13 @@ if TYPE_CHECKING:
     from vse.data.pieces import Pieces
     from vse.data.transforms import Crop, Square
     from vse.data.vocabulary import Vocabulary
+
+
+def _as_list(items: Any, what: str) -> list[Any]:
+    """The items of a list or another iterable; a single one is a mistake."""
+    if isinstance(items, str | bytes | Path) or not hasattr(items, "__iter__") or hasattr(items, "keys"):
+        raise ValueError(f"{what} must be a list, got a single {type(items).__name__}")
+    return list(items)
 
 
 class Tower(nn.Module):
@@ -80,13 +88,17 @@ class VSEModel(nn.Module):
         >>> model.encode_texts(["a dog runs", "two red kites"]).shape
         torch.Size([2, 1, 1024])
         """
-        if isinstance(texts, str):
-            raise ValueError("texts must be a list of captions, got a single string")
+        texts = _as_list(texts, "texts")
         if self.vocabulary is None:
             raise ValueError("this model has no vocabulary: pass one to vse.load(path, vocabulary=...)")
         for position, text in enumerate(texts):
-            if not text.strip():
-                raise ValueError(f"caption {position} is empty")
+            if not isinstance(text, str) or not text.strip():
+                problem = "is empty" if isinstance(text, str) else f"is no text but {type(text).__name__}"
+                raise ValueError(f"caption {position} {problem}")
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                raise ValueError(f"caption {position} is no valid text: {text[:80]!r}") from None
         ids = [torch.as_tensor(self.vocabulary.encode(text)) for text in texts]
         return self._encode(self.text, ids, batch_size, progress)
 
@@ -103,6 +115,7 @@ class VSEModel(nn.Module):
         >>> model.encode_images([torch.randn(36, 2048), torch.randn(20, 2048)]).shape
         torch.Size([2, 1, 1024])
         """
+        images = _as_list(images, "images")
         reads = getattr(self.image.encoder, "reads", "features")
         if getattr(self.image.encoder, "in_dim", None) is None and ("pictures" in reads or "frames" in reads):
             return self._encode(self.image, images, batch_size, prepare=self._read_pictures, length=lambda _: 0)
@@ -122,6 +135,9 @@ class VSEModel(nn.Module):
         for picture in pictures:
             if isinstance(picture, Tensor):
                 tensors.append(picture)
+            elif not hasattr(picture, "getexif") and not isinstance(picture, str | Path | (list if clips else Path)):
+                kinds = "paths, lists of PIL pictures" if clips else "paths, PIL pictures"
+                raise ValueError(f"images must be {kinds} or tensors, got {type(picture).__name__}")
             elif self.transform is None:
                 raise ValueError(f"this model came without a transform: pass tensors {shape}")
             else:

@@ -189,6 +189,8 @@ def dry_run(config: Config) -> None:
     training.start_epoch()
     loss = float(training.train_step(next(training.batches()))["total"])
     training.watch.unused_parameters()
+    if not math.isfinite(loss):
+        raise InputError(f"dry run: the first loss is {loss}")
     print(f"dry run: {training.describe()}; first loss {loss:.4f}")
 
 

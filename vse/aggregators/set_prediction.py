@@ -175,7 +175,7 @@ class SetPrediction(nn.Module):
             return sine_codes(places / (places[:, -1:] + 1e-6), self.in_dim).to(features.dtype)
         height, width = self.grid
         if size != height * width:
-            raise ValueError(f"features must have {height} x {width} = {height * width} cells, got {size}")
+            raise ValueError(f"grid is {height} x {width} = {height * width} cells, but there are {size} features")
         rows, columns = (
             sine_codes(torch.arange(1, n + 1, device=features.device) / (n + 1e-6), self.in_dim // 2) for n in self.grid
         )

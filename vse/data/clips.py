@@ -121,9 +121,9 @@ def read_frames(source: Any, choose: Callable[[int], np.ndarray]) -> list[Image.
                 decoded[int(index)] = open_picture(clip.copy())
     except FileNotFoundError:
         raise InputError(f"{name}: no such clip") from None
-    except InputError:
-        raise InputError(f"{name}: not a clip that can be read") from None
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's decoders raise nearly anything for a damaged file
         raise InputError(f"{name}: not a GIF or other clip that can be read ({first_line(error)})") from None
     return [decoded[int(i)] for i in indices]
 

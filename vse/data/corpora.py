@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import tokenize
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -42,6 +43,11 @@ class Corpus:
             raise InputError(
                 f"{self.name}: {len(self.captions)} captions but {len(set(self.caption_ids))} different caption ids"
             )
+        for label, caption in zip(self.caption_ids, self.captions, strict=False):
+            try:
+                caption.encode()
+            except UnicodeEncodeError:  # half an emoji, as "\\ud83d" in a JSON file
+                raise InputError(f"{self.name}: caption {label} is no valid text: {caption!r}"[:300]) from None
         if not len(self.image_of_caption) == len(self.caption_ids) == len(self.captions):
             raise InputError(
                 f"{self.name}: {len(self.captions)} captions but {len(self.caption_ids)} caption ids and "
@@ -212,11 +218,15 @@ def karpathy(root: str, split: str, annotations: str | None = None, pictures: st
                 raise InputError(f"{path}: entry {number} of 'images' has the unknown split {entry['split']!r}")
             if not isinstance(entry["imgid"], int | str):
                 raise InputError(f"{path}: entry {number} of 'images' has the imgid {entry['imgid']!r}")
+            if not isinstance(entry["filename"], str) or not entry["filename"]:
+                raise InputError(f"{path}: entry {number} of 'images' has the filename {entry['filename']!r}")
             if entry["split"] not in wanted:
                 continue
             images.append(folder / pictures / entry.get("filepath", "") / entry["filename"])
             ids.append(entry["imgid"])
             for sentence in entry["sentences"]:
+                if not isinstance(sentence["sentid"], int | str):
+                    raise InputError(f"{path}: entry {number} of 'images' has the sentid {sentence['sentid']!r}")
                 captions.append(sentence["raw"].strip())
                 caption_ids.append(sentence["sentid"])
                 image_of_caption.append(len(images) - 1)
@@ -338,16 +348,7 @@ def folder(root: str, split: str, captions: str = "captions.csv", pictures: str 
     path = Path(root) / captions
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected a CSV or JSONL file with file, caption and split")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        if path.suffix == ".csv":
-            reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-            rows = [(reader.line_num, row) for row in reader]
-        else:
-            lines = enumerate(text.split("\n"), start=1)
-            rows = [(number, json.loads(line)) for number, line in lines if line.strip()]
-    except (UnicodeDecodeError, OSError, csv.Error, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: not a CSV or JSONL file in UTF-8 ({first_line(error)})") from None
+    rows = _read_table(path)
     place: dict[str, int] = {}
     image_of_caption, texts, numbers = [], [], []
     for number, row in rows:
@@ -358,13 +359,42 @@ def folder(root: str, split: str, captions: str = "captions.csv", pictures: str 
         if part not in ("train", "dev", "test"):
             raise InputError(f"{path}: line {number}: the split is {part!r}, expected train, dev or test")
         if part == split or (part, split) == ("test", "testall"):
-            image_of_caption.append(place.setdefault(file, len(place)))
+            image_of_caption.append(place.setdefault(os.path.normpath(file), len(place)))
             texts.append(caption)
             numbers.append(number)
     if not place:
         raise InputError(f"{path}: no caption in split {split}")
     images = [Path(root) / pictures / file for file in place]
     return Corpus(f"{path} ({split})", images, texts, np.array(image_of_caption), list(place), numbers)
+
+
+def _read_table(path: Path) -> list[tuple[int, Any]]:
+    """Rows of a JSONL or, under any other ending, a CSV file, each with its line's number."""
+    rows: list[tuple[int, Any]] = []
+    number = 0
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix.lower() in (".jsonl", ".json"):
+            for number, line in enumerate(text.split("\n"), start=1):
+                if line.strip():
+                    rows.append((number, json.loads(line)))
+            return rows
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        header = reader.fieldnames or []
+        if len(set(header)) != len(header):
+            raise InputError(f"{path}: two columns have one name; found {', '.join(header)}")
+        for row in reader:
+            number = reader.line_num
+            if None in row:
+                raise InputError(
+                    f"{path}: line {number} has more fields than the header; a caption with a comma needs quotes"
+                )
+            rows.append((number, row))
+    except (UnicodeDecodeError, OSError, csv.Error, ValueError, RecursionError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: line {number}: not a CSV or JSONL file in UTF-8 ({first_line(error)})") from None
+    return rows
 
 
 def synthetic(
@@ -436,7 +466,7 @@ def read_json(path: Path) -> Any:
     """Content of a JSON file. Raises InputError that names it."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise InputError(f"{path}: not a JSON file in UTF-8 ({first_line(error)})") from None
 
 

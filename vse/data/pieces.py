@@ -27,6 +27,7 @@ class Pieces:
             self.tokenizer = Tokenizer.from_str(content)
             self.tokenizer.no_padding()
             self.tokenizer.no_truncation()
+            self.tokenizer.encode_special_tokens = True  # "[SEP]" in a caption is text
             if max_length is not None:
                 self.tokenizer.enable_truncation(max_length)
         except Exception as error:  # the library raises plain Exceptions

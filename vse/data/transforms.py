@@ -1,6 +1,7 @@
 """Pictures from files to bytes: decoding and augmentation. Encoders normalise them."""
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,12 +31,16 @@ def open_picture(source: str | Path | Image.Image) -> Image.Image:
             picture = ImageOps.exif_transpose(picture)
         if picture.mode.startswith("I;16"):  # Pillow would cut off what is above 255
             picture = Image.fromarray((np.asarray(picture, dtype=np.uint16) >> 8).astype(np.uint8))
+        if picture.mode in ("I", "F"):
+            raise ValueError("32 bits a pixel; expected 8 or 16")
         if picture.has_transparency_data:
             picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
         return picture if picture.mode == "RGB" else picture.convert("RGB")
     except FileNotFoundError:
         raise InputError(f"{name}: no such picture") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's decoders raise nearly anything for a damaged file
         raise InputError(f"{name}: not a picture that can be read ({first_line(error)})") from None
 
 
@@ -132,6 +137,21 @@ class Pictures:
     def __init__(self, paths: Sequence[str | Path], transform: Any, seed: int = 0, threads: int = 0) -> None:
         self.paths, self.transform = paths, transform
         self.seed, self.threads = seed, threads
+
+    def check(self) -> None:
+        """Raise InputError, naming the first, when files are missing: better now than in the middle of a run."""
+        there: dict[str, set[str]] = {}
+        missing = []
+        for path in self.paths:
+            folder, name = os.path.split(path)
+            if folder not in there:
+                with contextlib.suppress(OSError):
+                    there[folder] = set(os.listdir(folder))
+            if name not in there.get(folder, ()):
+                missing.append(path)
+        if missing:
+            more = f" (nor {len(missing) - 1} others of {len(self.paths)})" if len(missing) > 1 else ""
+            raise InputError(f"{missing[0]}: no such picture{more}")
 
     def __len__(self) -> int:
         return len(self.paths)

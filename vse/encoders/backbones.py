@@ -1,9 +1,6 @@
 """Backbones of pictures: they become the cells of a CNN's last feature map, or a transformer's patches."""
 
 import inspect
-import os
-import pickle
-import zipfile
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -13,6 +10,7 @@ from torch import Tensor, nn
 
 from vse.encoders.pretrained import load_transformer, read_pixels
 from vse.errors import InputError, close_match, first_line, misfit
+from vse.weights import is_state_dict, read_weights
 
 _CAFFE = "caffe_"  # before a ResNet's name: the geometry of the networks converted from Caffe
 
@@ -243,13 +241,7 @@ def load_backbone_weights(backbone: ResNetBackbone, file: str | Path) -> None:
 
     Nothing in the file is executed. Raises InputError that names the file, and the first keys that do not fit.
     """
-    path = Path(os.path.expanduser(file))
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; expected the backbone's published weights") from None
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: cannot be read as weights ({first_line(error)})") from None
+    path, content = read_weights(file, "the backbone's published weights")
     state = _torchvision_names(content)
     if state is None:
         raise InputError(f"{path}: expected a state dict, or a dict of 'base' and 'top' states")
@@ -272,10 +264,12 @@ def _torchvision_names(content: Any) -> dict[str, Tensor] | None:
     if not isinstance(content, dict):
         return None
     if {"base", "top"} <= set(content):
+        if not all(is_state_dict(content[part]) for part in ("base", "top")):
+            return None
         parts = {f"{part}.{key}": value for part in ("base", "top") for key, value in content[part].items()}
         prefixes = {key: next((p for p in SPLIT if key.startswith(p)), "") for key in parts}
         return {SPLIT.get(p, "") + key.removeprefix(p): parts[key] for key, p in prefixes.items()}
     content = content.get("state_dict", content)
-    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+    if not content or not is_state_dict(content):
         return None
     return {key.removeprefix("module."): value for key, value in content.items()}

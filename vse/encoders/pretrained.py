@@ -57,12 +57,21 @@ def load_transformer(
             model = AutoModel.from_config(config, trust_remote_code=False)
         else:
             model, report = AutoModel.from_pretrained(
-                path, config=config, output_loading_info=True, dtype=torch.float32, trust_remote_code=False
+                path,
+                config=config,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # told below, by name
+                dtype=torch.float32,
+                trust_remote_code=False,
             )
+            if other := [f"{key} is {tuple(a)} there and {tuple(b)} here" for key, a, b in report["mismatched_keys"]]:
+                raise ValueError(f"its weights do not fit its config: {'; '.join(sorted(other)[:3])}")
         probe = _probe(config, side)
         if (reads := next(iter(probe))) not in inspect.signature(model.forward).parameters:
             raise ValueError(f"{config.model_type} is no {side} model: it takes no {reads}")
         unused = _prune(model, probe)
+        if side == "text":
+            _check_mask(model, probe["input_ids"])
         if weights is not None:
             missing = [key for key in model.state_dict() if key in report["missing_keys"] - unused]
             if missing:
@@ -105,6 +114,19 @@ def _prune(model: nn.Module, probe: dict[str, Tensor]) -> set[str]:
     return unused
 
 
+@torch.no_grad()
+def _check_mask(model: nn.Module, ids: Tensor) -> None:
+    """Raise ValueError when padding changes a model's result."""
+    padded = torch.cat([ids, ids + 1], dim=1)
+    mask = torch.arange(padded.shape[1])[None] < ids.shape[1]
+    alone, beside = (
+        model(input_ids=i, attention_mask=m.long(), return_dict=True).last_hidden_state[:, : ids.shape[1]]
+        for i, m in ((ids, mask[:, : ids.shape[1]]), (padded, mask))
+    )
+    if not torch.allclose(alone, beside, atol=1e-3):
+        raise ValueError("padding changes what it gives: it does not heed the attention mask")
+
+
 def _replace(model: nn.Module, name: str, new: nn.Module | None) -> None:
     parent, _, attribute = name.rpartition(".")
     with contextlib.suppress(AttributeError):  # gone with the module around it
@@ -137,6 +159,9 @@ def read_tokenizer(name: str) -> tuple[str, int | None, int | None]:
     from transformers import AutoTokenizer
 
     path = local_path(name)
+    files = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
+    if Path(path).is_dir() and not any((Path(path) / file).is_file() for file in files):
+        raise InputError(f"{path}: has no tokenizer.json; expected the folder of a text model")
     with _one_line(path):
         tokenizer = AutoTokenizer.from_pretrained(path, use_fast=True, trust_remote_code=False)
         if not tokenizer.is_fast:
@@ -144,7 +169,8 @@ def read_tokenizer(name: str) -> tuple[str, int | None, int | None]:
         if len(tokenizer) <= len(tokenizer.all_special_ids):  # what the library makes of a folder without one
             raise ValueError("it has no tokenizer.json")
         longest = tokenizer.model_max_length
-        return tokenizer.backend_tokenizer.to_str(), tokenizer.mask_token_id, longest if longest < 1e9 else None
+        limit = longest if isinstance(longest, int) and 2 < longest < 1e9 else None
+        return tokenizer.backend_tokenizer.to_str(), tokenizer.mask_token_id, limit
 
 
 def read_pixels(name: str) -> tuple[list[float], list[float]] | None:
