@@ -1,8 +1,8 @@
 """A small world to try the package on: rendered scenes of coloured shapes, and captions that tell a part of each.
 
 A scene is a 4 x 4 grid with five or six shapes. Each of its five captions names two of them, often without their
-size, so that several scenes fit a caption and no caption tells all of its scene. In a clip three shapes move, and a
-caption tells where two of them go.
+size, so that several scenes fit a caption and no caption tells all of its scene. In a clip two shapes move, and
+each caption tells where they go.
 """
 
 import errno
@@ -119,10 +119,10 @@ def _write_clips(folder: Path, sizes: dict[str, int], seed: int, title: str) -> 
 
 
 def draw_clip(rng: np.random.Generator) -> tuple[list[Image.Image], list[str]]:
-    """One clip of three moving shapes: its frames, 48 x 48 RGB, and its captions."""
+    """One clip of two moving shapes: its frames, 48 x 48 RGB, and its captions."""
     side, count = 2 * CELL, int(rng.integers(8, 13))
     shade = tuple(int(value) for value in rng.integers(110, 190, size=3))
-    colours = [list(COLOURS)[i] for i in rng.permutation(len(COLOURS))[:3]]
+    colours = [list(COLOURS)[i] for i in rng.permutation(len(COLOURS))[:2]]
     things = []
     for colour in colours:
         heading = list(_HEADINGS)[rng.integers(len(_HEADINGS))]
@@ -133,12 +133,12 @@ def draw_clip(rng: np.random.Generator) -> tuple[list[Image.Image], list[str]]:
         frames.append(Image.new("RGB", (side, side), shade))
         for colour, shape, heading, start in things:
             place = start + 20 * time * np.array(_HEADINGS[heading])
-            draw_shape(frames[-1], shape, place, 7.0, COLOURS[colour], 0.0)
+            draw_shape(frames[-1], shape, place, 9.0, COLOURS[colour], 0.0)
     captions = []
     for _ in range(_CAPTIONS_PER_SCENE):
         a, b = (
             f"{'an' if colour[0] in 'aeiou' else 'a'} {colour} {shape} {_MOVES[rng.integers(len(_MOVES))]} {heading}"
-            for colour, shape, heading, _ in (things[i] for i in rng.permutation(3)[:2])
+            for colour, shape, heading, _ in (things[i] for i in rng.permutation(2))
         )
         captions.append(f"{a} and {b}.")
     return frames, captions
