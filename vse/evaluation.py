@@ -1,11 +1,12 @@
 """Encode a corpus once, score it in chunks, report."""
 
+import hashlib
 import json
 import math
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,13 +15,21 @@ from tqdm import tqdm
 
 from vse.checkpoint import write_file
 from vse.data.corpora import Corpus
-from vse.errors import InputError
+from vse.errors import InputError, first_line
 from vse.health import set_health
-from vse.metrics import retrieval_metrics
 from vse.model import VSEModel
+from vse.protocols import evaluate_scores
 from vse.runtime import autocast
 
 _BLOCK = 1 << 25  # products of embeddings held at a time while scoring
+
+
+class Member(NamedTuple):
+    """Scores of one model, or of an ensemble, on a corpus."""
+
+    name: str
+    scores: Tensor  # (images, captions)
+    sets: dict[str, float]  # the embedding sets' health, for a single model that has sets
 
 
 def evaluate(
@@ -28,10 +37,26 @@ def evaluate(
 ) -> dict[str, Any]:
     """Plain retrieval among all of a corpus's images and captions: :func:`vse.metrics.retrieval_metrics`' dict.
 
-    For embedding sets also "sets", their health (:func:`vse.health.set_health`); for clips also "nmr", the median rank
-    divided by the number of candidates (PVSE, Song & Soleymani 2019).
-    Every image and caption is encoded once. Raises InputError for features of another width than the model's, for
-    NaN or Inf in them, and when the model itself gives NaN.
+    For embedding sets also "sets", their health (:func:`vse.health.set_health`); for clips also "nmr", see
+    :func:`vse.protocols.evaluate_scores`. Raises what :func:`score_corpus` raises.
+    """
+    member = score_corpus(model, corpus, batch_size, precision, progress)
+    return report(member, corpus, "retrieval")
+
+
+def report(member: Member, corpus: Corpus, protocol: str) -> dict[str, Any]:
+    """Metrics under a protocol (:func:`vse.protocols.evaluate_scores`), and the health of embedding sets as "sets"."""
+    metrics = evaluate_scores(member.scores, corpus.image_of_caption, protocol, corpus.video)
+    return {**metrics, "sets": member.sets} if member.sets else metrics
+
+
+def score_corpus(
+    model: VSEModel, corpus: Corpus, batch_size: int, precision: str = "fp32", progress: bool = True, name: str = ""
+) -> Member:
+    """Scores of all images and captions of a corpus, each encoded once.
+
+    Raises InputError for features of another width than the model's, for NaN or Inf in them, and when the model itself
+    gives NaN.
     """
     width, found = getattr(model.image.encoder, "in_dim", None), getattr(corpus.images, "width", None)
     if None not in (width, found) and width != found:
@@ -46,12 +71,50 @@ def evaluate(
         raise InputError(f"{corpus.name}: {error}") from None
     if scores.isnan().any():
         raise InputError(f"{corpus.name}: the model gives NaN; its weights have diverged")
-    metrics: dict[str, Any] = retrieval_metrics(scores, corpus.positives)
-    if corpus.video:
-        for side, candidates in (("i2t", len(corpus.captions)), ("t2i", len(corpus.images))):
-            metrics[side]["nmr"] = metrics[side]["medr"] / candidates
     health = set_health(images.float(), captions.float(), torch.from_numpy(corpus.image_of_caption).to(images.device))
-    return {**metrics, "sets": {name: float(value) for name, value in health.items()}} if health else metrics
+    return Member(name, scores, {key: float(value) for key, value in health.items()})
+
+
+def ensemble(members: Sequence[Member]) -> Member:
+    """Mean of the members' scores, as the papers' ensembles are made. Raises InputError for another shape."""
+    for member in members:
+        if member.scores.shape != members[0].scores.shape:
+            ours, theirs = (tuple(m.scores.shape) for m in (members[0], member))
+            raise InputError(f"{members[0].name} has scores {ours}, {member.name} {theirs}; expected the same corpus")
+    mean = sum((member.scores for member in members[1:]), members[0].scores.clone()) / len(members)
+    return Member(f"ensemble of {len(members)}", mean, {})
+
+
+def save_scores(path: Path, member: Member, corpus: Corpus) -> None:
+    """Write a score matrix with the ids of its rows and columns, for :func:`read_scores`."""
+    if path.suffix != ".npz":
+        raise InputError(f"{path}: expected a file name that ends in .npz")
+    scores, ids = member.scores.numpy(), _ids(corpus)
+    write_file(path, lambda file: np.savez(file, allow_pickle=False, scores=scores, **ids))
+
+
+def _ids(corpus: Corpus) -> dict[str, np.ndarray]:
+    """What tells a corpus's rows and columns from another's."""
+    captions = hashlib.sha256("\n".join(corpus.captions).encode()).hexdigest()
+    ids = {key: np.array([str(i) for i in getattr(corpus, key)]) for key in ("image_ids", "caption_ids")}
+    return {**ids, "captions": np.array([captions])}
+
+
+def read_scores(path: Path, corpus: Corpus) -> Member:
+    """Scores that :func:`save_scores` wrote. Raises InputError when their ids are not the corpus's."""
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            scores, ids = content["scores"], {key: content[key] for key in _ids(corpus)}
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file of scores") from None
+    except Exception as error:  # zipfile and numpy raise many kinds for a damaged file
+        raise InputError(f"{path}: not a file of scores, as --save-scores writes them ({first_line(error)})") from None
+    for key, expected in _ids(corpus).items():
+        if ids[key].tolist() != expected.tolist():
+            raise InputError(f"{path}: its {key} are not those of {corpus.name}")
+    if scores.shape != (len(corpus.images), len(corpus.captions)) or not np.isfinite(scores).all():
+        raise InputError(f"{path}: its scores are {scores.shape} or not finite")
+    return Member(str(path), torch.from_numpy(scores.astype(np.float32)), {})
 
 
 def encode_corpus(model: VSEModel, corpus: Corpus, batch_size: int, progress: bool = True) -> tuple[Tensor, Tensor]:
@@ -84,21 +147,43 @@ def score(
 
 def format_table(metrics: dict[str, Any], title: str) -> str:
     """Metrics as the papers print them: for clips with two digits and the normalised median rank."""
+    if "rsum" not in metrics:  # a protocol of several
+        parts = [(name, part) for name, part in metrics.items() if name not in ("sets", "bootstrap")]
+        return "\n".join(format_table(part, f"{title}, {name}") for name, part in parts)
     video = "nmr" in metrics["i2t"]
     kind, digits = ("Video", 2) if video else ("Image", 1)
     header = f"{'':14}{'R@1':>7}{'R@5':>7}{'R@10':>7}{'MedR':>8}{'MeanR':>9}"
-    lines = [title, header + f"{'nMR':>7}" * video]
+    folds = f", mean of {metrics['folds']} folds" if "folds" in metrics else ""
+    lines = [title + folds, header + f"{'nMR':>7}" * video]
     for side, name in (("i2t", f"{kind} to text"), ("t2i", f"Text to {kind.lower()}")):
         m = metrics[side]
         recalls = "".join(f"{m[k]:7.{digits}f}" for k in ("r1", "r5", "r10"))
         lines.append(f"{name:14}{recalls}{m['medr']:8.1f}{m['meanr']:9.1f}" + (f"{m['nmr']:7.2f}" if video else ""))
     lines.append(f"{'RSUM':14}{metrics['rsum']:7.1f}")
+    if interval := metrics.get("bootstrap"):
+        low, high = interval["rsum"]
+        lines.append(f"{'95 %':14}{low:7.1f} to {high:.1f} ({interval['samples']} samples of the images)")
+        if "difference" in interval:
+            low, high = interval["difference"]
+            lines.append(f"{'':14}{low:+7.1f} to {high:+.1f} against the first")
     sets = metrics.get("sets", {})
     for side in ("image", "text"):
         if f"{side}_slots_used" in sets:
             used, variance = sets[f"{side}_slots_used"], sets[f"{side}_log_variance"]
             name = f"{side.capitalize()} sets"
             lines.append(f"{name:14}log within-set variance {variance:.2f}, {used:.1f} embeddings used")
+    return "\n".join(lines)
+
+
+def format_markdown(results: dict[str, dict[str, Any]]) -> str:
+    """Results by name as one Markdown table."""
+    lines = ["| | I2T R@1 | R@5 | R@10 | T2I R@1 | R@5 | R@10 | RSUM |", "|---" * 8 + "|"]
+    for name, metrics in results.items():
+        parts = {"": metrics} if "rsum" in metrics else {f", {k}": v for k, v in metrics.items() if "rsum" in v}
+        for suffix, part in parts.items():
+            recalls = [f"{part[side][k]:.1f}" for side in ("i2t", "t2i") for k in ("r1", "r5", "r10")]
+            folds = f" ({part['folds']} folds)" if "folds" in part else ""
+            lines.append(f"| {name}{suffix}{folds} | {' | '.join(recalls)} | {part['rsum']:.1f} |")
     return "\n".join(lines)
 
 
