@@ -13,6 +13,7 @@ LAYERS = [
     ["vse.comparison"],
     ["vse.evaluation", "vse.extraction"],
     ["vse.build"],
+    ["vse.components"],
     ["vse.config"],
     ["vse.runtime"],
     ["vse.checkpoint", "vse.optim"],

@@ -1,24 +1,17 @@
 """From a config to objects; the only module that knows every table."""
 
-import contextlib
-import importlib
-import inspect
-import json
-import re
-import typing
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError
 from torch import nn
 
 from vse.aggregators import AGGREGATORS
 from vse.checkpoint import find_checkpoint, load_checkpoint
+from vse.components import at, check, construct, find, find_callable, make, naming
 from vse.config import Config, OptimConfig, config_changes, load_config, make_config
 from vse.data.batches import Batch
 from vse.data.clips import Clip, Clips, FrameFeatures
@@ -34,10 +27,6 @@ from vse.losses import LOSSES, REGULARISERS, Criterion
 from vse.model import Tower, VSEModel
 from vse.optim import OPTIMISERS, SCHEDULES, Schedule, parameter_groups
 from vse.similarity import SIMILARITIES
-
-# Arguments that the data and the run decide, never set by hand; and those that are filled in unless they are given.
-_FIXED = {"in_dim", "out_dim", "vocab_size", "architecture", "epochs", "params"}
-_FILLED = {"dim", "lr"}
 
 _TRAINING_STATE = ("epoch", "step", "best", "train_captions", "optimiser", "scaler", "random", "criterion")
 _CORPORA = CORPORA | VIDEO_CORPORA
@@ -68,23 +57,23 @@ def resolve(config: Config) -> Config:
         tables["data.transform"] = _TRANSFORMS
     tables |= {"model.similarity": SIMILARITIES, "loss.ranking": LOSSES, "optim.schedule": SCHEDULES}
     for key, table in tables.items():
-        component = _at(config, key)
+        component = at(config, key)
         called_with = {"model.similarity": ("a", "b"), "loss.ranking": ("scores", "positives")}.get(key, ())
-        function = _find(config, table, f"{key}.name", component.name)
-        arguments = _check(config, key, component.name, function, component.arguments, called_with)
-        _at(content, key).update(arguments)
+        function = find(config, table, f"{key}.name", component.name)
+        arguments = check(config, key, component.name, function, component.arguments, called_with)
+        at(content, key).update(arguments)
     for name, term in config.loss.terms.items():
-        function = _find(config, REGULARISERS, f"loss.terms.{name}", name)
-        arguments = _check(config, f"loss.terms.{name}", name, function, term.arguments, ("image", "text"), ("weight",))
+        function = find(config, REGULARISERS, f"loss.terms.{name}", name)
+        arguments = check(config, f"loss.terms.{name}", name, function, term.arguments, ("image", "text"), ("weight",))
         content["loss"]["terms"][name].update(arguments)
     name = config.data.format
-    function = _find(config, _CORPORA, "data.format", name)
-    content["data"]["options"] = _check(
+    function = find(config, _CORPORA, "data.format", name)
+    content["data"]["options"] = check(
         config, "data.options", name, function, config.data.options, ("root", "split"), ()
     )
     # Torch's own defaults are left to torch: they are many, and not this package's to freeze.
-    function = _find(config, OPTIMISERS, "optim.name", config.optim.name)
-    _check(config, "optim", config.optim.name, function, config.optim.arguments, beside=OptimConfig.model_fields)
+    function = find(config, OPTIMISERS, "optim.name", config.optim.name)
+    check(config, "optim", config.optim.name, function, config.optim.arguments, beside=OptimConfig.model_fields)
     resolved = Config.model_validate(content)
     resolved._origin, resolved._trusted = config._origin, config._trusted
     return resolved
@@ -94,7 +83,7 @@ def read_corpus(config: Config, split: str) -> Corpus:
     """One split of the config's data, as it lies there: pictures and clips are paths."""
     if split not in SPLITS:
         raise InputError(f"split {split!r}: {close_match(split, list(SPLITS))}")
-    function = _find_callable(config, _CORPORA, "data.format", config.data.format)
+    function = find_callable(config, _CORPORA, "data.format", config.data.format)
     corpus: Corpus = function(config.data.root, split, **config.data.options)
     return corpus
 
@@ -127,7 +116,7 @@ def build_transform(config: Config, kind: str) -> Any:
         known = close_match("", [name for name, transform in _TRANSFORMS.items() if transform.reads == kind])
         file = config._origin.get("", "config")
         raise InputError(f"{file}: data.transform: missing, and {kind} need one ({known})")
-    transform = _make(config, _TRANSFORMS, "data.transform")
+    transform = make(config, _TRANSFORMS, "data.transform")
     if (made_for := getattr(transform, "reads", kind)) != kind:
         place = "data.transform.name"
         problem = f"{config.data.transform.name} is for {made_for}, but {config.data.format} has {kind}"
@@ -146,7 +135,7 @@ def build_image_encoder(config: Config, gives: str) -> nn.Module:
 def _reads(config: Config, side: str, otherwise: str) -> tuple[str, ...]:
     """What a tower's encoder reads; one that does not say reads anything."""
     key = f"model.{side}.encoder.name"
-    reads = getattr(_find(config, ENCODERS, key, getattr(config.model, side).encoder.name), "reads", otherwise)
+    reads = getattr(find(config, ENCODERS, key, getattr(config.model, side).encoder.name), "reads", otherwise)
     return (reads,) if isinstance(reads, str) else tuple(reads)
 
 
@@ -163,7 +152,7 @@ def build_vocabulary(config: Config, training: Corpus, state: dict[str, Any] | N
         if (file := config.data.vocabulary.file) is not None:
             place = "data.vocabulary.file"
             raise InputError(f"{config.source(place)}: {place}: {text.name} has its own vocabulary; got {file}")
-        with _naming(config, f"{key}.model"):
+        with naming(config, f"{key}.model"):
             pieces = Pieces.read(text.arguments["model"])
         if drop := text.arguments.get("drop"):
             lacks = "mask token to put in the place of words" if pieces.mask is None else "notion of words"
@@ -226,8 +215,8 @@ def build_model(
     text = _build_tower(config, "text", gives, tokens, fresh)
     if isinstance(vocabulary, Pieces):
         vocabulary.cut(getattr(text.encoder, "max_length", None))
-    transform = None if config.data.transform is None else _make(config, _TRANSFORMS, "data.transform")
-    model = VSEModel(image, text, _make(config, SIMILARITIES, "model.similarity"), vocabulary, transform)
+    transform = None if config.data.transform is None else make(config, _TRANSFORMS, "data.transform")
+    model = VSEModel(image, text, make(config, SIMILARITIES, "model.similarity"), vocabulary, transform)
     if fresh:
         for name, value in model.state_dict().items():
             if not value.isfinite().all():
@@ -263,16 +252,16 @@ def build_criterion(config: Config) -> Criterion:
     for name, term in config.loss.terms.items():
         if not term.weight:
             continue
-        function = _find(config, REGULARISERS, f"loss.terms.{name}", name)
-        terms[name] = (term.weight, _construct(config, f"loss.terms.{name}", function, term.arguments))
-    return Criterion(_make(config, LOSSES, "loss.ranking"), terms, config.loss.ramp_epoch)
+        function = find(config, REGULARISERS, f"loss.terms.{name}", name)
+        terms[name] = (term.weight, construct(config, f"loss.terms.{name}", function, term.arguments))
+    return Criterion(make(config, LOSSES, "loss.ranking"), terms, config.loss.ramp_epoch)
 
 
 def check_fit(config: Config, model: VSEModel, criterion: Criterion, batch: Batch) -> None:
     """Raise InputError when encoders, aggregators, similarity and loss do not fit together, as a batch tells."""
     model.eval()
     with torch.no_grad(), torch.random.fork_rng(devices=[]):  # a loss may draw random numbers
-        with _naming(config, "model.image"):
+        with naming(config, "model.image"):
             try:
                 image = model.image(batch.images, batch.image_mask)
             except RuntimeError as error:
@@ -280,14 +269,14 @@ def check_fit(config: Config, model: VSEModel, criterion: Criterion, batch: Batc
                     raise
                 height, width = batch.images.shape[-2:]
                 raise ValueError(f"takes no pictures of {height} x {width} ({first_line(error)})") from None
-        with _naming(config, "model.text"):
+        with naming(config, "model.text"):
             text = model.text(batch.tokens, batch.token_mask)
-        with _naming(config, "model.similarity", config.model.similarity.arguments):
+        with naming(config, "model.similarity", config.model.similarity.arguments):
             scores = model.similarity(image.embeddings, text.embeddings)
-        with _naming(config, "loss.ranking", config.loss.ranking.arguments):
+        with naming(config, "loss.ranking", config.loss.ranking.arguments):
             criterion.ranking(scores, batch.positives)
         for name, (_, term) in criterion.terms.items():
-            with _naming(config, f"loss.terms.{name}", config.loss.terms[name].arguments):
+            with naming(config, f"loss.terms.{name}", config.loss.terms[name].arguments):
                 term(image, text)
 
 
@@ -301,13 +290,13 @@ def build_optimiser(config: Config, model: VSEModel, criterion: Criterion) -> to
     except ValueError as error:
         raise InputError(f"{config.source('optim.factors')}: optim.factors: {error}") from None
     settings = {"params": groups, "lr": config.optim.lr, "weight_decay": config.optim.weight_decay}
-    optimiser: torch.optim.Optimizer = _make(config, OPTIMISERS, "optim", settings)
+    optimiser: torch.optim.Optimizer = make(config, OPTIMISERS, "optim", settings)
     return optimiser
 
 
 def build_schedule(config: Config) -> Schedule:
     """Learning-rate schedule of a config."""
-    schedule: Schedule = _make(config, SCHEDULES, "optim.schedule", {"epochs": config.train.epochs})
+    schedule: Schedule = make(config, SCHEDULES, "optim.schedule", {"epochs": config.train.epochs})
     return schedule
 
 
@@ -328,7 +317,7 @@ def load_model(
         weights = {key: value for key, value in weights.items() if not key.startswith("similarity.")}
         weights |= {key: value for key, value in model.state_dict().items() if key.startswith("similarity.")}
     load_weights(model, weights, file)
-    with _naming(config, "model.similarity", config.model.similarity.arguments), torch.no_grad():
+    with naming(config, "model.similarity", config.model.similarity.arguments), torch.no_grad():
         model.similarity(torch.zeros(1, 1, 1), torch.zeros(1, 1, 1))
     return model.eval(), config, file
 
@@ -366,7 +355,7 @@ def _build_tower(config: Config, side: str, gives: tuple[str, ...], widths: dict
     embed_dim = config.model.embed_dim
     encoder = _build_encoder(config, side, gives, widths, fresh)
     widths = {"in_dim": encoder.dim, "out_dim": embed_dim, "dim": encoder.dim}
-    aggregator = _make(config, AGGREGATORS, f"{key}.aggregator", widths)
+    aggregator = make(config, AGGREGATORS, f"{key}.aggregator", widths)
     width = getattr(aggregator, "out_dim", encoder.dim)
     if getattr(aggregator, "returns_context", False):
         width = getattr(encoder, "context_dim", None) or encoder.dim
@@ -395,145 +384,8 @@ def _build_encoder(config: Config, side: str, gives: tuple[str, ...], widths: di
             f"{' or '.join(reads)}, but the {side} tower is given {' or '.join(gives)}"
         )
     instead = {} if fresh else {"weights": None}
-    encoder = _make(config, ENCODERS, f"{key}.encoder", {**widths, "dim": embed_dim}, instead)
+    encoder = make(config, ENCODERS, f"{key}.encoder", {**widths, "dim": embed_dim}, instead)
     if not hasattr(encoder, "dim"):
         source = config.source(f"{key}.encoder.name")
         raise InputError(f"{source}: {key}.encoder.name: {tower.encoder.name} is no encoder: it has no attribute dim")
     return encoder
-
-
-def _at(tree: Any, key: str) -> Any:
-    """What stands at a dotted key of a config or a dict."""
-    for part in key.split("."):
-        tree = tree[part] if isinstance(tree, dict) else getattr(tree, part)
-    return tree
-
-
-def _find(config: Config, table: dict[str, Any], key: str, name: str) -> Callable[..., Any]:
-    """Entry of a table, or the object that ``module:Class`` names; ``key`` is where the name was given."""
-    if name in table:
-        return typing.cast(Callable[..., Any], table[name])
-    place = f"{config.source(key)}: {key}"
-    if ":" not in name:
-        raise InputError(f"{place}: unknown name {name!r} ({close_match(name, list(table))})")
-    module, _, attribute = name.partition(":")
-    if not all(part.isidentifier() for part in [*module.split("."), attribute]):
-        raise InputError(f"{place}: expected a known name or my_package.module:Class, got {name!r}")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-        inspect.signature(found)
-    except ModuleNotFoundError as error:
-        raise InputError(f"{place}: {name}: {error}; is its folder on PYTHONPATH?") from None
-    except AttributeError:
-        raise InputError(f"{place}: {name}: module {module} has no {attribute}") from None
-    except (TypeError, ValueError):
-        raise InputError(f"{place}: {name}: is no class or function with named arguments") from None
-    return typing.cast(Callable[..., Any], found)
-
-
-def _find_callable(config: Config, table: dict[str, Any], key: str, name: str) -> Callable[..., Any]:
-    """What :func:`_find` finds, to be called: a checkpoint, perhaps a stranger's, must not choose just any function."""
-    found = _find(config, table, key, name)
-    trusted = config._trusted or key in config._origin or name in table
-    if not trusted and not (inspect.isclass(found) and issubclass(found, nn.Module)):
-        place = f"{config.source(key)}: {key}"
-        raise InputError(f"{place}: the checkpoint names {name}, which is no nn.Module; give {key}={name} to allow it")
-    return found
-
-
-def _check(
-    config: Config,
-    key: str,
-    name: str,
-    function: Callable[..., Any],
-    given: dict[str, Any],
-    called_with: Collection[str] = (),
-    beside: Collection[str] = ("name",),
-) -> dict[str, Any]:
-    """Arguments checked against a signature's names and types, with its plain defaults.
-
-    ``called_with``: the parameters that are no settings, but what a function is called with. ``beside``: the keys that
-    stand beside the arguments, for the close match.
-    """
-    parameters = {
-        parameter.name: parameter
-        for parameter in inspect.signature(function).parameters.values()
-        if parameter.name not in called_with and parameter.kind is not parameter.VAR_POSITIONAL
-        if parameter.kind is not parameter.VAR_KEYWORD
-    }
-    try:
-        hints = typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)  # type: ignore[misc]
-    except NameError:  # hints that are imported for the type checker alone: the constructor will judge
-        hints = {}
-    types = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
-    checked = {}
-    for argument, value in given.items():
-        place = f"{config.source(f'{key}.{argument}')}: {key}.{argument}"
-        if argument in parameters and argument in _FIXED:
-            raise InputError(f"{place}: is filled in and cannot be set, got {value!r}")
-        if argument not in parameters:
-            known = [*(parameter for parameter in parameters if parameter not in _FIXED), *beside]
-            raise InputError(f"{place}: unknown argument of {name} ({close_match(argument, known)})")
-        try:
-            TypeAdapter(hints.get(argument, Any), config=types).validate_json(json.dumps(value), strict=True)
-        except ValidationError as error:
-            messages = dict.fromkeys(part["msg"][0].lower() + part["msg"][1:] for part in error.errors())
-            raise InputError(f"{place}: {' or '.join(messages)}, got {value!r}") from None
-        except PydanticSchemaGenerationError:  # a type that YAML cannot express: the constructor will judge
-            pass
-        checked[argument] = value
-    for argument, parameter in parameters.items():
-        if parameter.default is parameter.empty:
-            if argument not in checked and argument not in _FIXED | _FILLED:
-                raise InputError(f"{config.source(key)}: {key}.{argument}: missing, and {name} needs it")
-        elif argument not in _FIXED and isinstance(parameter.default, str | int | float | bool | None):
-            checked.setdefault(argument, parameter.default)
-    return checked
-
-
-def _make(
-    config: Config,
-    table: dict[str, Any],
-    key: str,
-    filled: dict[str, Any] | None = None,
-    instead: dict[str, Any] | None = None,
-) -> Any:
-    """The component that a config names at ``key``.
-
-    Where it takes them, with what is ``filled`` in, and with values ``instead`` of the config's.
-    """
-    component = _at(config, key)
-    function = _find_callable(config, table, f"{key}.name", component.name)
-    wanted = inspect.signature(function).parameters
-    taken = {name: value for name, value in (filled or {}).items() if name in wanted}
-    replaced = {name: value for name, value in (instead or {}).items() if name in wanted}
-    return _construct(config, key, function, {**taken, **component.arguments, **replaced})
-
-
-def _construct(config: Config, key: str, function: Callable[..., Any], arguments: dict[str, Any]) -> Any:
-    """An instance of a class, or a function with its arguments bound; a constructor's ValueError is the user's."""
-    if not inspect.isclass(function):
-        return partial(function, **arguments)
-    with _naming(config, key, arguments):
-        return function(**arguments)
-
-
-@contextlib.contextmanager
-def _naming(config: Config, key: str, arguments: Collection[str] = ()) -> Iterator[None]:
-    """Turn a part's ValueError into an InputError with its key and the file or override that gave it.
-
-    Of the arguments whose value or name the error has in it, one given on the command line is the likeliest; where
-    there is none, no override is blamed for what another may have done.
-    """
-    try:
-        yield
-    except ValueError as error:
-        text = str(error)
-        values = dict(arguments) if isinstance(arguments, Mapping) else {}
-        named = [name for name, value in values.items() if isinstance(value, str) and "/" in value and value in text]
-        named += [name for name in arguments if re.search(rf"\b{name}\b", text)]
-        given = [f"{key}.{name}" for name in named if f"{key}.{name}" in config._origin]
-        if not values or f"{key}.{named[0] if named else ''}" not in given:
-            given.sort(key=lambda name: not config._origin[name].startswith("override"))
-        source = config.source(given[0]) if given else config._origin.get(key, config._origin.get("", "config"))
-        raise InputError(f"{source}: {key}: {text}") from None
