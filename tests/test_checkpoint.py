@@ -179,3 +179,28 @@ def test_another_similarity_in_evaluation(cli: Callable[..., Outcome], trained: 
     assert results["own"] != results["same"]  # a negative scale turns the ranking round
     error = cli("eval", trained, "model.similarity={name: smooth_chamfer, temperature: 0}").error
     assert "temperature: 0}': model.similarity: temperature must be positive, got 0" in error
+
+
+@pytest.mark.parametrize("slot", ["model.similarity", "model.image.aggregator", "model.text.aggregator"])
+def test_a_checkpoint_reads_and_fetches_no_weights(
+    slot: str, cli: Any, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever component it names in whatever place."""
+    assert cli("train", *tiny, "train.epochs=1").code == 0
+    fetched: list[object] = []
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *a, **_: fetched.append(a))
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", lambda *a, **_: fetched.append(a))
+    for arguments in (
+        {"name": "vse.encoders:Grid", "dim": 8, "backbone": "resnet18", "weights": "imagenet"},
+        {"name": "vse.encoders:Grid", "dim": 8, "backbone": "evil/repo", "weights": "pretrained"},
+        {"name": "vse.encoders:Bert", "dim": 8, "model": "evil/repo"},
+    ):
+        state = torch.load(tmp_path / "run" / "best.pt", weights_only=True)
+        place = state["config"]
+        for part in slot.split(".")[:-1]:
+            place = place[part]
+        place[slot.split(".")[-1]] = arguments
+        torch.save(state, tmp_path / "evil.pt")
+        with pytest.raises(InputError):
+            vse.load(tmp_path / "evil.pt")
+    assert not fetched

@@ -24,7 +24,7 @@ from vse.data.corpora import precomp
 from vse.data.transforms import open_picture, to_tensor
 from vse.detector import Detector
 from vse.encoders.backbones import ResNetBackbone
-from vse.extraction import RowWriter
+from vse.extraction import RowWriter, _as_kind
 
 Cli = Callable[..., Outcome]
 
@@ -100,6 +100,7 @@ def test_files_are_the_corpus(grid: list[str], cli: Cli, tmp_path: Path, half: b
         np.testing.assert_allclose(made.images[row], cells, atol=2e-2 * cells.max() if half else 1e-4 * cells.max())
     manifest = json.loads((tmp_path / "out" / "train_manifest.json").read_text())
     assert manifest["extractor"]["backbone"] == "resnet18" and manifest["transform"]["size"] == 64
+    assert manifest["data"]["root"].endswith("pictures") and manifest["weights"].endswith("resnet18.pth")
     assert manifest["items"] == 12 and manifest["dtype"] == ("float16" if half else "float32")
     assert not list((tmp_path / "out").glob(".*unfinished*"))
 
@@ -136,6 +137,25 @@ def test_what_is_done_is_not_done_again(
     assert again.code == 0 and "train is finished" in again.out and len(seen) == 8
 
 
+@pytest.mark.parametrize("size", [0, 100, 300])
+def test_a_damaged_unfinished_array(size: int, tmp_path: Path) -> None:
+    writer = RowWriter(tmp_path, "dev", 50, {"a": 1})
+    writer.write(0, {"ims": np.ones((2, 3), dtype=np.float32)})
+    with open(tmp_path / ".unfinished_dev_ims.npy", "r+b") as file:
+        file.truncate(size)
+    with pytest.raises(ValueError, match=".dev_unfinished.json: what it tells of is damaged .*; remove it"):
+        RowWriter(tmp_path, "dev", 50, {"a": 1})
+
+
+def test_a_full_disk_is_known_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    with pytest.raises(ValueError, match="dev_ims.npy: cannot be written .No space left on device."):
+        RowWriter(tmp_path, "dev", 2, {"a": 1}).write(0, {"ims": np.ones((2, 3), dtype=np.float32)})
+
+
 @pytest.mark.parametrize("moved", [0, 1])
 def test_killed_between_the_last_rows_and_the_manifest(moved: int, tmp_path: Path) -> None:
     values = {"ims": np.ones((2, 3), dtype=np.float32), "boxes": np.zeros((2, 4), dtype=np.float32)}
@@ -168,14 +188,41 @@ def test_mistakes_are_one_line(grid: list[str], cli: Cli, tmp_path: Path) -> Non
     config, *settings = grid
     arguments = [config, tmp_path / "out", *settings]
     assert cli("extract_features", *arguments, "--split", "dev").code == 0
-    for change, differs in (
-        ("data.transform.size=32", "transform"),
-        ("model.image.encoder.weights=null", "extractor, weights_sha256"),
-    ):
-        other = cli("extract_features", *arguments, change, "--split", "dev").error
-        assert f"dev_manifest.json: made with another {differs}; remove it or choose another folder" in other
-    half = cli("extract_features", *arguments, "--split", "dev", "--float16").error
-    assert "made with another dtype" in half
+    assert cli("extract_features", *arguments, "model.image.encoder.freeze_epochs=3", "--split", "dev").code == 0
+    for split in ("dev", "test"):  # all of a folder are of one kind
+        for change, differs in (
+            ("data.transform.size=32", "transform"),
+            ("model.image.encoder.weights=null", "weights_sha256"),
+        ):
+            other = cli("extract_features", *arguments, change, "--split", split).error
+            assert f"dev_manifest.json: made with another {differs}; remove it with its features" in other
+        half = cli("extract_features", *arguments, "--split", split, "--float16").error
+        assert "made with another dtype" in half
+    shutil.copytree(tmp_path / "pictures", tmp_path / "moved")
+    moved = [f"data.root={tmp_path / 'moved'}", "--split", "dev"]
+    assert "dev is finished" in cli("extract_features", *arguments, *moved).out
+    annotations = tmp_path / "moved" / "dataset_small.json"
+    annotations.write_text(annotations.read_text().replace('"raw": "', '"raw": "new '))
+    assert "made with another corpus_sha256" in cli("extract_features", *arguments, *moved).error
+    (tmp_path / "mine").mkdir()
+    np.save(tmp_path / "mine" / "dev_ims.npy", np.zeros((5, 3)))
+    own = cli("extract_features", config, tmp_path / "mine", *settings, "--split", "dev").error
+    assert "dev_ims.npy: is there, and no manifest says what made it" in own
+    options = cli("extract_features", *arguments, "--split", "dev", "--boxes", "9").error
+    assert "--boxes and --size are for --detector" in options
+    folder = cli("extract_features", config, *settings).error
+    assert "expected a folder to write into, got data=" in folder
+    (tmp_path / "old" / "precomp").mkdir(parents=True)
+    old = cli("extract_features", config, tmp_path / "old", *settings).error
+    assert "training would read that and not what is extracted" in old
+    result = tmp_path / "out" / "dev_ims.npy"
+    result.rename(tmp_path / "kept.npy")
+    gone = cli("extract_features", *arguments, "--split", "dev").error
+    assert "dev_ims.npy: is missing, though dev_manifest.json says that it is finished; remove that" in gone
+    (tmp_path / "kept.npy").rename(result)
+    for content in ("{", "[]"):
+        (tmp_path / "mine" / "dev_manifest.json").write_text(content)
+        assert "dev_manifest.json: " in cli("extract_features", config, tmp_path / "mine", *settings).error
     picture = tmp_path / "pictures" / "images" / "3.jpg"
     picture.write_bytes(picture.read_bytes()[:50])
     assert "3.jpg: not a picture that can be read" in cli("extract_features", *arguments).error
@@ -188,13 +235,14 @@ def test_mistakes_are_one_line(grid: list[str], cli: Cli, tmp_path: Path) -> Non
     lost = cli("extract_features", *arguments, "--detector", "/none.pth")
     assert "/none.pth: no such file; expected the detector's published weights" in lost.error
     boxes = cli("extract_features", *arguments, "--detector", "none", "--boxes", "0")
-    assert "boxes must be at least 1 and size at least 32, got 0 and 800" in boxes.error
+    assert "boxes must be 1 to 1000 and size at least 32, got 0 and 800" in boxes.error
 
 
 def test_clips_become_files_of_frame_features(cli: Cli, tmp_path: Path) -> None:
     """All frames, pooled, as the video encoder has them; training goes on from the files; nothing is done twice."""
     world = tmp_path / "world"
-    settings = [f"data.root={world}", "data.options={train_scenes: 10, eval_scenes: 4}", "data.transform.size=32"]
+    settings = [f"data.root={world}", "data.options={train_scenes: 10, eval_scenes: 4}"]
+    settings += ["data.transform.size=96", "data.transform.resize=96"]  # several cells a frame
     settings += ["model.embed_dim=8", f"run.dir={tmp_path / 'run'}", "train.epochs=1", "train.batch_size=5"]
     config = ROOT / "configs" / "demo_video.yaml"
     torch.manual_seed(0)
@@ -205,14 +253,20 @@ def test_clips_become_files_of_frame_features(cli: Cli, tmp_path: Path) -> None:
     assert outcome.code == 0, outcome.err
     encoder: Any = build_image_encoder(read_config(config, [*settings, weights]), "frames").eval()
     for gif in sorted((world / "gifs").glob("*.gif"))[::5]:
-        frames = torch.stack([to_tensor(frame.crop((8, 8, 40, 40))) for frame in read_frames(gif, np.arange)])
+        pictures = [frame.resize((96, 96), Image.Resampling.BILINEAR) for frame in read_frames(gif, np.arange)]
+        frames = torch.stack([to_tensor(picture) for picture in pictures])
         with torch.no_grad():
             expected = encoder(frames[None]).features[0].numpy()
-        np.testing.assert_allclose(np.load(world / "features" / f"{gif.stem}.npy"), expected, atol=1e-4)
+        np.testing.assert_allclose(np.load(world / "features" / f"{gif.stem}.npy"), expected, atol=2e-2)
     times = {path: path.stat().st_mtime_ns for path in (world / "features").glob("*.npy")}
     (world / "features" / "train_00003.npy").unlink()
-    (world / "train_manifest.json").unlink()
+    (world / "train_manifest.json").rename(world / ".train_unfinished.json")  # as if it had been killed
+    other = cli("extract_features", config, world, *settings)
+    assert "made with another weights_sha256" in other.error
     assert cli("extract_features", config, world, *settings, weights).code == 0
+    (world / "dev_manifest.json").unlink()
+    stale = cli("extract_features", config, world, *settings, weights)
+    assert "dev_00000.npy: is there, and no manifest says what made it" in stale.error
     changed = [path.name for path, before in times.items() if path.stat().st_mtime_ns != before]
     assert changed == ["train_00003.npy"]
     outcome = cli("train", config, *settings, "data.options.frames=features")
@@ -270,6 +324,68 @@ def test_batch_mates_change_no_picture(detector: Detector) -> None:
         alone = detector([picture])
         for name, array in alone.items():
             np.testing.assert_allclose(array[0], together[name][row], atol=1e-3)
+
+
+def test_features_are_those_of_the_boxes(detector: Detector) -> None:
+    picture = photos()[0]
+    found = detector([picture])
+    images, _ = detector.net.transform([picture.float() / 255])
+    scale = torch.tensor([images.image_sizes[0][1] / 80, images.image_sizes[0][0] / 60] * 2)
+    boxes = torch.from_numpy(found["boxes"][0]) * scale
+    heads = detector.net.roi_heads
+    with torch.no_grad():
+        maps = detector.net.backbone(images.tensors)
+        for k in (0, 7, 35):
+            expected = heads.box_head(heads.box_roi_pool(maps, [boxes[k : k + 1]], images.image_sizes))[0]
+            np.testing.assert_allclose(found["ims"][0, k], expected.numpy(), atol=1e-4)
+
+
+def test_the_published_layout(tmp_path: Path) -> None:
+    """A frozen BatchNorm has no counters, and in torchvision's COCO weights no epsilon."""
+    torch.manual_seed(0)
+    source = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None).eval()
+    for module in source.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_var, 0.5, 1.5)  # type: ignore[arg-type]
+            module.eps = 0.0
+    state = {k: v for k, v in source.state_dict().items() if "num_batches_tracked" not in k}
+    torch.save(state, tmp_path / "coco.pth")
+    made = Detector(weights=str(tmp_path / "coco.pth")).eval()
+    picture = torch.rand(1, 3, 64, 64)
+    assert {m.eps for m in made.net.modules() if isinstance(m, nn.BatchNorm2d)} == {0.0}
+    with torch.no_grad():
+        for key, value in source.backbone(picture).items():
+            torch.testing.assert_close(made.net.backbone(picture)[key], value)
+    torch.save({**state, "rpn.head.conv.0.0.bias": torch.full((256,), torch.nan)}, tmp_path / "coco.pth")
+    with pytest.raises(ValueError, match="coco.pth: its weights are not finite"):
+        Detector(weights=str(tmp_path / "coco.pth"))
+    with pytest.raises(ValueError, match="thin.png: 400 x 2 pixels are too narrow for the detector"):
+        Detector(weights=None, size=96)([torch.zeros(3, 2, 400, dtype=torch.uint8)], ["thin.png"])
+
+
+def test_random_weights_are_the_seeds(grid: list[str], cli: Cli, tmp_path: Path) -> None:
+    """One network for all splits, and the same when it goes on."""
+    config, *settings = grid
+    settings.append("model.image.encoder.weights=null")
+    assert cli("extract_features", config, tmp_path / "out", *settings, "--split", "dev", "--split", "dev").code == 0
+    assert cli("extract_features", config, tmp_path / "out", *settings).code == 0
+    manifests = [json.loads(path.read_text()) for path in (tmp_path / "out").glob("*_manifest.json")]
+    assert len(manifests) == 3 and len({manifest["weights_sha256"] for manifest in manifests}) == 1
+
+
+def test_numbers_that_float16_does_not_hold() -> None:
+    with pytest.raises(ValueError, match="features of image 7 or the next ones are not finite numbers of float16"):
+        _as_kind(np.array([1e6]), True, "image 7")
+    assert _as_kind(np.array([1e6]), False, "image 7").dtype == np.float32
+
+
+def test_an_image_without_a_caption(grid: list[str], cli: Cli, tmp_path: Path) -> None:
+    config, *settings = grid
+    annotations = tmp_path / "pictures" / "dataset_small.json"
+    content = json.loads(annotations.read_text())
+    content["images"][2]["sentences"] = []
+    annotations.write_text(json.dumps(content))
+    assert "image 2 has no caption" in cli("extract_features", config, tmp_path / "out", *settings).error
 
 
 def test_boxes_that_overlap_come_last(detector: Detector) -> None:

@@ -15,9 +15,9 @@ from torch import Tensor
 
 import vse
 from vse.aggregators import GPO
-from vse.build import read_config
+from vse.build import build_corpus, read_config
 from vse.checkpoint import load_checkpoint
-from vse.data.batches import TrainingData
+from vse.data.batches import BatchSampler, TrainingData, make_loader
 from vse.data.clips import Clip, Clips, FrameFeatures, find_clips, read_frames, sample_frames
 from vse.data.corpora import Corpus
 from vse.data.video import mrw, msrvtt, tgif, vatex
@@ -50,14 +50,11 @@ def test_evaluation_spreads_its_frames() -> None:
         for count in (1, 4, 8):
             for trim in (0, 6):
                 found = sample_frames(total, count, train=False, trim=trim)
-                assert len(found) == count and found.min() >= 0 and found.max() < total
-                if total < count:
-                    assert found.tolist() == [*range(total), *[total - 1] * (count - total)]
-                    continue
-                left = trim if total - 2 * trim >= count else (total - count) // 2
-                assert found[0] == left and (count == 1 or found[-1] == total - 1 - left)
-                gaps = np.diff(found)
-                assert len(gaps) == 0 or gaps.max() - gaps.min() <= 1
+                left = min(trim, (total - 1) // 2)
+                inside = list(range(left, total - left))
+                step = max(1, (len(inside) + 1) // count)  # as the released code has it
+                some = inside[::step][:count]
+                assert found.tolist() == some + some[-1:] * (count - len(some))
 
 
 def test_training_draws_skip_and_start() -> None:
@@ -67,9 +64,11 @@ def test_training_draws_skip_and_start() -> None:
     assert all((np.diff(d) == s).all() for d, s in zip(draws, skips, strict=True))
     assert [skips.count(s) / 900 for s in (1, 2, 3)] == pytest.approx([1 / 3] * 3, abs=0.06)
     starts = {s: {int(d[0]) for d, k in zip(draws, skips, strict=True) if k == s} for s in (1, 2, 3)}
-    assert starts == {s: set(range(30 - 3 * s)) for s in (1, 2, 3)}  # wherever all four fit
+    assert starts == {s: set(range(30 - 4 * s + 1)) for s in (1, 2, 3)}  # as the released code has it
     short = [sample_frames(3, 4, train=True).tolist() for _ in range(50)]
     assert {tuple(d) for d in short} == {(0, 1, 2, 2), (0, 2, 2, 2), (0, 0, 0, 0)}
+    long = [sample_frames(100, 8, train=False, trim=6).tolist(), sample_frames(14, 8, train=False, trim=6).tolist()]
+    assert long == [[6, 17, 28, 39, 50, 61, 72, 83], [6, 7, 7, 7, 7, 7, 7, 7]]
 
 
 @pytest.mark.parametrize("kind", ["gif", "folder", "list"])
@@ -98,6 +97,15 @@ def test_one_crop_and_colour_for_a_clip() -> None:
         assert result.shape == (3, 3, 16, 16) and result.dtype == torch.uint8
         assert torch.equal(result[0], result[1]) and torch.equal(result[0], result[2])
     assert not torch.equal(first, second)
+    flat = [Image.new("RGB", (40, 30), (90, 120, 150))] * 3  # a crop and a flip change nothing
+    colours = {tuple(transform.read(flat, train=True)[0, :, 0, 0].tolist()) for _ in range(20)}
+    assert (
+        len(colours) > 10 and len({tuple(Clip(3, 16, 20, jitter=0.0).read(flat, train=True)[0, :, 0, 0].tolist())}) == 1
+    )
+    half = Image.fromarray(np.repeat(np.repeat(np.array([[0, 255]], dtype=np.uint8), 30, 0), 20, 1)).convert("RGB")
+    draws = [Clip(1, 16, 20).read([half], train=True)[0, 0].float() for _ in range(40)]
+    flipped = sum(bool(d[:, :4].mean() > d[:, -4:].mean() + 20) for d in draws)
+    assert 5 < flipped < 35
     plain = Clip(frames=3, size=16, resize=20, augment=False)
     assert torch.equal(plain.read(clip, train=True), plain.read(clip))
     assert torch.equal(plain.read(clip), transform.read(clip))
@@ -113,7 +121,7 @@ def test_bad_clips(tmp_path: Path) -> None:
         Image.new("RGB", size).save(tmp_path / "mixed" / f"{i}.png")
     clip = Clip(frames=9, size=8, resize=8)
     for name, message in (
-        ("cut.gif", "cut.gif: not a"),
+        ("cut.gif", "cut.gif: not a GIF"),
         ("text.gif", "text.gif: not a GIF or other clip that can be read"),
         ("none.gif", "none.gif: no such clip"),
         ("empty", "empty: holds no pictures; expected a clip's frames"),
@@ -187,6 +195,11 @@ def test_frames_are_pooled_cells(clip_batch: tuple[Tensor, Tensor]) -> None:
         atol=1e-5,
         rtol=0,
     )
+
+
+def test_dropout_acts_on_the_context() -> None:
+    result = Video(64, in_dim=3, dropout=0.5).train()(torch.randn(20, 4, 3))
+    assert result.context is not None and abs((result.context == 0).float().mean() - 0.5) < 0.1
 
 
 def test_freezing_a_clips_backbone() -> None:
@@ -266,6 +279,8 @@ def test_bad_frame_features(tmp_path: Path) -> None:
         find_clips(tmp_path, "packed", ["a"])
     with pytest.raises(InputError, match="no such folder, nor gifs.npz; expected {id}.gif"):
         find_clips(tmp_path, "gifs", ["a"])
+    with pytest.raises(InputError, match="a.npy: expected a folder or an .npz file of frames"):
+        find_clips(folder, "a.npy", ["a"])
     with pytest.raises(InputError, match="features: holds nothing of clip b"):
         find_clips(tmp_path, "features", ["b", "a"])
     with pytest.raises(InputError, match="features: has no b.npy, nor 1 others of 3 clips"):
@@ -302,7 +317,10 @@ def write_dataset(kind: str, root: Path, train: int = 12, others: int = 6) -> Pa
         entries = [{"id": clip, "sentence": sentence(rng), "title": "mrw"} for clip in everything]
         (root / "mrw-v1.0.json").write_text(json.dumps(entries))
         for part, names in clips.items():
-            (root / f"mrw_{part}.tsv").write_text("".join(f"{clip}\t{i}\n" for i, clip in enumerate(names)))
+            (root / "split").mkdir(exist_ok=True)
+            (root / "split" / f"{'valid' if part == 'val' else part}.tsv").write_text(
+                "".join(f"{clip}\t{i}\n" for i, clip in enumerate(names))
+            )
     elif kind == "msrvtt":
         for file, parts in (("train_val", {"train": "train", "val": "validate"}), ("test", {"test": "test"})):
             places = [(clip, split) for part, split in parts.items() for clip in clips[part]]
@@ -337,7 +355,7 @@ def test_published_formats(kind: str, tmp_path: Path) -> None:
         assert all(set(text.split()) <= set(WORDS) for text in corpus.captions)
         assert isinstance(corpus.images, FrameFeatures) and len(corpus.images) == size
     first = {text for text, i in zip(corpus.captions, corpus.image_of_caption, strict=True) if i == 0}
-    content = "".join(path.read_text() for path in root.glob("*.*") if path.suffix in (".json", ".tsv"))
+    content = "".join(path.read_text() for path in root.rglob("*.*") if path.suffix in (".json", ".tsv"))
     assert len(first) and all(text in content for text in first)
 
 
@@ -376,22 +394,36 @@ def test_bad_video_corpora(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=message):
             READERS[kind](str(roots[kind]), "test", frames="features")
 
+    for kind, source, copy, message in (
+        ("msrvtt", "train_val_videodatainfo.json", "copy_videodatainfo.json", "a clip is twice in copy_videodatainfo"),
+        ("vatex", "vatex_training_v1.0.json", "vatex_training_v1.1.json", "clip train_0 is twice in its vatex_"),
+    ):
+        (roots[kind] / copy).write_bytes((roots[kind] / source).read_bytes())
+        with pytest.raises(InputError, match=message):
+            READERS[kind](str(roots[kind]), "train", frames="features")
+        (roots[kind] / copy).unlink()
+
     with (roots["tgif"] / "test.txt").open("a") as file:
         file.write("https://host/lost.gif\n")
     fails("tgif", "test.txt: clip lost has no caption")
     (roots["tgif"] / "test.txt").unlink()
-    fails("tgif", r"test.txt: no such file \(nor splits/test.txt, data/splits/test.txt\); expected the urls of a split")
+    fails("tgif", r"test.txt: no such file there or in .*'split'.*; expected the urls of a split")
     write_lines = "https://host/a.gif no tab\n"
     (roots["tgif"] / "tgif-v1.0.tsv").write_text(write_lines)
     (roots["tgif"] / "test.txt").write_text("https://host/a.gif\n")
     fails("tgif", "tgif-v1.0.tsv: line 1: expected url <tab> sentence, found 'https://host/a.gif no tab'")
-    (roots["mrw"] / "other_test.tsv").write_text("test_0\n")
-    fails("mrw", r"expected one \*test\*.tsv with the ids of split test, found mrw_test.tsv, other_test.tsv")
-    (roots["mrw"] / "other_test.tsv").unlink()
+    (roots["mrw"] / "test.tsv").write_text("test_0\n")
+    fails("mrw", "test.tsv: there are .*test.tsv, .*split/test.tsv; expected the ids of a split")
+    (roots["mrw"] / "test.tsv").unlink()
     (roots["mrw"] / "mrw-v1.0.json").write_text('[{"id": "test_0"}]')
     fails("mrw", "mrw-v1.0.json: expected a list of entries with id and sentence; lacks or garbles 'sentence'")
     (roots["msrvtt"] / "test_videodatainfo.json").write_text('{"videos": []}')
     fails("msrvtt", "test_videodatainfo.json: 'videos' or 'sentences' lack or garble 'sentences'")
+    number = {"videos": [{"video_id": 3, "split": "test"}], "sentences": []}
+    (roots["msrvtt"] / "test_videodatainfo.json").write_text(json.dumps(number))
+    fails("msrvtt", "lack or garble the id 3")
+    (roots["vatex"] / "vatex_public_test_english_v1.1.json").write_text('[{"videoID": "test_0", "enCap": "a bc"}]')
+    fails("vatex", "lacks or garbles enCap, 'a bc'")
     for path in roots["msrvtt"].glob("*.json"):
         path.unlink()
     fails("msrvtt", r"no \*videodatainfo\*.json there; expected MSR-VTT's annotations")
@@ -446,6 +478,30 @@ def test_the_recipes_for_clips() -> None:
     for name in ("msrvtt", "vatex"):
         config = read_config(ROOT / "configs" / "vse_infty" / f"{name}.yaml")
         assert config.model.image.encoder.name == "regions" and config.model.image.aggregator.name == "gpo"
+
+
+def test_frames_of_features_are_sampled(tmp_path: Path) -> None:
+    """Eight of them, other ones in other epochs, the same in workers; also from an archive."""
+    root = write_dataset("tgif", tmp_path / "t")
+    for file in (root / "features").glob("*.npy"):
+        np.save(file, np.random.default_rng(0).standard_normal((60, 6)).astype(np.float32))
+    np.savez(root / "packed.npz", **{f.stem: np.load(f) for f in (root / "features").glob("*.npy")})
+    config = ROOT / "configs" / "pvse" / "tgif.yaml"
+    read = {}
+    for place in ("features", "packed"):
+        corpus = build_corpus(read_config(config, [f"data.root={root}", f"data.options.frames={place}"]), "train")
+        epochs = [np.stack(corpus.images.read(np.arange(12), epoch)) for epoch in (None, 0, 0, 1)]
+        assert all(batch.shape == (12, 8, 6) for batch in epochs)
+        assert np.array_equal(epochs[1], epochs[2]) and not np.array_equal(epochs[1], epochs[3])
+        assert not np.array_equal(epochs[0], epochs[1])
+        read[place] = epochs
+        data = TrainingData(corpus, Vocabulary.build(corpus.captions), 0.0, seed=1)
+        batches = []
+        for workers in (0, 2):
+            sampler = BatchSampler(corpus.image_of_caption, len(corpus.images), 8, "pair", 1)
+            batches.append([batch.images for batch in make_loader(data, sampler, workers, False)])
+        assert len(batches[0]) == 3 and all(torch.equal(a, b) for a, b in zip(*batches, strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(*read.values(), strict=True))
 
 
 @pytest.fixture

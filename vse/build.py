@@ -114,7 +114,7 @@ def build_transform(config: Config, kind: str) -> Any:
     """The config's transform, for "pictures" or "frames". Raises InputError when it has none, or another's."""
     if config.data.transform is None:
         known = close_match("", [name for name, transform in _TRANSFORMS.items() if transform.reads == kind])
-        file = config._origin.get("", "config")
+        file = config._origin.get("data.transform", config._origin.get("", "config"))
         raise InputError(f"{file}: data.transform: missing, and {kind} need one ({known})")
     transform = make(config, _TRANSFORMS, "data.transform")
     if (made_for := getattr(transform, "reads", kind)) != kind:
@@ -170,14 +170,17 @@ def build_vocabulary(config: Config, training: Corpus, state: dict[str, Any] | N
 def image_width(*corpora: Corpus) -> int | None:
     """Width of the corpora's features, None for pictures. Raises InputError when they differ."""
     for corpus in corpora:
+        if hasattr(corpus.images, "width") != hasattr(corpora[0].images, "width"):
+            raise InputError(f"{corpora[0].name} and {corpus.name}: one has features, the other has none")
         if not hasattr(corpus.images, "width"):
-            return None
+            continue
         if corpus.images.width != corpora[0].images.width:
             raise InputError(
                 f"{corpora[0].name} has features {corpora[0].images.width} wide, "
                 f"but {corpus.name} has them {corpus.images.width} wide"
             )
-    return int(corpora[0].images.width)
+    width = getattr(corpora[0].images, "width", None)
+    return None if width is None else int(width)
 
 
 def _reads_pieces(config: Config) -> bool:

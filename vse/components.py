@@ -124,6 +124,8 @@ def make(
     component = at(config, key)
     function = find_callable(config, table, f"{key}.name", component.name)
     wanted = inspect.signature(function).parameters
+    if not config._trusted:  # a checkpoint's weights are in it: whatever it names, nothing is read or fetched for it
+        filled, instead = {"architecture": {}, **(filled or {})}, {"weights": None, **(instead or {})}
     taken = {name: value for name, value in (filled or {}).items() if name in wanted}
     replaced = {name: value for name, value in (instead or {}).items() if name in wanted}
     return construct(config, key, function, {**taken, **component.arguments, **replaced})

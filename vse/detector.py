@@ -1,5 +1,6 @@
 """Region features from torchvision's Faster R-CNN."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from torchvision.ops import clip_boxes_to_image, nms
 from vse.errors import InputError, close_match, first_line, misfit
 from vse.weights import is_state_dict, read_weights
 
+_PROPOSALS = 1000  # of the region proposal network
 _OVERLAP = 0.5  # boxes that overlap a better one by more come last
 
 
@@ -34,17 +36,17 @@ class Detector(nn.Module):
         self, name: str = "fasterrcnn_resnet50_fpn", weights: str | None = "coco", boxes: int = 36, size: int = 800
     ) -> None:
         super().__init__()
-        known = [key for key in vars(detection) if key.startswith("fasterrcnn_")]
+        known = ["fasterrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn_v2"]
         if name not in known:
             raise ValueError(
                 f"detector must be one of torchvision's Faster R-CNNs, got {name!r} ({close_match(name, known)})"
             )
-        if boxes < 1 or size < 32:
-            raise InputError(f"boxes must be at least 1 and size at least 32, got {boxes} and {size}")
-        self.settings = {"name": name, "weights": weights, "boxes": boxes, "size": size}
+        if not 1 <= boxes <= _PROPOSALS or size < 32:
+            raise InputError(f"boxes must be 1 to {_PROPOSALS} and size at least 32, got {boxes} and {size}")
+        self.settings, self.weights = {"name": name, "boxes": boxes, "size": size}, weights
         self.boxes = boxes
         make = getattr(detection, name)
-        options: dict[str, Any] = {"min_size": size, "max_size": size * 5 // 3, "rpn_post_nms_top_n_test": 1000}
+        options: dict[str, Any] = {"min_size": size, "max_size": size * 5 // 3, "rpn_post_nms_top_n_test": _PROPOSALS}
         try:
             self.net = make(weights="COCO_V1" if weights == "coco" else None, weights_backbone=None, **options)
         except (OSError, RuntimeError) as error:
@@ -58,12 +60,25 @@ class Detector(nn.Module):
         path, state = read_weights(file, "the detector's published weights")
         if not is_state_dict(state):
             raise InputError(f"{path}: expected a state dict")
-        if problem := misfit(self.net.state_dict(), state):
+        own = self.net.state_dict()
+        counters = {key: value for key, value in own.items() if key.endswith("num_batches_tracked")}
+        if problem := misfit(own, {**counters, **state}):
             raise InputError(f"{path}: does not fit the detector: {problem}")
-        self.net.load_state_dict(state)
+        if not all(value.isfinite().all() for value in state.values()):
+            raise InputError(f"{path}: its weights are not finite")
+        self.net.load_state_dict({**counters, **state})
+        if counters and not set(counters) & set(state):  # of a frozen BatchNorm, whose eps was 0
+            for module in self.net.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eps = 0.0
 
-    def forward(self, pictures: list[Tensor]) -> dict[str, np.ndarray]:
-        """Detect in some pictures; without gradients."""
+    def forward(self, pictures: list[Tensor], names: Sequence[str] = ()) -> dict[str, np.ndarray]:
+        """Detect in some pictures, without gradients; ``names`` are for the error that one is too narrow."""
+        for number, picture in enumerate(pictures):
+            short, long = sorted(picture.shape[1:])
+            if short * self.net.transform.max_size < long:
+                name = names[number] if names else f"picture {number}"
+                raise InputError(f"{name}: {long} x {short} pixels are too narrow for the detector")
         parts: list[dict[str, np.ndarray]] = [{} for _ in pictures]
         sizes = [tuple(picture.shape[1:]) for picture in pictures]
         for size in dict.fromkeys(sizes):
@@ -114,6 +129,6 @@ class Detector(nn.Module):
         rest[kept] = False
         others = rest.nonzero()[:, 0]
         order = torch.cat([kept, others[scores[others].argsort(descending=True, stable=True)]])[: self.boxes]
-        if len(order) < self.boxes:  # a picture with hardly a proposal: the whole picture in their place
+        if len(order) < self.boxes:  # a picture with few proposals: the last one again
             order = torch.cat([order, order[-1:].expand(self.boxes - len(order))])
         return boxes[order], scores[order], labels[order]

@@ -108,19 +108,19 @@ class StopSignal:
 
 
 @contextlib.contextmanager
-def claim_folder(folder: Path) -> Iterator[None]:
-    """Create the run folder and hold it alone. Raises InputError when it cannot be written or another run has it."""
+def claim_folder(folder: Path, label: str = "run.dir", doing: str = "training") -> Iterator[None]:
+    """Create a folder and hold it alone. Raises InputError when it cannot be written or another process has it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = open(folder / ".lock", "w")
     except OSError as error:
-        raise InputError(f"run.dir: cannot write in {folder} ({error.strerror})") from None
+        raise InputError(f"{label}: cannot write in {folder} ({error.strerror})") from None
     with lock:
         try:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not inherited by the loader's workers
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):  # any other: a file system without locks
-                raise InputError(f"run.dir: another process is training in {folder}") from None
+                raise InputError(f"{label}: another process is {doing} in {folder}") from None
         for unfinished in folder.glob(".*.tmp"):  # of a run that was killed while writing
             unfinished.unlink()
         yield

@@ -1,8 +1,9 @@
 """Clips: frames from GIF files, folders of pictures or arrays, and which of them are shown."""
 
+import contextlib
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,21 +27,20 @@ def sample_frames(total: int, count: int, train: bool, max_skip: int = 3, trim: 
     """Which ``count`` of a clip's ``total`` frames are shown, in order (PVSE, Song & Soleymani 2019, released code).
 
     In training every s-th from a random start, s uniform in 1..``max_skip``, drawn from torch's global generator; in
-    evaluation evenly spread, without ``trim`` frames at both ends as far as that leaves enough. A clip that is too
-    short repeats its last frame.
+    evaluation the first ``count`` of every s-th, with the largest s that gives as many, without ``trim`` frames at both
+    ends as far as that leaves one. A clip that is too short repeats its last frame.
 
     >>> sample_frames(total=9, count=3, train=False).tolist(), sample_frames(total=2, count=3, train=False).tolist()
-    ([0, 4, 8], [0, 1, 1])
+    ([0, 3, 6], [0, 1, 1])
     """
     if train:
         skip = int(torch.randint(1, max_skip + 1, ()))
-        start = int(torch.randint(0, max(0, total - 1 - skip * (count - 1)) + 1, ()))
+        start = int(torch.randint(0, max(0, total - skip * count) + 1, ()))
         shown = np.arange(start, total, skip)[:count]
-    elif total < count:
-        shown = np.arange(total)
     else:
-        trim = min(trim, (total - count) // 2)
-        shown = np.linspace(trim, total - 1 - trim, count).round().astype(int)
+        trim = min(trim, (total - 1) // 2)
+        skip = max(1, (total - 2 * trim + 1) // count)
+        shown = np.arange(trim, total - trim, skip)[:count]
     return np.concatenate([shown, np.repeat(shown[-1:], count - len(shown))])
 
 
@@ -99,9 +99,19 @@ class Clip:
         return torch.stack([to_tensor(picture) for picture in transform(pictures)])  # one list: one crop for all
 
 
+def iterate_frames(path: Path) -> Iterator[Image.Image]:
+    """All frames of a GIF file or a folder, one in memory at a time. Raises InputError that names it."""
+    if path.is_dir():
+        yield from map(open_picture, list_frames(path))
+        return
+    with _naming(path), Image.open(path) as clip:
+        for index in range(getattr(clip, "n_frames", 1)):
+            clip.seek(index)
+            yield open_picture(clip.copy())
+
+
 def read_frames(source: Any, choose: Callable[[int], np.ndarray]) -> list[Image.Image]:
     """RGB frames of a clip, those that ``choose(total)`` names, each decoded once. Raises InputError that names it."""
-    name = _name(source)
     if not isinstance(source, str | Path):
         if not isinstance(source, Sequence) or not source:
             raise InputError(f"expected a GIF file, a folder, or a list of pictures, got {type(source).__name__}")
@@ -112,20 +122,26 @@ def read_frames(source: Any, choose: Callable[[int], np.ndarray]) -> list[Image.
         indices = choose(len(files))
         decoded = {int(i): open_picture(files[i]) for i in np.unique(indices)}
         return [decoded[int(i)] for i in indices]
+    with _naming(path), Image.open(path) as clip:
+        indices = choose(getattr(clip, "n_frames", 1))
+        decoded = {}
+        for index in np.unique(indices):
+            clip.seek(int(index))
+            decoded[int(index)] = open_picture(clip.copy())
+    return [decoded[int(i)] for i in indices]
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Whatever goes wrong while a clip is decoded is one InputError that names it."""
     try:
-        with Image.open(path) as clip:
-            indices = choose(getattr(clip, "n_frames", 1))
-            decoded = {}
-            for index in np.unique(indices):
-                clip.seek(int(index))
-                decoded[int(index)] = open_picture(clip.copy())
+        yield
     except FileNotFoundError:
-        raise InputError(f"{name}: no such clip") from None
+        raise InputError(f"{path}: no such clip") from None
     except MemoryError:
         raise
     except Exception as error:  # Pillow's decoders raise nearly anything for a damaged file
-        raise InputError(f"{name}: not a GIF or other clip that can be read ({first_line(error)})") from None
-    return [decoded[int(i)] for i in indices]
+        raise InputError(f"{path}: not a GIF or other clip that can be read ({first_line(error)})") from None
 
 
 def list_frames(folder: Path) -> list[Path]:
@@ -133,7 +149,7 @@ def list_frames(folder: Path) -> list[Path]:
     files = [file for file in folder.iterdir() if file.suffix.lower() in _PICTURES and not file.name.startswith(".")]
     if not files:
         raise InputError(f"{folder}: holds no pictures; expected a clip's frames")
-    return sorted(files, key=lambda file: [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", file.name)])
+    return sorted(files, key=lambda file: [int(s) if s.isdecimal() else s for s in re.split(r"(\d+)", file.name)])
 
 
 class FrameFeatures:
@@ -214,6 +230,8 @@ def find_clips(root: Path, place: str, ids: Sequence[str]) -> Clips | FrameFeatu
     without its .npz) of arrays. Raises InputError, naming the place and the first id that is missing.
     """
     for file in (root / place, root / f"{place}.npz"):
+        if file.is_file() and file.suffix != ".npz":
+            raise InputError(f"{file}: expected a folder or an .npz file of frames, and its ending is {file.suffix!r}")
         if file.is_file():
             return FrameFeatures(file, ids)
     folder = root / place

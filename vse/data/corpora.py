@@ -169,6 +169,9 @@ def _group(
     elif rows == count and len(set(ids)) == rows:
         # Nothing but the rows themselves tells whether images repeat.
         repeats = next((row for row in range(1, rows) if not features.same_rows(0, row)), rows)
+        starts = range(0, rows, max(repeats, rows // 64 // repeats * repeats))
+        if not all(features.same_rows(i, i + 1) for i in starts if i + 1 < rows) and repeats > 1:
+            repeats = 1  # the first images are alike, and no others
         if rows % repeats:
             raise InputError(f"{ims}: its first {repeats} rows are equal, but {rows} rows are no multiple of that")
         ids = [ids[row - row % repeats] for row in range(rows)]
@@ -465,7 +468,7 @@ def read_lines(path: Path, what: str) -> list[str]:
 def read_json(path: Path) -> Any:
     """Content of a JSON file. Raises InputError that names it."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, OSError, RecursionError) as error:
         raise InputError(f"{path}: not a JSON file in UTF-8 ({first_line(error)})") from None
 

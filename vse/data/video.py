@@ -5,6 +5,7 @@ Where a clip's frames are: ``root/frames``, see :func:`vse.data.clips.find_clips
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,20 +14,21 @@ from vse.data.corpora import Corpus, check_scenes, read_json, read_lines
 from vse.data.synthetic import render_world
 from vse.errors import InputError
 
-_PARTS = {"train": "train", "dev": "val", "test": "test", "testall": "test"}
+_FOLDERS = (".", "data", "split", "splits", "data/splits")
+_PARTS = {"train": ("train",), "dev": ("val", "valid"), "test": ("test",), "testall": ("test",)}
+_NAMES = {(s, end): tuple(f"{name}{end}" for name in names) for s, names in _PARTS.items() for end in (".txt", ".tsv")}
 
 
 def tgif(root: str, split: str, frames: str = "gifs") -> Corpus:
     """TGIF (Li et al. 2016), as published: ``tgif-v1.0.tsv`` and ``train.txt``, ``val.txt`` and ``test.txt``.
 
-    The TSV has url, sentence and, in some copies, the number of frames on each line; the split files list urls; they
-    lie in ``root``, or in ``root/data`` and ``root/splits`` or ``root/data/splits``. A clip's id is its file's name.
-    Several sentences of one clip all count. Raises InputError, naming file and line, when something is missing or does
-    not fit.
+    The TSV has url, sentence and, in some copies, the number of frames on each line; the split files (``valid.txt`` in
+    PVSE's) list urls; they lie in ``root``, or in ``data``, ``split``, ``splits`` or ``data/splits`` there. A clip's id
+    is its file's name. Several sentences of one clip all count. Raises InputError, naming file and line, when something
+    is missing or does not fit.
     """
-    table = _find(root, ("tgif-v1.0.tsv", "data/tgif-v1.0.tsv"), "TGIF's urls and sentences")
-    part = f"{_PARTS[split]}.txt"
-    listed = _find(root, (part, f"splits/{part}", f"data/splits/{part}"), "the urls of a split, one a line")
+    table = _find(root, ("tgif-v1.0*.tsv",), "TGIF's urls and sentences")
+    listed = _find(root, _NAMES[split, ".txt"], "the urls of a split, one a line")
     pairs = []
     for number, line in enumerate(read_lines(table, "url, sentence and number of frames"), start=1):
         url, _, rest = line.partition("\t")
@@ -56,23 +58,19 @@ def synthetic_clips(
 def mrw(root: str, split: str, frames: str = "gifs") -> Corpus:
     """MRW (Song & Soleymani 2019), as published: a JSON list of {"id", "sentence", ...} and TSV files of ids.
 
-    ``root/mrw-v1.0.json``; the split files are the one ``*train*.tsv``, ``*val*.tsv`` and ``*test*.tsv`` in ``root`` or
-    ``root/splits``, a clip's id in the first column. Raises InputError, naming the file, when something is missing or
-    does not fit.
+    ``mrw-v1.0.json`` and ``train.tsv``, ``valid.tsv`` or ``val.tsv``, ``test.tsv`` lie in ``root``, or in ``data``,
+    ``split``, ``splits`` or ``data/splits`` there; a clip's id is in the first column. Raises InputError, naming the
+    file, when something is missing or does not fit.
     """
-    file = _find(root, ("mrw-v1.0.json", "data/mrw-v1.0.json"), "MRW's ids and sentences")
-    part = _PARTS[split]
-    listed = sorted(path for folder in (".", "splits") for path in (Path(root) / folder).glob(f"*{part}*.tsv"))
-    if len(listed) != 1:
-        found = ", ".join(path.name for path in listed) or "none"
-        raise InputError(f"{root}: expected one *{part}*.tsv with the ids of split {split}, found {found}")
+    file = _find(root, ("mrw-v1.0*.json",), "MRW's ids and sentences")
+    listed = _find(root, _NAMES[split, ".tsv"], "the ids of a split, one a line")
     content = read_json(file)
     try:
         pairs = [(str(entry["id"]), entry["sentence"].strip()) for entry in content]
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{file}: expected a list of entries with id and sentence; lacks or garbles {error}") from None
-    ids = [line.split("\t")[0].strip() for line in read_lines(listed[0], "id")]
-    return _corpus(root, split, frames, ids, pairs, listed[0])
+    ids = [line.split("\t")[0].strip() for line in read_lines(listed, "id")]
+    return _corpus(root, split, frames, ids, pairs, listed)
 
 
 def msrvtt(root: str, split: str, frames: str = "features") -> Corpus:
@@ -90,10 +88,12 @@ def msrvtt(root: str, split: str, frames: str = "features") -> Corpus:
     for file in files:
         content = read_json(file)
         try:
-            ids += [video["video_id"] for video in content["videos"] if video["split"] == part]
-            pairs += [(entry["video_id"], entry["caption"].strip()) for entry in content["sentences"]]
+            ids += [_text(video["video_id"]) for video in content["videos"] if video["split"] == part]
+            pairs += [(_text(entry["video_id"]), entry["caption"].strip()) for entry in content["sentences"]]
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{file}: 'videos' or 'sentences' lack or garble {error}") from None
+    if len(set(ids)) != len(ids):
+        raise InputError(f"{root}: a clip is twice in {', '.join(file.name for file in files)}; is one a copy?")
     return _corpus(root, split, frames, ids, pairs, files[0])
 
 
@@ -111,11 +111,19 @@ def vatex(root: str, split: str, frames: str = "features") -> Corpus:
     files = sorted(Path(root).glob(pattern))
     if not files:
         raise InputError(f"{root}: no {pattern} there; expected VATEX's captions, as published")
-    pairs = []
+    pairs: list[tuple[str, str]] = []
+    seen: set[str] = set()
     for file in files:
         content = read_json(file)
         try:
-            pairs += [(entry["videoID"], text.strip()) for entry in content for text in entry.get("enCap", [])]
+            for entry in content:
+                if _text(entry["videoID"]) in seen:
+                    raise InputError(f"{root}: clip {entry['videoID']} is twice in its vatex_*.json; is one a copy?")
+                seen.add(entry["videoID"])
+                captions = entry.get("enCap", [])
+                if not isinstance(captions, list):
+                    raise TypeError(f"enCap, {captions!r:.40}")
+                pairs += [(_text(entry["videoID"]), text.strip()) for text in captions]
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{file}: expected a list of videoID and enCap; lacks or garbles {error}") from None
     ids = read_lines(listed, "id") if listed.is_file() else list(dict.fromkeys(clip for clip, _ in pairs))
@@ -146,11 +154,18 @@ def _corpus(
 
 
 def _find(root: str, places: tuple[str, ...], what: str) -> Path:
-    """Return the first of some files that is there."""
-    found = next((Path(root) / place for place in places if (Path(root) / place).is_file()), None)
-    if found is None:
-        raise InputError(f"{Path(root) / places[0]}: no such file (nor {', '.join(places[1:])}); expected {what}")
-    return found
+    """Return the one file of some names or patterns that is there."""
+    found = [file for folder in _FOLDERS for name in places for file in sorted((Path(root) / folder).glob(name))]
+    if len(found) != 1:
+        problem = f"there are {', '.join(map(str, found))}" if found else f"no such file there or in {_FOLDERS[1:]}"
+        raise InputError(f"{Path(root) / ' or '.join(places)}: {problem}; expected {what}")
+    return found[0]
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"the id {value!r:.40}")
+    return value
 
 
 def _stem(url: str) -> str:
