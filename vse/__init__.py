@@ -64,15 +64,17 @@ __all__ = [
 def load(path: str | Path, vocabulary: str | Path | None = None, padding: str = "masked") -> VSEModel:
     """Load a trained model from a run folder or a checkpoint, in evaluation mode on the CPU.
 
-    ``vocabulary``: a vocabulary file (for BERT: a tokenizer's folder) to use instead of the checkpoint's own.
-    ``padding``: "masked", the only choice for this package's checkpoints. Nothing in the file is executed. Raises
-    :class:`vse.errors.InputError` (a ValueError), naming the file, when it is missing, truncated or of another kind.
+    A checkpoint is this package's, or one of the official codes of VSE∞, PVSE, VSE-2AD and DivE (see
+    :func:`vse.official.native_state`). ``vocabulary``: a vocabulary file (for BERT: a tokenizer's folder) to use
+    instead of the checkpoint's own. Official checkpoints have none in them; a file of its published name beside the
+    checkpoint is found, and without one ``model.image`` and ``model.text`` work, but not ``model.encode_texts``.
+    ``padding``: "masked", or "released" for what VSE-2AD's and DivE's codes compute, where padding and batch mates
+    change an embedding. Nothing in a file is executed. Raises :class:`vse.errors.InputError` (a ValueError), naming the
+    file, when it is missing, truncated, of another kind, or holds what this package does not have.
 
     >>> model = vse.load("runs/demo")
     >>> model.similarity(model.encode_images([torch.randn(16, 1728)]), model.encode_texts(["a red circle"]))
     """
-    if padding != "masked":
-        raise ValueError(f"padding must be 'masked' for a checkpoint of vse, got {padding!r}")
     from vse.build import load_model
 
-    return load_model(path, vocabulary=vocabulary)[0]
+    return load_model(path, vocabulary=vocabulary, padding=padding)[0]

@@ -20,17 +20,19 @@ from vse.data.pieces import Pieces
 from vse.data.transforms import TRANSFORMS, Pictures
 from vse.data.vectors import read_vectors
 from vse.data.video import VIDEO_CORPORA
-from vse.data.vocabulary import Vocabulary
+from vse.data.vocabulary import MissingVocabulary, Vocabulary
 from vse.encoders import ENCODERS
 from vse.errors import InputError, close_match, first_line, misfit
 from vse.losses import LOSSES, REGULARISERS, Criterion
 from vse.model import Tower, VSEModel
+from vse.official import released_padding
 from vse.optim import OPTIMISERS, SCHEDULES, Schedule, parameter_groups
 from vse.similarity import SIMILARITIES
 
 _TRAINING_STATE = ("epoch", "step", "best", "train_captions", "optimiser", "scaler", "random", "criterion")
 _CORPORA = CORPORA | VIDEO_CORPORA
 _TRANSFORMS = TRANSFORMS | {"clip": Clip}
+Words = Vocabulary | Pieces | MissingVocabulary
 _TOWER_TABLES: dict[str, Any] = {"encoder": ENCODERS, "aggregator": AGGREGATORS}
 
 
@@ -145,7 +147,9 @@ def build_vocabulary(config: Config, training: Corpus, state: dict[str, Any] | N
     Raises InputError when the caption augmentation needs a mask that the text model does not know.
     """
     if state is not None:
-        return _saved_vocabulary(state["vocabulary"])
+        saved = _saved_vocabulary(state["vocabulary"])
+        assert not isinstance(saved, MissingVocabulary)  # no run has been without one
+        return saved
     key = "model.text.encoder"
     text = config.model.text.encoder
     if _reads_pieces(config):
@@ -188,17 +192,17 @@ def _reads_pieces(config: Config) -> bool:
     return _reads(config, "text", "") == ("pieces",)
 
 
-def _saved_vocabulary(state: Any) -> Vocabulary | Pieces:
+def _saved_vocabulary(state: Any) -> Words:
     """Vocabulary from what a checkpoint holds of it."""
+    if isinstance(state, dict) and "rows" in state:
+        return MissingVocabulary(**state)
     try:
         return Pieces(**state) if isinstance(state, dict) else Vocabulary(state)
     except ValueError as error:
         raise InputError(f"the checkpoint's vocabulary: {error}") from None
 
 
-def build_model(
-    config: Config, in_dim: int | None, vocabulary: Vocabulary | Pieces, state: dict[str, Any] | None = None
-) -> VSEModel:
+def build_model(config: Config, in_dim: int | None, vocabulary: Words, state: dict[str, Any] | None = None) -> VSEModel:
     """Model of a config, for features ``in_dim`` wide or, without, for pictures.
 
     With the ``state`` of a checkpoint it will get its weights from there: no file of published ones is read.
@@ -206,7 +210,9 @@ def build_model(
     fresh = state is None
     known: Any = {"image": None, "text": None} if state is None else state.get("architectures", {})
     given: dict[str, Any] = {} if in_dim is None else {"in_dim": in_dim}
-    gives = ("pieces" if isinstance(vocabulary, Pieces) else "words",)
+    gives: tuple[str, ...] = ("pieces" if isinstance(vocabulary, Pieces) else "words",)
+    if isinstance(vocabulary, MissingVocabulary):
+        gives = ("words", "pieces")
     tokens = {"vocab_size": len(vocabulary), "architecture": known.get("text", {})}
     image = _build_tower(
         config,
@@ -229,10 +235,10 @@ def build_model(
     return model
 
 
-def _fill_word_vectors(config: Config, file: str, model: VSEModel, vocabulary: Vocabulary | Pieces) -> None:
+def _fill_word_vectors(config: Config, file: str, model: VSEModel, vocabulary: Words) -> None:
     """Put a file's word vectors into the text encoder's table."""
     table = getattr(model.text.encoder, "embedding", None)
-    if not isinstance(table, nn.Embedding) or isinstance(vocabulary, Pieces):
+    if not isinstance(table, nn.Embedding) or not isinstance(vocabulary, Vocabulary):
         key, name = "data.vocabulary.vectors", config.model.text.encoder.name
         raise InputError(f"{config.source(key)}: {key}: {name} has no table of words to fill")
     vectors, found = read_vectors(file, vocabulary.words, table.embedding_dim)
@@ -304,18 +310,25 @@ def build_schedule(config: Config) -> Schedule:
 
 
 def load_model(
-    path: str | Path, overrides: Sequence[str] = (), vocabulary: str | Path | None = None
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    vocabulary: str | Path | None = None,
+    padding: str = "masked",
 ) -> tuple[VSEModel, Config, Path]:
-    """Model of a run folder or checkpoint, in evaluation mode on the CPU, with its config and the file it came from."""
+    """Model of a run folder or checkpoint, in evaluation mode on the CPU, with its config and the file it came from.
+
+    Arguments as in :func:`vse.load`.
+    """
+    if padding not in ("masked", "released"):
+        raise InputError(f"padding must be 'masked' or 'released', got {padding!r}")
     file = find_checkpoint(path)
     state = load_checkpoint(file)
+    if padding == "released":
+        state = {**state, "config": released_padding(state["config"])}
     config = config_of_checkpoint(state, file, overrides)
-    if vocabulary is None:
-        words = _saved_vocabulary(state["vocabulary"])
-    else:
-        words = Pieces.read(str(vocabulary)) if _reads_pieces(config) else Vocabulary.read(vocabulary)
+    words = _choose_vocabulary(config, state, file, vocabulary)
+    weights = _fit_words(state["model"], words, file)
     model = build_model(config, state["in_dim"], words, state)
-    weights = state["model"]
     if any(key.startswith("model.similarity") for key in config._origin):  # another one, with its own parameters
         weights = {key: value for key, value in weights.items() if not key.startswith("similarity.")}
         weights |= {key: value for key, value in model.state_dict().items() if key.startswith("similarity.")}
@@ -323,6 +336,31 @@ def load_model(
     with naming(config, "model.similarity", config.model.similarity.arguments), torch.no_grad():
         model.similarity(torch.zeros(1, 1, 1), torch.zeros(1, 1, 1))
     return model.eval(), config, file
+
+
+def _choose_vocabulary(config: Config, state: dict[str, Any], file: Path, given: str | Path | None) -> Words:
+    """The vocabulary that is given, or the checkpoint's own; one that it lacks is looked for beside it and its data."""
+    saved = _saved_vocabulary(state["vocabulary"])
+    pieces = _reads_pieces(config)
+    key = "model.text.encoder.model" if pieces else "data.vocabulary.file"
+    if given is None and key in config._origin:
+        given = at(config, key)
+    if given is None and isinstance(saved, MissingVocabulary):
+        folders = (file.parent, Path(config.data.root))
+        given = next((path for folder in folders if (path := folder / Path(saved.file).name).exists()), None)
+    if given is None:
+        return saved
+    return Pieces.read(str(given)) if pieces else Vocabulary.read(given)
+
+
+def _fit_words(weights: dict[str, Any], words: Words, file: Path) -> dict[str, Any]:
+    """Weights whose table of words has a row for each word; where none is for <mask>, it starts as <unk>'s."""
+    key = "text.encoder.embedding.weight"
+    if key not in weights or not isinstance(words, Vocabulary) or len(words) == (rows := len(weights[key])):
+        return weights
+    if len(words) != rows + 1 or not words.appended:
+        raise InputError(f"{file}: has a table of {rows:,} words, but the vocabulary has {len(words):,}")
+    return {**weights, key: torch.cat([weights[key], weights[key][words.unk : words.unk + 1]])}
 
 
 def saved_state(config: Config, folder: Path) -> dict[str, Any] | None:

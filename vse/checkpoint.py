@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import pickle
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -10,8 +9,9 @@ from typing import Any, BinaryIO
 
 import torch
 
-from vse.errors import InputError, first_line
-from vse.weights import is_state_dict
+from vse.errors import InputError
+from vse.official import native_state
+from vse.weights import is_state_dict, read_weights
 
 FORMAT = "vse checkpoint 1"
 
@@ -54,30 +54,23 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of this package onto the CPU; nothing in the file is executed.
+    """Read a checkpoint of this package, or of an official code, onto the CPU; nothing in the file is executed.
 
     Raises InputError, naming the file, when it is missing, truncated, or of another kind.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint")
-    try:
-        with zipfile.ZipFile(path) as archive:  # its end and its checksums tell, before anything in it is interpreted
-            damaged = archive.testzip()
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError):
-        raise InputError(f"{path}: truncated, or not a checkpoint of vse") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    if damaged:
-        raise InputError(f"{path}: damaged: the checksum of its part {damaged} is wrong")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise InputError(f"{path}: not a checkpoint of vse (it is no torch file, or holds more than tensors)") from None
-    except RuntimeError as error:
-        raise InputError(f"{path}: not a checkpoint of vse ({first_line(error)})") from None
+    _check_archive(path)
+    _, state = read_weights(path, "a checkpoint of vse, VSE∞, PVSE, VSE-2AD or DivE")
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        found = ", ".join(sorted(map(str, state))[:6]) if isinstance(state, dict) else type(state).__name__
-        raise InputError(f"{path}: not a checkpoint of vse (found: {found})")
+        try:
+            official = native_state(state)
+        except ValueError as error:
+            raise InputError(f"{path}: {error}") from None
+        if official is None:
+            found = ", ".join(sorted(map(str, state))[:6]) if isinstance(state, dict) else type(state).__name__
+            raise InputError(f"{path}: not a checkpoint of vse, VSE∞, PVSE, VSE-2AD or DivE (found: {found})")
+        return official
     missing = [key for key in ("config", "vocabulary", "in_dim", "model") if key not in state]
     if missing:
         raise InputError(f"{path}: an incomplete checkpoint: it lacks {', '.join(missing)}")
@@ -93,13 +86,31 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
+def _check_archive(path: Path) -> None:
+    """Raise InputError for a torch file that is not whole: its end and its checksums tell, before anything is read."""
+    try:
+        with open(path, "rb") as file:
+            if file.read(2) != b"PK":
+                return  # of a torch before 1.6
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError):
+        raise InputError(f"{path}: truncated, or not a checkpoint of vse") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    if damaged:
+        raise InputError(f"{path}: damaged: the checksum of its part {damaged} is wrong")
+
+
 def _is_architectures(state: Any) -> bool:
     """Whether it is the architectures of encoders, each as a dict."""
     return isinstance(state, dict) and all(isinstance(architecture, dict) for architecture in state.values())
 
 
 def _is_vocabulary(state: Any) -> bool:
-    """Whether it is a list of words, or what a tokenizer is made from."""
+    """Whether it is a list of words, or what a tokenizer, or a note that one is missing, is made from."""
+    if isinstance(state, dict) and "rows" in state:
+        return set(state) == {"rows", "file"} and type(state["rows"]) is int and isinstance(state["file"], str)
     if isinstance(state, dict):
         numbers = all(state.get(key) is None or type(state[key]) is int for key in ("mask", "max_length"))
         return set(state) == {"content", "mask", "max_length"} and isinstance(state["content"], str) and numbers

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from vse.data.clips import Clip
     from vse.data.pieces import Pieces
     from vse.data.transforms import Crop, Square
-    from vse.data.vocabulary import Vocabulary
+    from vse.data.vocabulary import MissingVocabulary, Vocabulary
 
 
 def _as_list(items: Any, what: str) -> list[Any]:
@@ -61,7 +61,7 @@ class VSEModel(nn.Module):
         image: Tower,
         text: Tower,
         similarity: Callable[[Tensor, Tensor], Tensor],
-        vocabulary: "Vocabulary | Pieces | None" = None,
+        vocabulary: "Vocabulary | Pieces | MissingVocabulary | None" = None,
         transform: "Square | Crop | Clip | None" = None,
     ) -> None:
         super().__init__()
@@ -161,7 +161,10 @@ class VSEModel(nn.Module):
         prepare: Callable[[Sequence[Any]], tuple[Tensor, Tensor | None]] = pad,
         length: Callable[[Any], int] = len,
     ) -> Tensor:
-        """Embed items: similar lengths share a batch, which ``prepare`` makes; the order is kept."""
+        """Embed items: similar lengths share a batch, which ``prepare`` makes; the order is kept.
+
+        Where padding counts (:mod:`vse.official`), items share a batch as they stand in the list, as in those codes.
+        """
         if not len(items):
             raise ValueError("nothing to encode: the list is empty")
         if batch_size < 1:
@@ -169,7 +172,9 @@ class VSEModel(nn.Module):
         training = self.training
         self.eval()
         try:
-            order = sorted(range(len(items)), key=lambda i: length(items[i]))
+            order = list(range(len(items)))
+            if not getattr(tower.aggregator, "padding_counts", False):
+                order.sort(key=lambda i: length(items[i]))
             parts = []
             for start in range(0, len(order), batch_size):
                 inputs, mask = prepare([items[i] for i in order[start : start + batch_size]])

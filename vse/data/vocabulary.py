@@ -1,6 +1,8 @@
 """Words and their ids."""
 
+import io
 import json
+import pickle
 from collections import Counter
 from collections.abc import Iterable
 from functools import lru_cache
@@ -10,7 +12,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from vse.errors import InputError
+from vse.errors import InputError, first_line
 
 SPECIALS = ("<pad>", "<start>", "<end>", "<unk>", "<mask>")
 
@@ -60,7 +62,8 @@ class Vocabulary:
             raise ValueError(f"the vocabulary lacks {', '.join(missing)}")
         if self.words[0] != "<pad>":
             raise ValueError(f"the vocabulary's id 0 must be <pad>, found {self.words[0]!r}")
-        if "<mask>" not in self.ids:
+        self.appended = "<mask>" not in self.ids
+        if self.appended:
             self.ids["<mask>"] = len(self.words)
             self.words.append("<mask>")
         self.start, self.end, self.unk, self.mask = (self.ids[special] for special in SPECIALS[1:])
@@ -80,17 +83,21 @@ class Vocabulary:
 
     @classmethod
     def read(cls, path: str | Path) -> "Vocabulary":
-        """Read the field's JSON files ({"word2idx": {word: id}, ...}). Raises InputError for anything else."""
+        """Read the field's files: JSON ({"word2idx": {word: id}, ...}), or a pickled object with ``word2idx``.
+
+        Nothing in a pickle is run. Raises InputError for anything else.
+        """
         path = Path(path)
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = path.read_bytes()
+            found = _unpickle(content, path) if content[:1] == b"\x80" else json.loads(content.decode("utf-8"))
         except FileNotFoundError:
             raise InputError(f"{path}: no such file; expected a vocabulary in JSON with a 'word2idx' mapping") from None
         except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise InputError(f"{path}: cannot be read as a JSON vocabulary ({error})") from None
-        ids = content.get("word2idx") if isinstance(content, dict) else None
-        if not isinstance(ids, dict) or not all(type(i) is int for i in ids.values()):
-            raise InputError(f"{path}: expected a JSON object with 'word2idx', a mapping from words to ids")
+        ids = found.get("word2idx") if isinstance(found, dict) else None
+        if not isinstance(ids, dict) or not all(type(i) is int and isinstance(word, str) for word, i in ids.items()):
+            raise InputError(f"{path}: expected 'word2idx', a mapping from words to ids, in a JSON object or a pickle")
         words = sorted(ids, key=lambda word: ids[word])
         if [ids[word] for word in words] != list(range(len(words))):
             raise InputError(f"{path}: the ids of its {len(words)} words are not 0..{len(words) - 1}, each once")
@@ -113,6 +120,52 @@ class Vocabulary:
     def state(self) -> list[str]:
         """Plain values to make it from again: ``Vocabulary(state)``."""
         return self.words
+
+
+class MissingVocabulary:
+    """Stands where a checkpoint came without its vocabulary: a table has ``rows`` rows for the words of ``file``.
+
+    >>> MissingVocabulary(8482, "f30k_precomp_vocab.json").encode("a dog")
+    Traceback (most recent call last):
+    vse.errors.InputError: the checkpoint came without its vocabulary, f30k_precomp_vocab.json (8,482 rows): ...
+    """
+
+    def __init__(self, rows: int, file: str) -> None:
+        self.rows, self.file = rows, file
+
+    def __len__(self) -> int:
+        """Return the number of rows that the vocabulary has."""
+        return self.rows
+
+    def encode(self, caption: str) -> np.ndarray:
+        """Raise InputError that names the file."""
+        raise InputError(
+            f"the checkpoint came without its vocabulary, {self.file} ({self.rows:,} rows): "
+            f"pass it to vse.load(path, vocabulary=...), or --vocabulary, or put it beside the checkpoint"
+        )
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """Plain values to make it from again: ``MissingVocabulary(**state)``."""
+        return {"rows": self.rows, "file": self.file}
+
+
+class _Unpickler(pickle.Unpickler):
+    """Makes plain values, and empty objects for a class called Vocabulary, wherever that was defined."""
+
+    def find_class(self, module: str, name: str) -> type:
+        if name != "Vocabulary":
+            raise pickle.UnpicklingError(f"it wants {module}.{name}, and nothing in a file is run")
+        return type(name, (), {})
+
+
+def _unpickle(content: bytes, path: Path) -> Any:
+    """What a pickled vocabulary holds. Raises InputError for one that wants more than that."""
+    try:
+        found = _Unpickler(io.BytesIO(content)).load()
+    except Exception as error:  # whatever an unpickler raises
+        raise InputError(f"{path}: cannot be read as a pickled vocabulary ({first_line(error)})") from None
+    return getattr(found, "__dict__", found)
 
 
 def augment(

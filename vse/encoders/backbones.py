@@ -62,7 +62,8 @@ def _is_picture(kind: torch.dtype) -> bool:
     return kind.is_floating_point or kind == torch.uint8
 
 
-def _resnets() -> list[str]:
+def resnets() -> list[str]:
+    """Return the names of torchvision's ResNets and their kin."""
     import torchvision
 
     return [n for n in torchvision.models.list_models(torchvision.models) if "resne" in n and "quant" not in n]
@@ -109,7 +110,7 @@ class ResNetBackbone(nn.Module):
         self.train_norm = train_norm
         import torchvision
 
-        plain, known = name.removeprefix(_CAFFE), _resnets()
+        plain, known = name.removeprefix(_CAFFE), resnets()
         if plain not in known:
             raise ValueError(f"backbone must be a torchvision ResNet, got {name!r} ({close_match(plain, known)})")
         net = torchvision.models.get_model(plain, weights=None)
@@ -202,7 +203,7 @@ def make_backbone(
 
     Raises ValueError for ``weights`` that are not that kind's, and for ``pixels`` that are not the model's.
     """
-    if name.removeprefix(_CAFFE) in _resnets() or not (architecture is not None or "/" in name or Path(name).is_dir()):
+    if name.removeprefix(_CAFFE) in resnets() or not (architecture is not None or "/" in name or Path(name).is_dir()):
         backbone = ResNetBackbone(name, train_norm)
         if weights == "pretrained":
             raise ValueError(f"weights of the torchvision backbone {name} must be a file, imagenet or null")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vse.encoders.backbones import Normalise, Pixels, Unfreezing, make_backbone
-from vse.encoders.regions import Context, Locals, Regions, drop_elements
+from vse.encoders.regions import Context, Locals, Mlp, Regions, drop_elements
 from vse.sets import FeatureSet
 
 
@@ -16,9 +16,10 @@ class Grid(nn.Module):
     X = the map, row by row, or a vision transformer's patches (VSE-2AD); V = fc(X). ``backbone``: a name of
     :class:`vse.encoders.backbones.ResNetBackbone`, or a model of ``transformers``, as a folder or the hub's
     "organisation/model" (:class:`vse.encoders.backbones.TransformerBackbone`). ``weights``: a file of published weights
-    or "imagenet" (torchvision downloads them) for the former, "pretrained" for the latter, or none. ``features``,
-    ``context`` and ``dropout`` as in :class:`vse.encoders.Regions`: projected without a context is VSE∞, raw with the
-    context "mean" PVSE. ``architecture`` is filled in: a checkpoint holds what is needed of a ``transformers`` model.
+    or "imagenet" (torchvision downloads them) for the former, "pretrained" for the latter, or none. ``mlp``,
+    ``features``, ``context`` and ``dropout`` as in :class:`vse.encoders.Regions`: projected without a context is VSE∞,
+    raw with the context "mean" PVSE. ``architecture`` is filled in: a checkpoint holds what is needed of a
+    ``transformers`` model.
 
     The backbone is frozen in the first ``freeze_epochs`` epochs; then it is trained, all of it or, with
     ``stage_epochs``, one stage (a transformer's layer) more, the last first, after every that many epochs. BatchNorm
@@ -29,8 +30,7 @@ class Grid(nn.Module):
     Shapes: pictures (B, 3, height, width) -> features (B, h * w, dim), or (B, h * w, channels) for "raw"; context
     (B, dim) or None. Bytes are RGB and become what the backbone was trained on (``pixels``, see
     :class:`vse.encoders.backbones.Normalise`); floats are taken as they are. Raises ValueError for another shape, an
-    unknown name or
-    choice, and :class:`vse.errors.InputError` for a weights file that is missing or does not fit.
+    unknown name or choice, and :class:`vse.errors.InputError` for a weights file that is missing or does not fit.
 
     >>> Grid(dim=1024, backbone="resnet18")(torch.randn(2, 3, 224, 224)).features.shape
     torch.Size([2, 49, 1024])
@@ -43,6 +43,7 @@ class Grid(nn.Module):
         dim: int,
         backbone: str = "resnext101_32x8d",
         weights: str | Literal["imagenet", "pretrained"] | None = None,
+        mlp: Mlp | None = None,
         features: Locals = "projected",
         context: Context | None = None,
         dropout: float = 0.0,
@@ -61,7 +62,7 @@ class Grid(nn.Module):
         self.normalise = Normalise(pixels)
         self.backbone = make_backbone(backbone, weights, architecture, train_norm, pixels)
         self.architecture = self.backbone.architecture
-        self.head = Regions(self.backbone.dim, dim, None, features, context, dropout)
+        self.head = Regions(self.backbone.dim, dim, mlp, features, context, dropout)
         self.dim, self.context_dim = self.head.dim, self.head.context_dim
 
     def set_epoch(self, epoch: int) -> None:
