@@ -16,9 +16,11 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()
 
     from vse.build import convert
+    from vse.data.vocabulary import MissingVocabulary
 
-    vocabulary = convert(arguments.checkpoint, arguments.output, arguments.overrides, arguments.vocabulary)
-    print(f"{arguments.output}: written, with {vocabulary}")
+    words = convert(arguments.checkpoint, arguments.output, arguments.overrides, arguments.vocabulary)
+    note = f" that are missing (--vocabulary {words.file})" if isinstance(words, MissingVocabulary) else ""
+    print(f"{arguments.output}: written, with {len(words):,} words{note}")
 
 
 if __name__ == "__main__":

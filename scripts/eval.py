@@ -13,28 +13,32 @@ def main() -> None:
     parser.add_argument("run", nargs="+", metavar="RUN", help="run folder, checkpoint, or file of --save-scores")
     parser.add_argument("--split", default="test", help="train, dev, test (default) or testall")
     parser.add_argument("--protocol", choices=PROTOCOLS, default="retrieval", help="what is ranked together")
+    parser.add_argument("--vocabulary", type=Path, metavar="FILE", help="of an official checkpoint, which has none")
+    parser.add_argument("--padding", choices=("masked", "released"), default="masked", help="official padding mistakes")
+    parser.add_argument("--cxc", type=Path, metavar="FOLDER", help="CxC's sis_test.csv and sts_test.csv")
     parser.add_argument("--bootstrap", type=int, metavar="N", help="95 %% intervals from N samples of the images")
+    parser.add_argument("--published", action="store_true", help="print the papers' numbers beside one's own")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the metrics there as well")
     parser.add_argument("--markdown", action="store_true", help="print a Markdown table after the others")
     parser.add_argument("--save-scores", type=Path, metavar="FILE.npz", help="write the (ensemble's) score matrix")
     parser.epilog = "key=value: settings that differ from the run's, such as data.root=DIR"
-    arguments = parser.parse_intermixed_args()
+    given = parser.parse_intermixed_args()
 
     from vse.comparison import compare
-    from vse.evaluation import format_markdown, format_table, write_json
+    from vse.tables import write_json
 
-    overrides = [item for item in arguments.run if "=" in item and not Path(item).exists()]
-    runs = [item for item in arguments.run if item not in overrides]
-    results, size = compare(
-        runs, overrides, arguments.split, arguments.protocol, arguments.bootstrap, arguments.save_scores
-    )
-    content = results if len(results) > 1 else next(iter(results.values()))
-    folder = [Path(runs[0]) / f"{arguments.split}.json"] if len(runs) == 1 and Path(runs[0]).is_dir() else []
-    for path in [*([arguments.json] if arguments.json else []), *folder]:
+    overrides = [item for item in given.run if "=" in item and not Path(item).exists()]
+    runs = [item for item in given.run if item not in overrides]
+    places = {"vocabulary": given.vocabulary, "cxc": given.cxc, "scores_file": given.save_scores}
+    ways = {"padding": given.padding, "samples": given.bootstrap, "published": given.published}
+    result = compare(runs, overrides, given.split, given.protocol, **places, **ways)
+    content = result.metrics if len(result.metrics) > 1 else next(iter(result.metrics.values()))
+    folder = [Path(runs[0]) / f"{given.split}.json"] if len(runs) == 1 and Path(runs[0]).is_dir() else []
+    for path in [*([given.json] if given.json else []), *folder]:
         write_json(path, content)
-    print("\n\n".join(format_table(metrics, f"{name}, {arguments.split}: {size}") for name, metrics in results.items()))
-    if arguments.markdown:
-        print("\n" + format_markdown(results))
+    print(result.tables)
+    if given.markdown:
+        print("\n" + result.markdown)
 
 
 if __name__ == "__main__":

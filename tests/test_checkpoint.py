@@ -69,13 +69,15 @@ def test_damage_in_the_middle_is_noticed(tmp_path: Path) -> None:
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
     torch.save({"epoch": 3, "opt": "x"}, tmp_path / "other.pt")
-    with pytest.raises(InputError, match=r"other.pt: not a checkpoint of vse \(found: epoch, opt\)"):
+    with pytest.raises(
+        InputError, match=r"other.pt: not a checkpoint of .* \(found: epoch, opt\)"
+    ):
         load_checkpoint(tmp_path / "other.pt")
     save_checkpoint(tmp_path / "part.pt", {"model": {}, "config": {}})
     with pytest.raises(InputError, match="part.pt: an incomplete checkpoint: it lacks vocabulary, in_dim"):
         load_checkpoint(tmp_path / "part.pt")
     (tmp_path / "text.pt").write_text("hello")
-    with pytest.raises(InputError, match="text.pt: truncated, or not a checkpoint"):
+    with pytest.raises(InputError, match="text.pt: cannot be read as weights .*; expected a checkpoint"):
         load_checkpoint(tmp_path / "text.pt")
     with pytest.raises(InputError, match="none.pt: no such checkpoint"):
         load_checkpoint(tmp_path / "none.pt")
@@ -88,7 +90,7 @@ def test_nothing_in_a_file_is_executed(tmp_path: Path, how: str) -> None:
         torch.save({"model": Hostile(target)}, file)
     else:
         file.write_bytes(pickle.dumps(Hostile(target)))
-    with pytest.raises(InputError, match="evil.pt: .*not a checkpoint of vse"):
+    with pytest.raises(InputError, match="evil.pt: .*expected a checkpoint of vse"):
         load_checkpoint(file)
     assert not target.exists()
 

@@ -11,7 +11,7 @@ LAYERS = [
     ["vse"],
     ["vse.trainer"],
     ["vse.comparison"],
-    ["vse.evaluation", "vse.extraction"],
+    ["vse.evaluation", "vse.extraction", "vse.tables"],
     ["vse.build"],
     ["vse.components"],
     ["vse.config"],
@@ -24,11 +24,11 @@ LAYERS = [
     ["vse.aggregators"],
     ["vse.health", "vse.detector"],
     ["vse.similarity", "vse.losses"],
-    ["vse.protocols"],
+    ["vse.protocols", "vse.crisscrossed"],
     ["vse.metrics"],
     ["vse.sets"],
     ["vse.weights"],
-    ["vse.errors"],
+    ["vse.errors", "vse.published"],
 ]
 
 

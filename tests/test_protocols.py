@@ -12,9 +12,10 @@ from conftest import Outcome
 from torch import Tensor
 
 from vse.errors import InputError
-from vse.evaluation import Member, ensemble, format_markdown, format_table
+from vse.evaluation import Member, ensemble
 from vse.metrics import retrieval_metrics
 from vse.protocols import bootstrap, evaluate_scores
+from vse.tables import Row, format_rows, format_table
 
 Cli = Callable[..., Outcome]
 
@@ -136,14 +137,16 @@ def test_an_ensemble_is_the_mean_of_scores() -> None:
         ensemble([members[0], Member("d", draw(11)[0], {})])
 
 
-def test_markdown() -> None:
+def test_rows() -> None:
     scores, of = draw(20)
     metrics = evaluate_scores(scores, of, "retrieval")
-    lines = format_markdown({"run": metrics, "two": {"coco_1k": {**metrics, "folds": 5}, "coco_5k": metrics}}).split(
-        "\n"
-    )
-    assert len(lines) == 5 and all(line.count("|") == 9 for line in lines)
-    assert lines[3].startswith("| two, coco_1k (5 folds) |") and lines[2].endswith(f"| {metrics['rsum']:.1f} |")
+    both = {"coco_1k": {**metrics, "folds": 5}, "coco_5k": metrics}
+    first, second = format_rows([Row("a|b", both, "single"), Row("two", both, "ensemble of 2")], True).split("\n\n")
+    lines = [*first.split("\n"), *second.split("\n")]
+    assert len(lines) == 8 and all(line.replace("\\|", "").count("|") == 9 for line in lines)
+    assert lines[0].startswith("| coco_1k | I2T R@1 | R@5 | R@10 | T2I R@1 |") and lines[4].startswith("| coco_5k |")
+    assert lines[2].startswith("| a\\|b (single, 5 folds) |") and lines[7].startswith("| two (ensemble of 2) |")
+    assert lines[2].endswith(f"| {metrics['rsum']:.1f} |")
 
 
 def test_members_and_their_ensemble(cli: Cli, tiny: list[str], tmp_path: Path) -> None:

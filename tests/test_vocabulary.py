@@ -59,8 +59,8 @@ def test_read_the_published_file() -> None:
     ("content", "message"),
     [
         ("{", "cannot be read as a JSON vocabulary"),
-        ("[1]", "expected a JSON object with 'word2idx'"),
-        ('{"word2idx": {"a": "0"}}', "expected a JSON object with 'word2idx'"),
+        ("[1]", "expected 'word2idx', a mapping"),
+        ('{"word2idx": {"a": "0"}}', "expected 'word2idx', a mapping"),
         ('{"word2idx": {"<pad>": 0, "a": 2}}', "the ids of its 2 words are not 0..1"),
         ('{"word2idx": {"<pad>": 0, "a": 1}}', "lacks <start>, <end>, <unk>"),
         ('{"word2idx": {"<start>": 0, "<pad>": 1, "<end>": 2, "<unk>": 3}}', "id 0 must be <pad>, found '<start>'"),

@@ -1,5 +1,6 @@
 """From a config to objects; the only module that knows every table."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from vse.aggregators import AGGREGATORS
-from vse.checkpoint import find_checkpoint, load_checkpoint
+from vse.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
 from vse.components import at, check, construct, find, find_callable, make, naming
 from vse.config import Config, OptimConfig, config_changes, load_config, make_config
 from vse.data.batches import Batch
@@ -325,6 +326,9 @@ def load_model(
     state = load_checkpoint(file)
     if padding == "released":
         state = {**state, "config": released_padding(state["config"])}
+    if assumed := state.get("assumed"):
+        note = f"{file}: taken from the published models, as its options do not say: {', '.join(map(str, assumed))}"
+        print(note, file=sys.stderr)
     config = config_of_checkpoint(state, file, overrides)
     words = _choose_vocabulary(config, state, file, vocabulary)
     weights = _fit_words(state["model"], words, file)
@@ -336,6 +340,28 @@ def load_model(
     with naming(config, "model.similarity", config.model.similarity.arguments), torch.no_grad():
         model.similarity(torch.zeros(1, 1, 1), torch.zeros(1, 1, 1))
     return model.eval(), config, file
+
+
+def convert(
+    path: str | Path, output: Path, overrides: Sequence[str] = (), vocabulary: str | Path | None = None
+) -> Words:
+    """Write an official checkpoint as one of this package; return its vocabulary. Raises InputError if there is a file.
+
+    Without a vocabulary, given or beside it, the new checkpoint lacks it, too.
+    """
+    if output.exists():
+        raise InputError(f"{output}: is there already; expected the name of a new file")
+    model, config, _ = load_model(path, overrides, vocabulary)
+    assert model.vocabulary is not None
+    state = {
+        "config": config.model_dump(),
+        "vocabulary": model.vocabulary.state,
+        "architectures": architectures(model),
+        "in_dim": getattr(model.image.encoder, "in_dim", None),
+        "model": model.state_dict(),
+    }
+    save_checkpoint(output, state)
+    return model.vocabulary
 
 
 def _choose_vocabulary(config: Config, state: dict[str, Any], file: Path, given: str | Path | None) -> Words:

@@ -2,40 +2,65 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vse.build import build_corpus, load_model
+from vse.crisscrossed import read_judgements
 from vse.data.corpora import Corpus
 from vse.errors import InputError
 from vse.evaluation import Member, ensemble, read_scores, report, save_scores, score_corpus
-from vse.protocols import bootstrap
+from vse.protocols import bootstrap, check_split
 from vse.runtime import pick_device
+from vse.tables import Row, format_rows, format_table, label, mark, published_rows
+
+
+class Comparison(NamedTuple):
+    """Metrics by name, and the same for reading."""
+
+    metrics: dict[str, dict[str, Any]]
+    tables: str
+    markdown: str
 
 
 def compare(
     runs: Sequence[str],
-    overrides: Sequence[str],
-    split: str,
-    protocol: str,
+    overrides: Sequence[str] = (),
+    split: str = "test",
+    protocol: str = "retrieval",
+    *,
+    vocabulary: Path | None = None,
+    padding: str = "masked",
+    cxc: Path | None = None,
     samples: int | None = None,
+    published: bool = False,
     scores_file: Path | None = None,
-) -> tuple[dict[str, dict[str, Any]], str]:
-    """Metrics by name of each of ``runs`` and, of several, their ensemble; and the corpus's size in words.
+) -> Comparison:
+    """Evaluate each of ``runs`` and, of several, their ensemble.
 
-    ``runs``: run folders, checkpoints, or files of saved scores, at least one of them no such file. ``samples`` adds
-    bootstrap intervals; ``scores_file`` keeps the (ensemble's) scores. Raises InputError when the corpora of two
-    members are not the same.
+    ``runs``: run folders, checkpoints, or files of saved scores, at least one of them no such file. ``vocabulary`` and
+    ``padding`` as in :func:`vse.load`. ``cxc``: folder of CxC's judgements within images and within captions, for that
+    protocol. ``samples`` adds bootstrap intervals, ``published`` the papers' numbers to the tables; ``scores_file``
+    keeps the (ensemble's) scores. Raises InputError when the corpora of two members are not the same.
     """
     files = [run for run in runs if run.endswith(".npz")]
     if len(files) == len(runs):
         raise InputError(f"{runs[0] if runs else 'RUN'}: expected a run folder or checkpoint among the arguments")
+    if cxc is not None and (protocol != "cxc" or files):
+        problem = f"{files[0]} holds scores, no embeddings" if files else f"got --protocol {protocol}"
+        raise InputError(f"--cxc is for models under --protocol cxc; {problem}")
+    if samples is not None and protocol in ("cxc", "eccv"):
+        raise InputError(f"--bootstrap is for R@K of a corpus's own pairs; got --protocol {protocol}")
+    judgements = None if cxc is None else read_judgements(cxc)
     corpus: Corpus | None = None
+    theirs: list[Row] = []
     members: dict[str, Member] = {}
     for run in (run for run in runs if run not in files):
-        model, config, file = load_model(run, overrides)
+        model, config, file = load_model(run, overrides, vocabulary, padding)
         own = build_corpus(config, split)
         if corpus is None:
             corpus = own
+            check_split(len(corpus.images), protocol, corpus.video)
+            theirs = published_rows(protocol, config.data.format) if published else []
         _same(corpus, own, runs[0], run)
         model.to(pick_device(config.run.device))
         name = str(file)
@@ -44,7 +69,7 @@ def compare(
     ordered = [read_scores(Path(run), corpus) if run in files else members[run] for run in runs]
     if len(ordered) > 1:
         ordered.append(ensemble(ordered))
-    results = {member.name: report(member, corpus, protocol) for member in ordered}
+    results = {member.name: report(member, corpus, protocol, judgements) for member in ordered}
     if len(results) < len(ordered):
         raise InputError(f"{', '.join(runs)}: the same one twice; expected different members")
     if samples is not None:
@@ -55,7 +80,13 @@ def compare(
                 (metrics[name] if protocol == "coco" else metrics)["bootstrap"] = intervals
     if scores_file is not None:
         save_scores(scores_file, ordered[-1], corpus)
-    return results, f"{len(corpus.images):,} images, {len(corpus.captions):,} captions"
+    size = f"{len(corpus.images):,} images, {len(corpus.captions):,} captions"
+    marks = {member.name: label(member.name, mark(member.models)) for member in ordered}
+    tables = [format_table(metrics, f"{marks[name]}, {split}: {size}") for name, metrics in results.items()]
+    rows = [*(Row(member.name, results[member.name], mark(member.models)) for member in ordered), *theirs]
+    if theirs:
+        tables.append(format_rows(rows))
+    return Comparison(results, "\n\n".join(tables), format_rows(rows, markdown=True))
 
 
 def _same(first: Corpus, other: Corpus, name: str, other_name: str) -> None:

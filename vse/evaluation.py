@@ -1,9 +1,7 @@
 """Encode a corpus once, score it in chunks, report."""
 
 import hashlib
-import json
 import math
-import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,14 +12,24 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vse.checkpoint import write_file
+from vse.crisscrossed import Judgements, cxc_metrics, cxc_within, eccv_metrics
 from vse.data.corpora import Corpus
+from vse.data.vocabulary import MissingVocabulary
 from vse.errors import InputError, first_line
 from vse.health import set_health
 from vse.model import VSEModel
-from vse.protocols import evaluate_scores
+from vse.protocols import check_split, evaluate_scores
 from vse.runtime import autocast
 
 _BLOCK = 1 << 25  # products of embeddings held at a time while scoring
+
+
+class Encoded(NamedTuple):
+    """A corpus as a model sees it."""
+
+    similarity: Callable[[Tensor, Tensor], Tensor]
+    images: Tensor  # (images, K, H)
+    captions: Tensor  # (captions, K, H)
 
 
 class Member(NamedTuple):
@@ -30,6 +38,8 @@ class Member(NamedTuple):
     name: str
     scores: Tensor  # (images, captions)
     sets: dict[str, float]  # the embedding sets' health, for a single model that has sets
+    encoded: tuple[Encoded, ...] = ()  # by each of its models; none for saved scores
+    models: int = 1
 
 
 def evaluate(
@@ -44,10 +54,35 @@ def evaluate(
     return report(member, corpus, "retrieval")
 
 
-def report(member: Member, corpus: Corpus, protocol: str) -> dict[str, Any]:
-    """Metrics under a protocol (:func:`vse.protocols.evaluate_scores`), and the health of embedding sets as "sets"."""
-    metrics = evaluate_scores(member.scores, corpus.image_of_caption, protocol, corpus.video)
+def report(member: Member, corpus: Corpus, protocol: str, judgements: Judgements | None = None) -> dict[str, Any]:
+    """Metrics under a protocol, and the health of embedding sets as "sets".
+
+    "cxc" and "eccv": :func:`vse.crisscrossed.cxc_metrics`' and :func:`vse.crisscrossed.eccv_metrics`' dicts; with
+    ``judgements`` and embeddings, "cxc" has "i2i" and "t2t" as well. All others: see
+    :func:`vse.protocols.evaluate_scores`.
+    """
+    check_split(len(corpus.images), protocol, corpus.video)
+    if protocol in ("cxc", "eccv"):
+        judge = cxc_metrics if protocol == "cxc" else eccv_metrics
+        metrics = judge(member.scores, corpus.image_ids, corpus.caption_ids, corpus.image_of_caption)
+        if protocol == "cxc" and judgements is not None and member.encoded:
+            metrics |= _score_within(member, corpus, judgements)
+    else:
+        metrics = evaluate_scores(member.scores, corpus.image_of_caption, protocol, corpus.video)
     return {**metrics, "sets": member.sets} if member.sets else metrics
+
+
+def _score_within(member: Member, corpus: Corpus, judgements: Judgements) -> dict[str, Any]:
+    """CxC among images and among captions; an ensemble's scores are the mean of its models'."""
+
+    def mean(side: str) -> Callable[[slice], Tensor]:
+        sets = [(encoded.similarity, getattr(encoded, side)) for encoded in member.encoded]
+        return lambda rows: torch.stack([score(f, a[rows], a, progress=False) for f, a in sets]).mean(0)
+
+    return {
+        "i2i": cxc_within(mean("images"), corpus.image_ids, judgements.images),
+        "t2t": cxc_within(mean("captions"), corpus.caption_ids, judgements.captions, corpus.image_of_caption),
+    }
 
 
 def score_corpus(
@@ -58,6 +93,8 @@ def score_corpus(
     Raises InputError for features of another width than the model's, for NaN or Inf in them, and when the model itself
     gives NaN.
     """
+    if isinstance(model.vocabulary, MissingVocabulary):
+        model.vocabulary.encode("")  # raises, before the images are encoded
     width, found = getattr(model.image.encoder, "in_dim", None), getattr(corpus.images, "width", None)
     if None not in (width, found) and width != found:
         raise InputError(f"{corpus.name}: its features are {found} wide, but the model reads {width}")
@@ -71,8 +108,9 @@ def score_corpus(
         raise InputError(f"{corpus.name}: {error}") from None
     if scores.isnan().any():
         raise InputError(f"{corpus.name}: the model gives NaN; its weights have diverged")
+    encoded = Encoded(model.similarity, images, captions)
     health = set_health(images.float(), captions.float(), torch.from_numpy(corpus.image_of_caption).to(images.device))
-    return Member(name, scores, {key: float(value) for key, value in health.items()})
+    return Member(name, scores, {key: float(value) for key, value in health.items()}, (encoded,))
 
 
 def ensemble(members: Sequence[Member]) -> Member:
@@ -82,7 +120,10 @@ def ensemble(members: Sequence[Member]) -> Member:
             ours, theirs = (tuple(m.scores.shape) for m in (members[0], member))
             raise InputError(f"{members[0].name} has scores {ours}, {member.name} {theirs}; expected the same corpus")
     mean = sum((member.scores for member in members[1:]), members[0].scores.clone()) / len(members)
-    return Member(f"ensemble of {len(members)}", mean, {})
+    encoded = tuple(part for member in members for part in member.encoded)
+    if len(encoded) < len(members):
+        encoded = ()  # saved scores are among them
+    return Member(f"ensemble of {len(members)}", mean, {}, encoded, sum(member.models for member in members))
 
 
 def save_scores(path: Path, member: Member, corpus: Corpus) -> None:
@@ -90,7 +131,7 @@ def save_scores(path: Path, member: Member, corpus: Corpus) -> None:
     if path.suffix != ".npz":
         raise InputError(f"{path}: expected a file name that ends in .npz")
     scores, ids = member.scores.numpy(), _ids(corpus)
-    write_file(path, lambda file: np.savez(file, allow_pickle=False, scores=scores, **ids))
+    write_file(path, lambda file: np.savez(file, allow_pickle=False, scores=scores, models=member.models, **ids))
 
 
 def _ids(corpus: Corpus) -> dict[str, np.ndarray]:
@@ -105,6 +146,7 @@ def read_scores(path: Path, corpus: Corpus) -> Member:
     try:
         with np.load(path, allow_pickle=False) as content:
             scores, ids = content["scores"], {key: content[key] for key in _ids(corpus)}
+            models = int(content["models"])
     except FileNotFoundError:
         raise InputError(f"{path}: no such file of scores") from None
     except Exception as error:  # zipfile and numpy raise many kinds for a damaged file
@@ -114,7 +156,7 @@ def read_scores(path: Path, corpus: Corpus) -> Member:
             raise InputError(f"{path}: its {key} are not those of {corpus.name}")
     if scores.shape != (len(corpus.images), len(corpus.captions)) or not np.isfinite(scores).all():
         raise InputError(f"{path}: its scores are {scores.shape} or not finite")
-    return Member(str(path), torch.from_numpy(scores.astype(np.float32)), {})
+    return Member(str(path), torch.from_numpy(scores.astype(np.float32)), {}, models=models)
 
 
 def encode_corpus(model: VSEModel, corpus: Corpus, batch_size: int, progress: bool = True) -> tuple[Tensor, Tensor]:
@@ -143,52 +185,3 @@ def score(
         rows, columns = slice(i, i + side), slice(j, j + side)
         scores[rows, columns] = similarity(images[rows].float(), captions[columns].float())
     return scores
-
-
-def format_table(metrics: dict[str, Any], title: str) -> str:
-    """Metrics as the papers print them: for clips with two digits and the normalised median rank."""
-    if "rsum" not in metrics:  # a protocol of several
-        parts = [(name, part) for name, part in metrics.items() if name not in ("sets", "bootstrap")]
-        return "\n".join(format_table(part, f"{title}, {name}") for name, part in parts)
-    video = "nmr" in metrics["i2t"]
-    kind, digits = ("Video", 2) if video else ("Image", 1)
-    header = f"{'':14}{'R@1':>7}{'R@5':>7}{'R@10':>7}{'MedR':>8}{'MeanR':>9}"
-    folds = f", mean of {metrics['folds']} folds" if "folds" in metrics else ""
-    lines = [title + folds, header + f"{'nMR':>7}" * video]
-    for side, name in (("i2t", f"{kind} to text"), ("t2i", f"Text to {kind.lower()}")):
-        m = metrics[side]
-        recalls = "".join(f"{m[k]:7.{digits}f}" for k in ("r1", "r5", "r10"))
-        lines.append(f"{name:14}{recalls}{m['medr']:8.1f}{m['meanr']:9.1f}" + (f"{m['nmr']:7.2f}" if video else ""))
-    lines.append(f"{'RSUM':14}{metrics['rsum']:7.1f}")
-    if interval := metrics.get("bootstrap"):
-        low, high = interval["rsum"]
-        lines.append(f"{'95 %':14}{low:7.1f} to {high:.1f} ({interval['samples']} samples of the images)")
-        if "difference" in interval:
-            low, high = interval["difference"]
-            lines.append(f"{'':14}{low:+7.1f} to {high:+.1f} against the first")
-    sets = metrics.get("sets", {})
-    for side in ("image", "text"):
-        if f"{side}_slots_used" in sets:
-            used, variance = sets[f"{side}_slots_used"], sets[f"{side}_log_variance"]
-            name = f"{side.capitalize()} sets"
-            lines.append(f"{name:14}log within-set variance {variance:.2f}, {used:.1f} embeddings used")
-    return "\n".join(lines)
-
-
-def format_markdown(results: dict[str, dict[str, Any]]) -> str:
-    """Results by name as one Markdown table."""
-    lines = ["| | I2T R@1 | R@5 | R@10 | T2I R@1 | R@5 | R@10 | RSUM |", "|---" * 8 + "|"]
-    for name, metrics in results.items():
-        parts = {"": metrics} if "rsum" in metrics else {f", {k}": v for k, v in metrics.items() if "rsum" in v}
-        for suffix, part in parts.items():
-            recalls = [f"{part[side][k]:.1f}" for side in ("i2t", "t2i") for k in ("r1", "r5", "r10")]
-            folds = f" ({part['folds']} folds)" if "folds" in part else ""
-            lines.append(f"| {name}{suffix}{folds} | {' | '.join(recalls)} | {part['rsum']:.1f} |")
-    return "\n".join(lines)
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file whole or not at all. Raises InputError when the place cannot be written, or is a checkpoint."""
-    if zipfile.is_zipfile(path):
-        raise InputError(f"{path}: is a checkpoint; expected another file for the metrics")
-    write_file(path, lambda file: file.write((json.dumps(content, indent=2) + "\n").encode()))

@@ -11,8 +11,8 @@ from vse.errors import InputError
 from vse.metrics import query_ranks, retrieval_metrics
 
 _FOLDS = 5
-_IMAGES = {"f30k": 1000, "coco_1k": 5000, "coco_5k": 5000, "coco": 5000}  # of the test split
-PROTOCOLS = ("retrieval", "f30k", "coco_1k", "coco_5k", "coco", "video")
+_IMAGES = {"f30k": 1000, **dict.fromkeys(("coco_1k", "coco_5k", "coco", "cxc", "eccv"), 5000)}  # of the test split
+PROTOCOLS = ("retrieval", "f30k", "coco_1k", "coco_5k", "coco", "cxc", "eccv", "video")
 
 
 def evaluate_scores(scores: Tensor, image_of_caption: np.ndarray, protocol: str, video: bool = False) -> dict[str, Any]:
@@ -24,15 +24,20 @@ def evaluate_scores(scores: Tensor, image_of_caption: np.ndarray, protocol: str,
     rank, the median rank divided by the number of candidates (PVSE, Song & Soleymani 2019). Raises InputError for a
     split of another size, both sizes named, and for "video" when there are no clips.
     """
-    expected = _IMAGES.get(protocol, len(scores))
-    if len(scores) != expected:
-        raise InputError(f"protocol {protocol} is for a split of {expected:,} images, this one has {len(scores):,}")
-    if protocol == "video" and not video:
-        raise InputError("protocol video is for clips, and this corpus has pictures or their features")
+    check_split(len(scores), protocol, video)
     if protocol == "coco":
         return {name: evaluate_scores(scores, image_of_caption, name, video) for name in ("coco_1k", "coco_5k")}
     folds = [_metrics(*fold[:2], video) for fold in _folds(scores, image_of_caption, protocol)]
     return folds[0] if len(folds) == 1 else {**_mean(folds), "folds": len(folds)}
+
+
+def check_split(images: int, protocol: str, video: bool) -> None:
+    """Raise InputError for a split that a protocol is not for, naming both sizes."""
+    expected = _IMAGES.get(protocol, images)
+    if images != expected:
+        raise InputError(f"protocol {protocol} is for a split of {expected:,} images, this one has {images:,}")
+    if protocol == "video" and not video:
+        raise InputError("protocol video is for clips, and this corpus has pictures or their features")
 
 
 class _Fold(NamedTuple):

@@ -4,6 +4,7 @@ import argparse
 import os
 import pickle
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ def read_weights(file: str | Path, what: str) -> tuple[Path, Any]:
     """
     path = Path(os.path.expanduser(file))
     try:
-        with torch.serialization.safe_globals(_ALLOWED):
+        with torch.serialization.safe_globals(_ALLOWED), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickles of another protocol
             return path, torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; expected {what}") from None

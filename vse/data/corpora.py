@@ -121,7 +121,8 @@ def precomp(root: str, split: str) -> Corpus:
     """Precomputed region features in the layout that the field shares (SCAN, VSE∞, ...).
 
     ``root`` or ``root/precomp`` holds ``{split}_ims.npy`` (rows, regions, width), ``{split}_caps.txt`` (UTF-8, one
-    caption a line, image by image) and ``{split}_ids.txt`` (one id per row, per image or per caption). Dev and test
+    caption a line, image by image) and ``{split}_ids.txt`` (one id per row, per image or per caption); perhaps
+    ``{split}_capids.txt`` (one caption id a line). Dev and test
     files often repeat each image once per caption: that is recognised, checked on a sample of rows, and one is kept.
     Raises InputError, naming the file, when something is missing or does not fit.
     """
@@ -139,7 +140,18 @@ def precomp(root: str, split: str) -> Corpus:
     first_row, image_of_caption, image_ids = _group(features, captions, ids, paths)
     images = Features(paths["ims.npy"], first_row, image_ids)
     name = str(folder / split)
-    return Corpus(name, images, captions, image_of_caption, image_ids, list(range(len(captions))))
+    return Corpus(name, images, captions, image_of_caption, image_ids, _caption_ids(folder, split, captions))
+
+
+def _caption_ids(folder: Path, split: str, captions: list[str]) -> Sequence[Any]:
+    """The captions' own ids, when there is a file of them (CxC's and ECCV Caption's judgements go by COCO's)."""
+    path = folder / f"{split}_capids.txt"
+    if not path.is_file():
+        return range(len(captions))
+    ids = read_lines(path, "id")
+    if len(ids) != len(captions):
+        raise InputError(f"{path} holds {len(ids)} ids, but there are {len(captions)} captions")
+    return ids
 
 
 def _group(
@@ -219,14 +231,15 @@ def karpathy(root: str, split: str, annotations: str | None = None, pictures: st
         try:
             if entry["split"] not in ("train", "restval", "val", "test"):
                 raise InputError(f"{path}: entry {number} of 'images' has the unknown split {entry['split']!r}")
-            if not isinstance(entry["imgid"], int | str):
-                raise InputError(f"{path}: entry {number} of 'images' has the imgid {entry['imgid']!r}")
+            for key in ("imgid", "cocoid"):
+                if not isinstance(entry.get(key, entry["imgid"]), int | str):
+                    raise InputError(f"{path}: entry {number} of 'images' has the {key} {entry[key]!r}")
             if not isinstance(entry["filename"], str) or not entry["filename"]:
                 raise InputError(f"{path}: entry {number} of 'images' has the filename {entry['filename']!r}")
             if entry["split"] not in wanted:
                 continue
             images.append(folder / pictures / entry.get("filepath", "") / entry["filename"])
-            ids.append(entry["imgid"])
+            ids.append(entry.get("cocoid", entry["imgid"]))
             for sentence in entry["sentences"]:
                 if not isinstance(sentence["sentid"], int | str):
                     raise InputError(f"{path}: entry {number} of 'images' has the sentid {sentence['sentid']!r}")
@@ -307,8 +320,9 @@ def id_mapping(root: str, split: str, pictures: str = "images") -> Corpus:
     """Pictures in the layout of VSE∞'s and DivE's grid models: ``root/id_mapping.json``, the split's ids and captions.
 
     ``id_mapping.json`` gives each id's file below ``root/pictures``; ``{split}_ids.txt`` (an id per image, or repeated
-    per caption) and ``{split}_caps.txt`` (one caption a line, the same number for each image, image by image) lie in
-    ``root`` or ``root/precomp``. Raises InputError, naming the file, when something is missing or does not fit.
+    per caption), perhaps ``{split}_capids.txt`` (an id per caption), and ``{split}_caps.txt`` (one caption a line, the
+    same number for each image, image by image) lie in ``root`` or ``root/precomp``. Raises InputError, naming the file,
+    when something is missing or does not fit.
     """
     folder = Path(root) / "precomp" if (Path(root) / "precomp").is_dir() else Path(root)
     layout = f"expected id_mapping.json and {pictures}/ in {root}, {split}_ids.txt and {split}_caps.txt in {folder}"
@@ -338,7 +352,8 @@ def id_mapping(root: str, split: str, pictures: str = "images") -> Corpus:
             raise InputError(f"{mapping_file}: has no file for id {label} of {ids_file.name}")
     images = [Path(root) / pictures / mapping[label] for label in unique]
     image_of_caption = np.repeat(np.arange(len(images)), per_image)
-    return Corpus(f"{root} ({split})", images, captions, image_of_caption, unique, list(range(len(captions))))
+    caption_ids = _caption_ids(folder, split, captions)
+    return Corpus(f"{root} ({split})", images, captions, image_of_caption, unique, caption_ids)
 
 
 def folder(root: str, split: str, captions: str = "captions.csv", pictures: str = ".") -> Corpus:
