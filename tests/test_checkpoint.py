@@ -69,9 +69,7 @@ def test_damage_in_the_middle_is_noticed(tmp_path: Path) -> None:
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
     torch.save({"epoch": 3, "opt": "x"}, tmp_path / "other.pt")
-    with pytest.raises(
-        InputError, match=r"other.pt: not a checkpoint of .* \(found: epoch, opt\)"
-    ):
+    with pytest.raises(InputError, match=r"other.pt: not a checkpoint of .* \(found: epoch, opt\)"):
         load_checkpoint(tmp_path / "other.pt")
     save_checkpoint(tmp_path / "part.pt", {"model": {}, "config": {}})
     with pytest.raises(InputError, match="part.pt: an incomplete checkpoint: it lacks vocabulary, in_dim"):

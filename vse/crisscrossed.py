@@ -183,7 +183,7 @@ def _best(scores: Tensor, queries: list[int], items: list[int], truth: Ranked) -
     for start in range(0, len(rows), _ROWS):
         part = rows[start : start + _ROWS]
         found = scores[part].double()
-        pairs = [(i, place[label]) for i, row in enumerate(part) for label in truth[queries[row]]]
+        pairs = [(i, place[label]) for i, row in enumerate(part) for label in truth[queries[row]] if label in place]
         i, j = torch.tensor(pairs).T
         found[i, j] = found[i, j].nextafter(torch.tensor(float("-inf"), dtype=torch.float64))  # a tie's loser
         order = found.topk(count, dim=1).indices.numpy()

@@ -66,14 +66,14 @@ def report(member: Member, corpus: Corpus, protocol: str, judgements: Judgements
         judge = cxc_metrics if protocol == "cxc" else eccv_metrics
         metrics = judge(member.scores, corpus.image_ids, corpus.caption_ids, corpus.image_of_caption)
         if protocol == "cxc" and judgements is not None and member.encoded:
-            metrics |= _score_within(member, corpus, judgements)
+            metrics |= score_within(member, corpus, judgements)
     else:
         metrics = evaluate_scores(member.scores, corpus.image_of_caption, protocol, corpus.video)
     return {**metrics, "sets": member.sets} if member.sets else metrics
 
 
-def _score_within(member: Member, corpus: Corpus, judgements: Judgements) -> dict[str, Any]:
-    """CxC among images and among captions; an ensemble's scores are the mean of its models'."""
+def score_within(member: Member, corpus: Corpus, judgements: Judgements) -> dict[str, Any]:
+    """CxC's "i2i" and "t2t" (:func:`vse.crisscrossed.cxc_within`); an ensemble's scores are the mean of its models'."""
 
     def mean(side: str) -> Callable[[slice], Tensor]:
         sets = [(encoded.similarity, getattr(encoded, side)) for encoded in member.encoded]
