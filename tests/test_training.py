@@ -69,7 +69,7 @@ def test_a_run_from_training_to_embeddings(cli: Cli, tiny: list[str], tmp_path: 
     assert outcome.code == 0, outcome.err
     found = yaml.safe_load((run / "test.json").read_text())
     assert found == yaml.safe_load((tmp_path / "out.json").read_text())
-    assert f"RSUM{found['rsum']:17.1f}" in outcome.out and "10 images, 50 captions" in outcome.out
+    assert f"RSUM{found['rsum']:18.1f}" in outcome.out and "10 images, 50 captions" in outcome.out
     assert re.search(r"Image to text +\d+\.\d +\d+\.\d +\d+\.\d +\d+\.\d +\d+\.\d", outcome.out)
 
     # The best epoch's dev numbers come out again, from the checkpoint alone, moved elsewhere.

@@ -371,6 +371,8 @@ def _choose_vocabulary(config: Config, state: dict[str, Any], file: Path, given:
     key = "model.text.encoder.model" if pieces else "data.vocabulary.file"
     if given is None and key in config._origin:
         given = at(config, key)
+    if isinstance(saved, MissingVocabulary):
+        saved.checkpoint = file
     if given is None and isinstance(saved, MissingVocabulary):
         folders = (file.parent, Path(config.data.root))
         given = next((path for folder in folders if (path := folder / Path(saved.file).name).exists()), None)

@@ -300,6 +300,7 @@ def _read_dive(image: State, text: State, options: _Options) -> _Reading:
         options.require(spm_1x1=True)
         encoder = {"name": "grid", "backbone": _resnet(_below(image, "cnn.")), **encoder}
         heads = 8 if encoder["backbone"].startswith("resnext") else 4  # its authors' answer; not among the options
+        options.assumed.append(f"heads={heads}")
         size, transform = 512, {"name": "square", "size": 512}
         if not options.get("gpo_aug", True):
             size = options.get("crop_size", 224)

@@ -127,20 +127,21 @@ class MissingVocabulary:
 
     >>> MissingVocabulary(8482, "f30k_precomp_vocab.json").encode("a dog")
     Traceback (most recent call last):
-    vse.errors.InputError: the checkpoint came without its vocabulary, f30k_precomp_vocab.json (8,482 rows): ...
+    vse.errors.InputError: the checkpoint: came without its vocabulary, f30k_precomp_vocab.json (8,482 rows); ...
     """
 
-    def __init__(self, rows: int, file: str) -> None:
-        self.rows, self.file = rows, file
+    def __init__(self, rows: int, file: str, checkpoint: str | Path = "the checkpoint") -> None:
+        self.rows, self.file, self.checkpoint = rows, file, checkpoint
 
     def __len__(self) -> int:
         """Return the number of rows that the vocabulary has."""
         return self.rows
 
     def encode(self, caption: str) -> np.ndarray:
-        """Raise InputError that names the file."""
+        """Raise InputError that names both files."""
+        what = self.file if "." in self.file else f"the folder {self.file} of its tokenizer"
         raise InputError(
-            f"the checkpoint came without its vocabulary, {self.file} ({self.rows:,} rows): "
+            f"{self.checkpoint}: came without its vocabulary, {what} ({self.rows:,} rows); "
             f"pass it to vse.load(path, vocabulary=...), or --vocabulary, or put it beside the checkpoint"
         )
 
