@@ -10,7 +10,7 @@ def main() -> None:
     """Parse arguments, load the checkpoint strictly, write it."""
     parser = runtime.Parser(description="Write a checkpoint of VSE∞, PVSE, VSE-2AD or DivE as one of this package.")
     parser.add_argument("checkpoint", type=Path, help="as the official code saved it")
-    parser.add_argument("output", type=Path, help="where to write; an existing checkpoint there is replaced")
+    parser.add_argument("output", type=Path, help="where to write: the name of a new file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that differ, such as data.root=DIR")
     parser.add_argument("--vocabulary", metavar="FILE", help="its vocabulary; for BERT, a tokenizer's folder")
     arguments = parser.parse_intermixed_args()

@@ -33,7 +33,7 @@ def main() -> None:
     ways = {"padding": given.padding, "samples": given.bootstrap, "published": given.published}
     result = compare(runs, overrides, given.split, given.protocol, **places, **ways)
     content = result.metrics if len(result.metrics) > 1 else next(iter(result.metrics.values()))
-    folder = [Path(runs[0]) / f"{given.split}.json"] if len(runs) == 1 and Path(runs[0]).is_dir() else []
+    folder = [Path(runs[0]) / result.file] if len(runs) == 1 and Path(runs[0]).is_dir() else []
     for path in [*([given.json] if given.json else []), *folder]:
         write_json(path, content)
     print(result.tables)

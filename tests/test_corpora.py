@@ -168,6 +168,23 @@ def test_karpathy_bad_entries(tmp_path: Path, changes: dict[str, Any], message: 
         karpathy(str(karpathy_file(tmp_path / "tiny", **changes)), "train")
 
 
+def test_karpathy_keeps_a_number_of_captions(tmp_path: Path) -> None:
+    """Some of COCO's images have more than the five captions that the papers test with; COCO's own ids are kept."""
+    entries = []
+    for number, (split, count) in enumerate([("train", 7), ("test", 6), ("test", 5), ("test", 2)]):
+        sentences = [{"raw": f"c{i}", "sentid": 100 * number + i} for i in range(count)]
+        about = {"split": split, "imgid": number, "cocoid": 9000 + number, "filename": f"{number}.jpg"}
+        entries.append({**about, "sentences": sentences})
+    (tmp_path / "dataset_coco.json").write_text(json.dumps({"images": entries}))
+    (tmp_path / "images").mkdir()
+    whole, cut = karpathy(str(tmp_path), "test"), karpathy(str(tmp_path), "test", per_image=5)
+    assert len(whole.captions) == 13 and len(karpathy(str(tmp_path), "train", per_image=5).captions) == 7
+    assert cut.caption_ids == [100, 101, 102, 103, 104, 200, 201, 202, 203, 204, 300, 301]
+    assert cut.image_of_caption.tolist() == [0] * 5 + [1] * 5 + [2] * 2 and cut.image_ids == [9001, 9002, 9003]
+    with pytest.raises(InputError, match="data.options.per_image: expected at least 1, got 0"):
+        karpathy(str(tmp_path), "test", per_image=0)
+
+
 def test_karpathy_bad_files(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no folder .*; expected dataset_\*.json and a folder images/"):
         karpathy(str(tmp_path / "none"), "train")

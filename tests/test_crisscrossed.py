@@ -161,6 +161,7 @@ def test_judgements(coco: Corpus, tmp_path: Path) -> None:
         (gzip.compress(plain.replace(b"sentid:", b"sentid:x")), "sts_test.csv.gz: expected columns"),
         (gzip.compress(plain.split(b"\n")[0]), "sts_test.csv.gz: holds no pair with agg_score of at least 3.0"),
         (gzip.compress(plain)[:-20], "sts_test.csv.gz: expected columns"),
+        (gzip.compress(plain)[:40] + bytes(90), "sts_test.csv.gz: expected columns"),
     ):
         (folder / "sts_test.csv.gz").write_bytes(content)
         with pytest.raises(InputError, match=message):

@@ -153,7 +153,7 @@ def test_the_detector_reads_other_pixels() -> None:
     for options, pixels in (({}, "caffe"), ({"backbone_source": "imagenet"}, "imagenet")):
         found: Any = native_state({"model": state, "opt": Namespace(**options)})
         assert found["config"]["model"]["image"]["encoder"]["pixels"] == pixels
-    assert found["assumed"] == ["input_scale_factor=2.0"]
+    assert found["assumed"] == ["input_scale_factor=2.0", "batch_size=128"]
 
 
 @pytest.mark.parametrize("image_side", ["grid", "regions"])
@@ -204,6 +204,39 @@ def slots(in_dim: int, depth: int, shared: bool, seed: int, **arguments: Any) ->
 
 
 DIVE = {"data_name": "coco", "img_res_pool": "max", "temperature": 16.0, "dropout": 0.1, "spm_activation": "gelu"}
+
+
+def dive_state(depth: int = 2, shared: bool = True) -> State:
+    """DivE, regions and BiGRU."""
+    image, text = region_states()
+    head = {"fc1": nn.Linear(DIM, 4), "fc2": nn.Linear(4, DIM), "bn": nn.ModuleDict({"bn": nn.BatchNorm1d(4)})}
+    parts = {key: value for key, value in text.items() if not key.startswith("gpool.")}
+    image = below("fc.", nn.Linear(12, DIM)) | below("mlp.", nn.ModuleDict(head))
+    image |= below("spm.", slots(DIM, depth, shared, 1)[1])
+    return below("img_enc.", image) | below("txt_enc.", parts | below("spm.", slots(6, depth, shared, 2)[1]))
+
+
+def test_tied_blocks_are_told_by_their_weights() -> None:
+    """Or by the option; then the last counts, as when the released code loads them."""
+    for shared in (True, False):
+        found: Any = native_state({"model": dive_state(shared=shared), "args": Namespace()})
+        assert found["config"]["model"]["text"]["aggregator"]["share_weights"] is shared
+        assert ("text.aggregator.blocks.1.out.bias" in found["model"]) is not shared
+    untied = dive_state(shared=False)
+    found = native_state({"model": untied, "args": Namespace(spm_weight_sharing=True)})
+    last = untied["txt_enc.spm.agg_block.layers.1.0.fn.to_out.0.bias"]
+    assert torch.equal(found["model"]["text.aggregator.blocks.0.out.bias"], last)
+
+
+def test_what_is_assumed_is_said() -> None:
+    """All that neither weights nor options tell; counters of batches, which old files lack, are none of it."""
+    state = {key: value for key, value in dive_state().items() if "num_batches" not in key}
+    found: Any = native_state({"model": state, "args": Namespace(eval_similarity=None, tensor=torch.zeros(3))})
+    names = [item.partition("=")[0] for item in found["assumed"]]
+    assert {"data_name", "eval_similarity", "temperature", "batch_size_eval", "spm_txt_pos_enc_type"} <= set(names)
+    assert len(names) == len(set(names)) and found["model"]["image.encoder.norm.num_batches_tracked"] == 0
+    found = native_state({"model": vse_2ad_states(), "args": Namespace()})
+    assert found["assumed"] == ["precomp_enc_type=basic", "batch_size=128"]
 
 
 @pytest.mark.parametrize(
@@ -262,7 +295,7 @@ def test_pvse_options() -> None:
     assert found["config"]["data"]["transform"]["frames"] == 4 and "legacy=True" in found["assumed"]
     options = Namespace(legacy=False, order=True, data_name="tgif", max_video_length=6, dropout=0.0)
     found = native_state({"model": pvse_state(video=True), "args": options})
-    assert found is not None and found["assumed"] == []
+    assert found is not None and found["assumed"] == ["batch_size_eval=16"]
     assert found["config"]["model"]["similarity"] == {"name": "order"}
     assert found["config"]["model"]["image"]["encoder"]["context"] == "last"
     assert found["config"]["data"]["transform"] | {"size": 0} == {
@@ -285,9 +318,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
     image, text = region_states()
     vit = {k: v for k, v in vse_2ad_states().items() if "img_enc.fc" not in k} | below("img_enc.vit_model.", bert())
     cut = {k: v for k, v in text.items() if "bias_hh" not in k}
-    dive = below("img_enc.", below("fc.", nn.Linear(12, DIM)) | below("spm.", slots(DIM, 1, True, 0)[1]))
-    dive |= below("txt_enc.", text | below("spm.", slots(6, 1, True, 0)[1]))
-    dive = {key: value for key, value in dive.items() if "gpool" not in key}
+    dive = dive_state()
     cells = below("image_encoder.fc.", nn.Linear(7, DIM)) | {"backbone.base.0.weight": torch.zeros(3)}
     for content, message in (
         ({"model": [image, text], "opt": Wants(target)}, r"it wants (posix|nt).system, and nothing in a file is run"),
@@ -317,9 +348,12 @@ def test_what_is_refused(tmp_path: Path) -> None:
         ({"model": {**vse_2ad_states(), "head.weight": torch.zeros(1)}}, "head.weight: neither img_enc. nor txt_enc."),
         ({"model": dive, "args": Namespace(spm_activation="geglu")}, "its option spm_activation is 'geglu'; this"),
         ({"model": dive, "args": Namespace(txt_pooling="mean")}, "txt_pooling is 'mean'; expected one of rnn, max"),
+        ({"model": dive, "args": Namespace(eval_similarity="this:s")}, "eval_similarity is 'this:s'; expected one of"),
+        ({"model": dive, "args": Namespace(arch="transformer")}, "its option arch is 'transformer'; this package has"),
+        ({"model": dive, "args": Namespace(spm_img_pos_enc_type="sine")}, "spm_img_pos_enc_type is 'sine'; this"),
         (
-            {"model": dive, "args": Namespace(eval_similarity="max_cos")},
-            "model.similarity.name: unknown name 'max_cos'",
+            {"model": pvse_state(), "args": Namespace(crop_size=299)},
+            "its option crop_size is 299; this package has 224",
         ),
         ({"model": {}}, r"not a checkpoint of vse or of an official code \(found: model\)"),
     ):
@@ -379,6 +413,7 @@ def test_hostile_vocabularies(tmp_path: Path) -> None:
         (pickle.dumps([1, 2]), "expected 'word2idx', a mapping"),
         (pickle.dumps({"word2idx": {1: 2}}), "expected 'word2idx', a mapping"),
         (b"\x80\x02cvocab\nVocabulary\n.", "expected 'word2idx', a mapping"),
+        (b"\x80\x04Nr\xff\xff\xff\x3f.", "expected 'word2idx'"),  # no table of a billion places
         (pickle.dumps({"word2idx": {"<pad>": 0, "a": 2}}), r"the ids of its 2 words are not 0..1"),
         (b"\x80\x02r\xff\xff\xff\xff.", "cannot be read as a pickled vocabulary"),
     ):
@@ -400,7 +435,7 @@ def words_file(path: Path, count: int) -> Path:
     return path
 
 
-def test_a_checkpoint_without_its_vocabulary(tmp_path: Path) -> None:
+def test_a_checkpoint_without_its_vocabulary(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Towers work; encode_texts names the file; the file beside the checkpoint is found; a wrong one is told."""
     file = save_vse_infty(tmp_path / "model_best.pth")
     model = vse.load(file)
@@ -415,6 +450,10 @@ def test_a_checkpoint_without_its_vocabulary(tmp_path: Path) -> None:
     given = vse.load(file, vocabulary=words_file(tmp_path / "other.json", 29))
     assert torch.equal(given.text(tokens).embeddings, expected)
     torch.testing.assert_close(given.encode_texts([f"{WORDS[2]} {WORDS[3]}"]), expected.detach())  # ids 6 and 7
+    words_file(tmp_path / "f30k_precomp_vocab.json", 12)
+    capfd.readouterr()
+    assert isinstance(vse.load(file).vocabulary, MissingVocabulary)
+    assert "f30k_precomp_vocab.json: not used: has 13 words, but" in capfd.readouterr().err
     words_file(tmp_path / "f30k_precomp_vocab.json", 29)
     torch.testing.assert_close(vse.load(file).encode_texts([f"{WORDS[2]} {WORDS[3]}"]), expected.detach())
     for count in (30, 28, 31):
@@ -422,7 +461,7 @@ def test_a_checkpoint_without_its_vocabulary(tmp_path: Path) -> None:
             table: Any = vse.load(file, vocabulary=words_file(tmp_path / "x.json", count)).text.encoder.embedding
             assert table.weight.shape == (31, 6) and torch.equal(table.weight[30], table.weight[3])
             continue
-        with pytest.raises(InputError, match=rf"has a table of 30 words, but the vocabulary has {count + 1}"):
+        with pytest.raises(InputError, match=rf"x.json: has {count + 1} words, but .*model_best.pth has a table of 30"):
             vse.load(file, vocabulary=words_file(tmp_path / "x.json", count))
 
 
@@ -430,6 +469,7 @@ def test_bert_needs_its_tokenizer(tmp_path: Path) -> None:
     _, text = region_states()
     image, _ = region_states()
     text = below("bert.", bert()) | below("linear.", nn.Linear(64, DIM)) | below("gpool.", GPO())
+    text["bert.embeddings.word_embeddings.weight"] = text["bert.embeddings.word_embeddings.weight"][:72]
     content = {"model": [image, text], "opt": Namespace(data_name="f30k_precomp")}
     model = load(tmp_path, content)
     with pytest.raises(ValueError, match="came without its vocabulary, the folder bert-base-uncased of"):
@@ -439,6 +479,11 @@ def test_bert_needs_its_tokenizer(tmp_path: Path) -> None:
     write_tokenizer(folder, WORDS)
     found = load(tmp_path, content)
     assert isinstance(found.vocabulary, Pieces) and found.encode_texts(["a dog"]).shape == (1, 1, DIM)
+    other = tmp_path / "other"
+    other.mkdir()
+    write_tokenizer(other, WORDS[1:])  # ids that mean other words
+    with pytest.raises(InputError, match=r"other: has 71 words, but .*model_best.pth has a table of 72"):
+        load(tmp_path, content, vocabulary=other)
 
 
 def test_released_padding_depends_on_the_batch(tmp_path: Path) -> None:
@@ -480,6 +525,10 @@ def test_command_lines(cli: Cli, tmp_path: Path) -> None:
     assert json.loads(results.read_text()) == json.loads((tmp_path / "b.json").read_text())
     outcome = cli("convert", file, converted)
     assert outcome.code == 2 and "converted.pt: is there already; expected the name of a new file" in outcome.error
+    outcome = cli("eval", converted, file, "--vocabulary", words_file(tmp_path / "v.json", 29), f"data.root={data}")
+    assert outcome.code == 0 and outcome.out.count("RSUM") == 3, outcome.err  # for the one that has none
+    outcome = cli("eval", converted, "--padding", "released")
+    assert outcome.code == 0 and "(single), test: 10 images, 50 captions, released padding" in outcome.out
     bare = tmp_path / "bare.pt"
     outcome = cli("convert", file, bare)
     assert outcome.code == 0 and "30 words that are missing (--vocabulary f30k_precomp_vocab.json)" in outcome.out

@@ -315,10 +315,11 @@ def load_model(
     overrides: Sequence[str] = (),
     vocabulary: str | Path | None = None,
     padding: str = "masked",
+    keep_own: bool = False,
 ) -> tuple[VSEModel, Config, Path]:
     """Model of a run folder or checkpoint, in evaluation mode on the CPU, with its config and the file it came from.
 
-    Arguments as in :func:`vse.load`.
+    Arguments as in :func:`vse.load`. With ``keep_own`` the ``vocabulary`` is only for a checkpoint that has none.
     """
     if padding not in ("masked", "released"):
         raise InputError(f"padding must be 'masked' or 'released', got {padding!r}")
@@ -330,8 +331,8 @@ def load_model(
         note = f"{file}: taken from the published models, as its options do not say: {', '.join(map(str, assumed))}"
         print(note, file=sys.stderr)
     config = config_of_checkpoint(state, file, overrides)
-    words = _choose_vocabulary(config, state, file, vocabulary)
-    weights = _fit_words(state["model"], words, file)
+    words = _choose_vocabulary(config, state, file, vocabulary, keep_own)
+    weights = _fit_words(state["model"], words)
     model = build_model(config, state["in_dim"], words, state)
     if any(key.startswith("model.similarity") for key in config._origin):  # another one, with its own parameters
         weights = {key: value for key, value in weights.items() if not key.startswith("similarity.")}
@@ -364,30 +365,45 @@ def convert(
     return model.vocabulary
 
 
-def _choose_vocabulary(config: Config, state: dict[str, Any], file: Path, given: str | Path | None) -> Words:
+def _choose_vocabulary(
+    config: Config, state: dict[str, Any], file: Path, given: str | Path | None, keep_own: bool
+) -> Words:
     """The vocabulary that is given, or the checkpoint's own; one that it lacks is looked for beside it and its data."""
     saved = _saved_vocabulary(state["vocabulary"])
-    pieces = _reads_pieces(config)
-    key = "model.text.encoder.model" if pieces else "data.vocabulary.file"
+    read: Any = Pieces.read if _reads_pieces(config) else Vocabulary.read
+    key = "model.text.encoder.model" if _reads_pieces(config) else "data.vocabulary.file"
+    if keep_own and not isinstance(saved, MissingVocabulary):
+        given = None
     if given is None and key in config._origin:
         given = at(config, key)
+    if given is not None:
+        words: Words = read(str(given))
+        if not _fits(words, len(saved)):
+            raise InputError(f"{given}: has {len(words):,} words, but {file} has a table of {len(saved):,}")
+        return words
     if isinstance(saved, MissingVocabulary):
         saved.checkpoint = file
-    if given is None and isinstance(saved, MissingVocabulary):
-        folders = (file.parent, Path(config.data.root))
-        given = next((path for folder in folders if (path := folder / Path(saved.file).name).exists()), None)
-    if given is None:
-        return saved
-    return Pieces.read(str(given)) if pieces else Vocabulary.read(given)
+        names = [Path(name).name for name in saved.file.split(" or ")]
+        for path in [folder / name for folder in (file.parent, Path(config.data.root)) for name in names]:
+            if path.exists():
+                words = read(str(path))
+                if _fits(words, len(saved)):
+                    return words
+                note = f"{path}: not used: has {len(words):,} words, but {file} has a table of {len(saved):,}"
+                print(note, file=sys.stderr)
+    return saved
 
 
-def _fit_words(weights: dict[str, Any], words: Words, file: Path) -> dict[str, Any]:
-    """Weights whose table of words has a row for each word; where none is for <mask>, it starts as <unk>'s."""
+def _fits(words: Words, rows: int) -> bool:
+    """Whether a table has a row for each word, but perhaps for the <mask> that a file had not."""
+    return len(words) == rows or (isinstance(words, Vocabulary) and words.appended and len(words) == rows + 1)
+
+
+def _fit_words(weights: dict[str, Any], words: Words) -> dict[str, Any]:
+    """Weights whose table has a row for each word: one for a <mask> that a file had not starts as <unk>'s."""
     key = "text.encoder.embedding.weight"
-    if key not in weights or not isinstance(words, Vocabulary) or len(words) == (rows := len(weights[key])):
+    if key not in weights or not isinstance(words, Vocabulary) or len(words) == len(weights[key]):
         return weights
-    if len(words) != rows + 1 or not words.appended:
-        raise InputError(f"{file}: has a table of {rows:,} words, but the vocabulary has {len(words):,}")
     return {**weights, key: torch.cat([weights[key], weights[key][words.unk : words.unk + 1]])}
 
 

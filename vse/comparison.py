@@ -20,6 +20,7 @@ class Comparison(NamedTuple):
     metrics: dict[str, dict[str, Any]]
     tables: str
     markdown: str
+    file: str  # where a run folder keeps the metrics
 
 
 def compare(
@@ -38,9 +39,10 @@ def compare(
     """Evaluate each of ``runs`` and, of several, their ensemble.
 
     ``runs``: run folders, checkpoints, or files of saved scores, at least one of them no such file. ``vocabulary`` and
-    ``padding`` as in :func:`vse.load`. ``cxc``: folder of CxC's judgements within images and within captions, for that
-    protocol. ``samples`` adds bootstrap intervals, ``published`` the papers' numbers to the tables; ``scores_file``
-    keeps the (ensemble's) scores. Raises InputError when the corpora of two members are not the same.
+    ``padding`` as in :func:`vse.load`; among several, the vocabulary is for those that have none. ``cxc``: folder of CxC's judgements within images and
+    within captions, for that protocol. ``samples`` adds bootstrap intervals, ``published`` the papers' numbers to the
+    tables; ``scores_file`` keeps the (ensemble's) scores. Raises InputError when the corpora of two members are not the
+    same.
     """
     files = [run for run in runs if run.endswith(".npz")]
     if len(files) == len(runs):
@@ -55,11 +57,11 @@ def compare(
     theirs: list[Row] = []
     members: dict[str, Member] = {}
     for run in (run for run in runs if run not in files):
-        model, config, file = load_model(run, overrides, vocabulary, padding)
+        model, config, file = load_model(run, overrides, vocabulary, padding, keep_own=len(runs) > 1)
         own = build_corpus(config, split)
         if corpus is None:
             corpus = own
-            check_split(len(corpus.images), protocol, corpus.video)
+            check_split(len(corpus.images), protocol, corpus.video, len(corpus.captions))
             theirs = published_rows(protocol, config.data.format) if published else []
         _same(corpus, own, runs[0], run)
         model.to(pick_device(config.run.device))
@@ -81,12 +83,16 @@ def compare(
     if scores_file is not None:
         save_scores(scores_file, ordered[-1], corpus)
     size = f"{len(corpus.images):,} images, {len(corpus.captions):,} captions"
+    plain = protocol in ("retrieval", "f30k", "coco_5k", "video")  # metrics among all images and captions
+    kept = split if plain else f"{split}_{protocol}"
+    if padding == "released":
+        size, kept = f"{size}, released padding", f"{kept}_released"
     marks = {member.name: label(member.name, mark(member.models)) for member in ordered}
     tables = [format_table(metrics, f"{marks[name]}, {split}: {size}") for name, metrics in results.items()]
     rows = [*(Row(member.name, results[member.name], mark(member.models)) for member in ordered), *theirs]
     if theirs:
         tables.append(format_rows(rows))
-    return Comparison(results, "\n\n".join(tables), format_rows(rows, markdown=True))
+    return Comparison(results, "\n\n".join(tables), format_rows(rows, markdown=True), f"{kept}.json")
 
 
 def _same(first: Corpus, other: Corpus, name: str, other_name: str) -> None:

@@ -7,6 +7,7 @@ import importlib
 import io
 import re
 import warnings
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -117,7 +118,7 @@ def _read_pairs(folder: Path, name: str, columns: tuple[str, str], least: float,
             for row in csv.DictReader(file):
                 if float(row["agg_score"]) >= least:
                     pairs.append([int(re.search(number, row[column])[1]) for column in columns])  # type: ignore[index]
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error, KeyError, TypeError, ValueError) as error:
+    except (OSError, EOFError, zlib.error, csv.Error, KeyError, TypeError, ValueError) as error:
         expected = f"expected columns {', '.join(columns)} and agg_score, of ids and numbers"
         raise InputError(f"{path}: {expected} ({first_line(error)})") from None
     if not pairs:

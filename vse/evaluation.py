@@ -61,7 +61,7 @@ def report(member: Member, corpus: Corpus, protocol: str, judgements: Judgements
     ``judgements`` and embeddings, "cxc" has "i2i" and "t2t" as well. All others: see
     :func:`vse.protocols.evaluate_scores`.
     """
-    check_split(len(corpus.images), protocol, corpus.video)
+    check_split(len(corpus.images), protocol, corpus.video, len(corpus.captions))
     if protocol in ("cxc", "eccv"):
         judge = cxc_metrics if protocol == "cxc" else eccv_metrics
         metrics = judge(member.scores, corpus.image_ids, corpus.caption_ids, corpus.image_of_caption)

@@ -4,6 +4,7 @@
 mistakes of VSE-2AD's and DivE's released codes, for their published checkpoints alone.
 """
 
+import contextlib
 import copy
 from argparse import Namespace
 from typing import Any, NamedTuple
@@ -97,10 +98,10 @@ def set_prediction_names(depth: int, share_weights: bool) -> Names:
 
 
 class _Options:
-    """The options beside the weights; what they lack is taken from the published models, and noted."""
+    """The plain options beside the weights; what they lack is taken from the published models, and noted."""
 
     def __init__(self, given: dict[str, Any]) -> None:
-        self.given = given
+        self.given = {key: value for key, value in given.items() if isinstance(value, bool | int | float | str)}
         self.assumed: list[str] = []
 
     def get(self, name: str, published: Any, known: tuple[str, ...] = ()) -> Any:
@@ -203,28 +204,35 @@ def released_padding(config: dict[str, Any]) -> dict[str, Any]:
     """The same config with the aggregators of the released codes, whose results depend on padding."""
     config = copy.deepcopy(config)
     for side in ("image", "text"):
-        aggregator = config["model"][side]["aggregator"]
-        if (name := aggregator["name"]) in _RELEASED:
-            aggregator["name"] = f"{__name__}:{_RELEASED[name]}"
+        with contextlib.suppress(KeyError, TypeError):  # a damaged config is told where it is checked
+            aggregator = config["model"][side]["aggregator"]
+            if (name := aggregator["name"]) in _RELEASED:
+                aggregator["name"] = f"{__name__}:{_RELEASED[name]}"
     return config
 
 
 def _both_sides(states: Any) -> tuple[State, State] | None:
     """State dicts of the image and the text encoder, from a pair of them or from the whole model's."""
     if isinstance(states, list | tuple) and len(states) == 2 and all(map(is_state_dict, states)):
-        image, text = ({key.removeprefix("module."): value for key, value in state.items()} for state in states)
+        image, text = (_plain_names(state) for state in states)
         return image, text
     if not is_state_dict(states):
         return None
-    whole = {key.removeprefix("module."): value for key, value in states.items()}
+    whole = _plain_names(states)
     image, text = (_below(whole, prefix) for prefix in ("img_enc.", "txt_enc."))
     if not image or not text:
         return None
     if len(image) + len(text) < len(whole):
         other = next(key for key in whole if not key.startswith(("img_enc.", "txt_enc.")))
         raise ValueError(f"{other}: neither img_enc. nor txt_enc.")
-    image, text = ({key.removeprefix("module."): value for key, value in side.items()} for side in (image, text))
-    return image, text
+    return _plain_names(image), _plain_names(text)
+
+
+def _plain_names(state: State) -> State:
+    """A state dict without ``module.``, and with the counters that BatchNorm had not always."""
+    plain = {key.removeprefix("module."): value for key, value in state.items()}
+    norms = [key.removesuffix("running_mean") for key in plain if key.endswith(".running_mean")]
+    return {**{f"{norm}num_batches_tracked": torch.tensor(0) for norm in norms}, **plain}
 
 
 def _read_vse_infty(image: State, text: State, options: _Options) -> _Reading:
@@ -245,7 +253,7 @@ def _read_vse_infty(image: State, text: State, options: _Options) -> _Reading:
         text={"encoder": _text_encoder(text, embed_dim, "linear"), "aggregator": gpo},
         embed_dim=embed_dim,
         similarity={"name": "cosine"},
-        batch_size=options.given.get("batch_size", 128),
+        batch_size=options.get("batch_size", 128),
         names=(names, _GRU | _BERT | _GPOOL),
         vocabulary=vocabulary if "embed.weight" in text else _BERT_NAME,
     )
@@ -260,7 +268,7 @@ def _read_vse_2ad(image: State, text: State, options: _Options) -> _Reading:
         )
     dataset, vocabulary = _dataset(options)
     if "fc.weight" in image:
-        mlp = options.given.get("precomp_enc_type", "basic") == "basic"
+        mlp = options.get("precomp_enc_type", "basic", ("basic", "backbone")) == "basic"
         encoder, data = {"name": "regions", "mlp": "input" if mlp else None}, {"format": "precomp"}
         names, embed_dim = (_REGIONS if mlp else _NO_MLP) | _POOL, _size(image, "fc.weight", 0)
     else:
@@ -277,15 +285,16 @@ def _read_vse_2ad(image: State, text: State, options: _Options) -> _Reading:
         text={"encoder": text_encoder, "aggregator": adaptive},
         embed_dim=embed_dim,
         similarity={"name": "cosine"},
-        batch_size=options.given.get("batch_size", 128),
+        batch_size=options.get("batch_size", 128),
         names=(names, _GRU | _BERT | {"fc.": "encoder.linear."} | _POOL),
         vocabulary=vocabulary if "embed.weight" in text else _BERT_NAME,
     )
 
 
 def _read_dive(image: State, text: State, options: _Options) -> _Reading:
-    options.require(spm_activation="gelu", spm_residual=True, spm_post_norm=False, first_order=False, query_slot=False)
-    options.require(img_res_first_fc=True, img_res_first_pool=False, img_res_last_pool=False, ten_crop=False)
+    options.require(arch="slot", spm_activation="gelu", spm_residual=True, spm_post_norm=False, spm_pre_norm=True)
+    options.require(first_order=False, query_slot=False, ten_crop=False)
+    options.require(img_res_first_fc=True, img_res_first_pool=False, img_res_last_pool=False)
     name = options.get("data_name", "f30k_butd")
     dataset = "coco" if "coco" in name else "f30k"
     encoder: Section = {
@@ -309,6 +318,7 @@ def _read_dive(image: State, text: State, options: _Options) -> _Reading:
         if options.get("spm_img_pos_enc_type", "none", ("none", "sine")) == "sine":
             sets |= {"position": "sine_2d", "grid": [size // 32] * 2}
     else:
+        options.require(spm_img_pos_enc_type="none")
         encoder = {"name": "regions", **encoder}
     names = _DIVE_GRID if encoder["name"] == "grid" else _DIVE_REGIONS
     embed_dim = _size(image, "fc.weight", 0)
@@ -322,7 +332,8 @@ def _read_dive(image: State, text: State, options: _Options) -> _Reading:
     text_encoder["dropout"] = options.given.get("dropout", 0.0)
     text_sets = {**sets, "position": options.get("spm_txt_pos_enc_type", "sine", ("none", "sine"))}
     text_sets.pop("grid", None)
-    similarity: Section = {"name": options.given.get("eval_similarity") or "smooth_chamfer"}
+    known = ("smooth_chamfer", "chamfer", "max")
+    similarity: Section = {"name": options.get("eval_similarity", known[0], known)}
     if similarity["name"] == "smooth_chamfer":
         similarity["temperature"] = options.get("temperature", 16.0)
     return _Reading(
@@ -332,14 +343,14 @@ def _read_dive(image: State, text: State, options: _Options) -> _Reading:
         text={"encoder": text_encoder, "aggregator": {**text_sets, **_slots(text, options, heads)}},
         embed_dim=embed_dim,
         similarity=similarity,
-        batch_size=options.given.get("batch_size_eval", 256),
+        batch_size=options.get("batch_size_eval", 256),
         names=(names | _slot_names(image, options), _GRU | _BERT | _slot_names(text, options)),
         vocabulary=f"{name}_vocab.pkl" if "embed.weight" in text else _BERT_NAME,
     )
 
 
 def _read_pvse(image: State, text: State, options: _Options) -> _Reading:
-    options.require(img_attention=True, txt_attention=True)
+    options.require(img_attention=True, txt_attention=True, crop_size=224)
     embed_dim, count = (_size(text, f"pie_net.{key}.weight", 0) for key in ("fc", "attention.w_2"))
     context = "last_step" if options.get("legacy", not options.given) else "last"
     shared: Section = {"dropout": options.given.get("dropout", 0.0)}
@@ -366,8 +377,8 @@ def _read_pvse(image: State, text: State, options: _Options) -> _Reading:
         image={"encoder": encoder, "aggregator": aggregator},
         text={"encoder": words, "aggregator": aggregator},
         embed_dim=embed_dim,
-        similarity={"name": "order" if options.given.get("order") else "max"},
-        batch_size=options.given.get("batch_size_eval", 16),
+        similarity={"name": "order" if options.get("order", False) else "max"},
+        batch_size=options.get("batch_size_eval", 16),
         names=(names, _GRU | pie_net),
         vocabulary=f"{dataset}_vocab.pkl",
     )
@@ -443,14 +454,23 @@ def _slots(state: State, options: _Options, heads: int) -> Section:
         "head_dim": max(1, inner // heads),
         "ff_mult": max(1, _size(state, f"{_SLOTS}layers.0.2.fn.net.0.weight", 0) // width),
         "dropout": options.given.get("dropout", 0.0),
-        "share_weights": options.get("spm_weight_sharing", True),
+        "share_weights": _is_shared(state, options),
     }
 
 
 def _slot_names(state: State, options: _Options) -> Names:
     """Names of a set prediction's parameters."""
     depth = _count_layers(state, f"{_SLOTS}layers.")
-    return _below_names(set_prediction_names(depth, options.get("spm_weight_sharing", True)), "spm.", "aggregator.")
+    return _below_names(set_prediction_names(depth, _is_shared(state, options)), "spm.", "aggregator.")
+
+
+def _is_shared(state: State, options: _Options) -> bool:
+    """Whether the blocks are one: as the option says, when it does; then the last counts, as in the released code."""
+    if "spm_weight_sharing" in options.given:
+        return bool(options.get("spm_weight_sharing", True))
+    first = _below(state, f"{_SLOTS}layers.0.")
+    others = [_below(state, f"{_SLOTS}layers.{layer}.") for layer in range(1, _count_layers(state, f"{_SLOTS}layers."))]
+    return all(first.keys() == other.keys() and all(torch.equal(first[k], other[k]) for k in first) for other in others)
 
 
 def _count_layers(state: State, prefix: str) -> int:

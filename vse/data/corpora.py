@@ -202,13 +202,18 @@ def _group(
     return np.array(list(first_row.values())), image_of_caption, list(first_row)
 
 
-def karpathy(root: str, split: str, annotations: str | None = None, pictures: str = "images") -> Corpus:
+def karpathy(
+    root: str, split: str, annotations: str | None = None, pictures: str = "images", per_image: int | None = None
+) -> Corpus:
     """Karpathy's split files (COCO, Flickr30K, Flickr8k): ``root/dataset_*.json`` and a folder of pictures.
 
     ``annotations`` names the JSON file when ``root`` holds several; ``pictures`` is the folder below ``root``.
-    ``restval`` counts as train, ``val`` is dev. Any number of captions per image; images are paths. Raises InputError,
-    naming the file, when something is missing or does not fit.
+    ``restval`` counts as train, ``val`` is dev. Any number of captions per image; images are paths. Of an image in dev
+    and test the first ``per_image`` captions count, or all: some of COCO's have more than the five that the papers use.
+    Raises InputError, naming the file, when something is missing or does not fit.
     """
+    if per_image is not None and per_image < 1:
+        raise InputError(f"data.options.per_image: expected at least 1, got {per_image}")
     folder = Path(root)
     layout = f"expected dataset_*.json and a folder {pictures}/ in {root}"
     if not folder.is_dir():
@@ -240,7 +245,7 @@ def karpathy(root: str, split: str, annotations: str | None = None, pictures: st
                 continue
             images.append(folder / pictures / entry.get("filepath", "") / entry["filename"])
             ids.append(entry.get("cocoid", entry["imgid"]))
-            for sentence in entry["sentences"]:
+            for sentence in entry["sentences"][: None if split == "train" else per_image]:
                 if not isinstance(sentence["sentid"], int | str):
                     raise InputError(f"{path}: entry {number} of 'images' has the sentid {sentence['sentid']!r}")
                 captions.append(sentence["raw"].strip())

@@ -93,7 +93,7 @@ class Vocabulary:
             found = _unpickle(content, path) if content[:1] == b"\x80" else json.loads(content.decode("utf-8"))
         except FileNotFoundError:
             raise InputError(f"{path}: no such file; expected a vocabulary in JSON with a 'word2idx' mapping") from None
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
             raise InputError(f"{path}: cannot be read as a JSON vocabulary ({error})") from None
         ids = found.get("word2idx") if isinstance(found, dict) else None
         if not isinstance(ids, dict) or not all(type(i) is int and isinstance(word, str) for word, i in ids.items()):
@@ -151,7 +151,7 @@ class MissingVocabulary:
         return {"rows": self.rows, "file": self.file}
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):  # the one in Python: its memory is bounded by the file's size
     """Makes plain values, and empty objects for a class called Vocabulary, wherever that was defined."""
 
     def find_class(self, module: str, name: str) -> type:
