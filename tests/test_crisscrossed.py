@@ -78,10 +78,13 @@ def test_ids_that_do_not_fit_are_named(coco: Corpus) -> None:
         for judge in (cxc_metrics, eccv_metrics):
             with pytest.raises(InputError, match=message):
                 judge(scores, args[0], args[1], of)
+    more = Corpus("more", range(5000), ["a"] * 25_010, np.arange(25_010) // 6, range(5000), range(25_010))
+    for protocol in ("cxc", "coco_5k", "coco"):
+        with pytest.raises(InputError, match="is for 25,000 captions, this split has 25,010; data.options.per_image=5"):
+            report(Member("a", scores, {}), more, protocol)
+    small = Corpus("small", range(10), ["a"] * 10, np.arange(10), range(10), range(10))
     with pytest.raises(InputError, match="protocol cxc is for a split of 5,000 images, this one has 10"):
-        report(
-            Member("a", scores, {}), Corpus("small", range(10), ["a"] * 10, np.arange(10), range(10), range(10)), "cxc"
-        )
+        report(Member("a", scores, {}), small, "cxc")
 
 
 def test_the_package_is_asked_for(coco: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -353,7 +353,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
         ({"model": dive, "args": Namespace(spm_img_pos_enc_type="sine")}, "spm_img_pos_enc_type is 'sine'; this"),
         (
             {"model": pvse_state(), "args": Namespace(crop_size=299)},
-            "its option crop_size is 299; this package has 224",
+            "crop_size is 299; this package has 224",
         ),
         ({"model": {}}, r"not a checkpoint of vse or of an official code \(found: model\)"),
     ):

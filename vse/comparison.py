@@ -39,10 +39,10 @@ def compare(
     """Evaluate each of ``runs`` and, of several, their ensemble.
 
     ``runs``: run folders, checkpoints, or files of saved scores, at least one of them no such file. ``vocabulary`` and
-    ``padding`` as in :func:`vse.load`; among several, the vocabulary is for those that have none. ``cxc``: folder of CxC's judgements within images and
-    within captions, for that protocol. ``samples`` adds bootstrap intervals, ``published`` the papers' numbers to the
-    tables; ``scores_file`` keeps the (ensemble's) scores. Raises InputError when the corpora of two members are not the
-    same.
+    ``padding`` as in :func:`vse.load`; among several, the vocabulary is for those that have none. ``cxc``: folder of
+    CxC's judgements within images and within captions, for that protocol. ``samples`` adds bootstrap intervals,
+    ``published`` the papers' numbers to the tables; ``scores_file`` keeps the (ensemble's) scores. Raises InputError
+    when the corpora of two members are not the same.
     """
     files = [run for run in runs if run.endswith(".npz")]
     if len(files) == len(runs):
