@@ -25,10 +25,12 @@ def main() -> None:
     given = parser.parse_intermixed_args()
 
     from vse.comparison import compare
-    from vse.tables import write_json
+    from vse.tables import check_json_file, write_json
 
     overrides = [item for item in given.run if "=" in item and not Path(item).exists()]
     runs = [item for item in given.run if item not in overrides]
+    if given.json is not None:
+        check_json_file(given.json)
     places = {"vocabulary": given.vocabulary, "cxc": given.cxc, "scores_file": given.save_scores}
     ways = {"padding": given.padding, "samples": given.bootstrap, "published": given.published}
     result = compare(runs, overrides, given.split, given.protocol, **places, **ways)

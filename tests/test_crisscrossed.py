@@ -127,6 +127,8 @@ def test_within_one_kind(group: np.ndarray | None) -> None:
     found = cxc_within(lambda rows: scores[rows], ids, np.array(ids)[places], group)
     assert found == pytest.approx(slow_within(scores, positives))
     assert float(scores[3, 3]) == 1.0  # the caller's scores are as they were
+    with pytest.raises(InputError, match="CxC judges no two items of this corpus alike"):
+        cxc_within(lambda rows: scores[rows], ids, np.array([[ids[0], ids[0]]]))
     with pytest.raises(InputError, match="CxC judges item 10001, which is not in this corpus"):
         cxc_within(lambda rows: scores[rows], ids, np.array([[ids[0], 10_001]]), group)
 
@@ -159,12 +161,19 @@ def test_judgements(coco: Corpus, tmp_path: Path) -> None:
         file.write(plain)
     assert np.array_equal(read_judgements(folder).captions, pairs.captions)
     for content, message in (
-        (b"\x1f\x8b junk", "sts_test.csv.gz: expected columns caption1, caption2 and agg_score"),
-        (gzip.compress(b"a,b\n1,2\n"), "sts_test.csv.gz: expected columns"),
-        (gzip.compress(plain.replace(b"sentid:", b"sentid:x")), "sts_test.csv.gz: expected columns"),
+        (b"\x1f\x8b junk", "sts_test.csv.gz: cannot be read after line 1"),
+        (gzip.compress(b"a,b\n1,2\n"), "sts_test.csv.gz: lacks the column agg_score, caption1, caption2"),
+        (
+            gzip.compress(plain.replace(b"sentid:", b"sentid:x", 3)),
+            "sts_test.csv.gz: line 2: expected caption1",
+        ),
+        (gzip.compress(plain.replace(b"sentid:", b"sentid:" + b"9" * 30, 1)), "sts_test.csv.gz: line 2: expected"),
+        (gzip.compress(plain.split(b"\n")[0] + b"\n:1,:2,nan,x"), "sts_test.csv.gz: line 2: .* agg_score of 0 to 5"),
+        (gzip.compress(plain.split(b"\n")[0] + b"\n:1,:2,93,x"), "sts_test.csv.gz: line 2: .* agg_score of 0 to 5"),
+        (gzip.compress(plain.split(b"\n")[0] + b"\n:1,:2"), "sts_test.csv.gz: line 2: .* agg_score of 0 to 5"),
         (gzip.compress(plain.split(b"\n")[0]), "sts_test.csv.gz: holds no pair with agg_score of at least 3.0"),
-        (gzip.compress(plain)[:-20], "sts_test.csv.gz: expected columns"),
-        (gzip.compress(plain)[:40] + bytes(90), "sts_test.csv.gz: expected columns"),
+        (gzip.compress(plain)[:-20], "sts_test.csv.gz: cannot be read after line"),
+        (gzip.compress(plain)[:40] + bytes(90), "sts_test.csv.gz: cannot be read after line"),
     ):
         (folder / "sts_test.csv.gz").write_bytes(content)
         with pytest.raises(InputError, match=message):

@@ -1,6 +1,7 @@
 """Protocols, ensembles, saved scores and bootstrap intervals."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,7 @@ def test_bootstrap_equals_its_definition() -> None:
     assert bootstrap([first, first], of, "retrieval", 20)[1]["difference"] == [0.0, 0.0]
     low, high = found[0]["i2t"]["r1"]
     assert low < retrieval_metrics(first, positives(30, of))["i2t"]["r1"] < high
-    with pytest.raises(InputError, match="bootstrap needs at least 1 sample, got 0"):
+    with pytest.raises(InputError, match="bootstrap needs 1 to 10,000 samples, got 0"):
         bootstrap([first], of, "retrieval", 0)
 
 
@@ -166,6 +167,9 @@ def test_members_and_their_ensemble(cli: Cli, tiny: list[str], tmp_path: Path) -
     from_scores: dict[str, Any] = json.loads(json_file.read_text())
     assert from_scores["ensemble of 2"]["rsum"] == pytest.approx(content["ensemble of 2"]["rsum"])
     assert from_scores[str(kept)] == json.loads((a / "test.json").read_text())
+    other, words = tmp_path / "other.npz", tmp_path / "words.json"
+    np.savez(other, x=np.zeros(3))
+    words.write_text(json.dumps({"word2idx": {"a": 1}}))
     for arguments, message in (
         ([a, a], "the same one twice; expected different members"),
         ([kept], "expected a run folder or checkpoint among the arguments"),
@@ -173,9 +177,31 @@ def test_members_and_their_ensemble(cli: Cli, tiny: list[str], tmp_path: Path) -
         ([a, "--protocol", "f30k"], "protocol f30k is for a split of 1,000 images, this one has 10"),
         ([a, "--save-scores", tmp_path / "x.txt"], "x.txt: expected a file name that ends in .npz"),
         ([a, tmp_path / "none.npz"], "none.npz: no such file of scores"),
-        ([a, "--bootstrap", "0"], "bootstrap needs at least 1 sample, got 0"),
+        ([a, tmp_path / "b" / ".." / "a"], "the same one twice; expected different members"),
+        ([a, b, "--save-scores", kept, kept], "a.npz: is one of the members; expected another file for the scores"),
+        ([a, "--save-scores", other], "other.npz: not a file of scores"),
+        ([a, "--json", tmp_path / "a" / "config.yaml"], "config.yaml: is there and holds no metrics"),
+        ([a, "--json", tmp_path / "a" / "best.pt"], "best.pt: is there and holds no metrics"),
+        ([a, "--json", words], "words.json: is there and holds no metrics; expected a new file, or one of metrics"),
+        ([a, "--json", "/dev/full"], "/dev/full: expected the name of a file"),
+        ([a, tmp_path / "none"], "none: no such run folder or checkpoint"),
+        ([a, "--bootstrap", "0"], "bootstrap needs 1 to 10,000 samples, got 0"),
     ):
         outcome = cli("eval", *arguments)
         assert outcome.code == 2 and message in outcome.error, arguments
+    content = dict(np.load(kept))
+    for changes, message in (
+        (
+            {"scores": content["scores"] * np.float32("nan")},
+            "its scores are float32 of shape .10, 50., or not finite; expected",
+        ),
+        ({"scores": content["scores"].astype(str)}, "its scores are <U"),
+        ({"scores": content["scores"][:5]}, "its scores are float32 of shape .5, 50."),
+        ({"models": np.array(-5)}, "its number of models is -5"),
+        ({"image_ids": content["image_ids"][::-1]}, "its image_ids are not those of"),
+    ):
+        np.savez(other, **{**content, **changes})
+        outcome = cli("eval", a, other)
+        assert outcome.code == 2 and re.search(message, outcome.error), changes.keys()
     kept.write_bytes(kept.read_bytes()[:200])
     assert "a.npz: not a file of scores" in cli("eval", a, kept).error

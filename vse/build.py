@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from vse.aggregators import AGGREGATORS
-from vse.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
+from vse.checkpoint import check_target, find_checkpoint, load_checkpoint, save_checkpoint
 from vse.components import at, check, construct, find, find_callable, make, naming
 from vse.config import Config, OptimConfig, config_changes, load_config, make_config
 from vse.data.batches import Batch
@@ -352,8 +352,12 @@ def convert(
     """
     if output.exists():
         raise InputError(f"{output}: is there already; expected the name of a new file")
-    model, config, _ = load_model(path, overrides, vocabulary)
+    check_target(output)
+    model, config, file = load_model(path, overrides, vocabulary)
     assert model.vocabulary is not None
+    for name, value in model.state_dict().items():
+        if not value.isfinite().all():
+            raise InputError(f"{file}: {name} is not finite")
     state = {
         "config": config.model_dump(),
         "vocabulary": model.vocabulary.state,

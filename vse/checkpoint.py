@@ -14,6 +14,16 @@ from vse.official import native_state
 from vse.weights import is_state_dict, read_weights
 
 FORMAT = "vse checkpoint 1"
+_LARGEST = 1 << 24  # rows or widths that are no mistake
+
+
+def check_target(path: Path) -> None:
+    """Raise InputError for a place that no file can be written to, before the work that it is for."""
+    if not path.name or (path.exists() and not path.is_file()):
+        raise InputError(f"{path}: expected the name of a file")
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        problem = "cannot be written" if path.parent.is_dir() else "no such folder"
+        raise InputError(f"{path.parent}: {problem}; expected a folder for {path.name}")
 
 
 def write_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -78,12 +88,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         "config": isinstance(state["config"], dict),
         "vocabulary": _is_vocabulary(state["vocabulary"]),
         "architectures": _is_architectures(state.get("architectures", {})),
-        "in_dim": state["in_dim"] is None or isinstance(state["in_dim"], int),
+        "in_dim": state["in_dim"] is None or (isinstance(state["in_dim"], int) and 0 < state["in_dim"] < _LARGEST),
         "model": is_state_dict(state["model"]),
     }
     if wrong := [key for key, right in kinds.items() if not right]:
         raise InputError(f"{path}: a damaged checkpoint: its {', '.join(wrong)} is of another kind than it should be")
-    return state
+    return {key: value for key, value in state.items() if key != "assumed"}  # which only an official one says
 
 
 def _check_archive(path: Path) -> None:
@@ -110,7 +120,8 @@ def _is_architectures(state: Any) -> bool:
 def _is_vocabulary(state: Any) -> bool:
     """Whether it is a list of words, or what a tokenizer, or a note that one is missing, is made from."""
     if isinstance(state, dict) and "rows" in state:
-        return set(state) == {"rows", "file"} and type(state["rows"]) is int and isinstance(state["file"], str)
+        rows_fit = type(state["rows"]) is int and 0 < state["rows"] < _LARGEST
+        return set(state) == {"rows", "file"} and rows_fit and isinstance(state["file"], str)
     if isinstance(state, dict):
         numbers = all(state.get(key) is None or type(state[key]) is int for key in ("mask", "max_length"))
         return set(state) == {"content", "mask", "max_length"} and isinstance(state["content"], str) and numbers

@@ -5,11 +5,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vse.build import build_corpus, load_model
-from vse.crisscrossed import read_judgements
+from vse.checkpoint import find_checkpoint
+from vse.crisscrossed import check_ids, read_judgements
 from vse.data.corpora import Corpus
 from vse.errors import InputError
-from vse.evaluation import Member, ensemble, read_scores, report, save_scores, score_corpus
-from vse.protocols import bootstrap, check_split
+from vse.evaluation import (
+    Member,
+    check_scores_file,
+    ensemble,
+    of_corpus,
+    read_scores,
+    report,
+    save_scores,
+    score_corpus,
+)
+from vse.protocols import bootstrap, check_samples, check_split
 from vse.runtime import pick_device
 from vse.tables import Row, format_rows, format_table, label, mark, published_rows
 
@@ -52,6 +62,15 @@ def compare(
         raise InputError(f"--cxc is for models under --protocol cxc; {problem}")
     if samples is not None and protocol in ("cxc", "eccv"):
         raise InputError(f"--bootstrap is for R@K of a corpus's own pairs; got --protocol {protocol}")
+    if samples is not None:
+        check_samples(samples)
+    if scores_file is not None:
+        check_scores_file(scores_file)
+    places = [Path(run).resolve() if run in files else find_checkpoint(run).resolve() for run in runs]
+    if len(set(places)) < len(runs):
+        raise InputError(f"{', '.join(runs)}: the same one twice; expected different members")
+    if scores_file is not None and scores_file.resolve() in places:
+        raise InputError(f"{scores_file}: is one of the members; expected another file for the scores")
     judgements = None if cxc is None else read_judgements(cxc)
     corpus: Corpus | None = None
     theirs: list[Row] = []
@@ -59,21 +78,23 @@ def compare(
     for run in (run for run in runs if run not in files):
         model, config, file = load_model(run, overrides, vocabulary, padding, keep_own=len(runs) > 1)
         own = build_corpus(config, split)
-        if corpus is None:
+        if corpus is None:  # what can be wrong is told before anything is encoded
             corpus = own
             check_split(len(corpus.images), protocol, corpus.video, len(corpus.captions))
             theirs = published_rows(protocol, config.data.format) if published else []
+            members |= {name: read_scores(Path(name), corpus) for name in files}
+            if protocol in ("cxc", "eccv"):
+                with of_corpus(corpus):
+                    check_ids(corpus.image_ids, corpus.caption_ids, corpus.image_of_caption)
         _same(corpus, own, runs[0], run)
         model.to(pick_device(config.run.device))
         name = str(file)
         members[run] = score_corpus(model, own, config.eval.batch_size, config.run.precision, name=name)
     assert corpus is not None
-    ordered = [read_scores(Path(run), corpus) if run in files else members[run] for run in runs]
+    ordered = [members[run] for run in runs]
     if len(ordered) > 1:
         ordered.append(ensemble(ordered))
     results = {member.name: report(member, corpus, protocol, judgements) for member in ordered}
-    if len(results) < len(ordered):
-        raise InputError(f"{', '.join(runs)}: the same one twice; expected different members")
     if samples is not None:
         for name in ("coco_1k", "coco_5k") if protocol == "coco" else (protocol,):
             parts = bootstrap([member.scores for member in ordered], corpus.image_of_caption, name, samples)

@@ -5,6 +5,7 @@ import importlib
 import inspect
 import json
 import re
+import sys
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
@@ -38,6 +39,8 @@ def find(config: Config, table: dict[str, Any], key: str, name: str) -> Callable
     module, _, attribute = name.partition(":")
     if not all(part.isidentifier() for part in [*module.split("."), attribute]):
         raise InputError(f"{place}: expected a known name or my_package.module:Class, got {name!r}")
+    if not config._trusted and key not in config._origin and module.partition(".")[0] in sys.stdlib_module_names:
+        raise InputError(f"{place}: the checkpoint names {name}, which is no nn.Module; give {key}={name} to allow it")
     try:
         found = getattr(importlib.import_module(module), attribute)
         inspect.signature(found)

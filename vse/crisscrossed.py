@@ -40,7 +40,7 @@ def eccv_metrics(
     "rprecision", "r1"}, "t2i": {...}}`` in percent. A tie counts against the model. Raises InputError when the package
     is missing, and naming the first id that is not the test's.
     """
-    metrics, ids = _package(image_ids, caption_ids, image_of_caption)
+    metrics, ids = check_ids(image_ids, caption_ids, image_of_caption)
     ranked = _retrieved(scores, ids, metrics.eccv_gts)
     names = {"map_at_r": "eccv_map_at_r", "rprecision": "eccv_rprecision", "r1": "eccv_r1"}
     with contextlib.redirect_stderr(io.StringIO()):  # its progress bars
@@ -56,7 +56,7 @@ def cxc_metrics(
     By the ``eccv_caption`` package; arguments, ties and errors as for :func:`eccv_metrics`. Returns ``{"i2t": {"r1",
     "r5", "r10"}, "t2i": {...}}`` in percent.
     """
-    metrics, ids = _package(image_ids, caption_ids, image_of_caption)
+    metrics, ids = check_ids(image_ids, caption_ids, image_of_caption)
     ranked = _retrieved(scores, ids, metrics.cxc_gts)
     found = metrics.compute_all_metrics(*ranked, target_metrics=("cxc_recalls",), Ks=_KS)
     return {side: {f"r{k}": 100 * float(found[f"cxc_r{k}"][side]) for k in _KS} for side in ("i2t", "t2i")}
@@ -92,6 +92,8 @@ def cxc_within(
             found = score(slice(start, start + len(own))).clone()
             found[torch.arange(len(own)), own] = float("-inf")
             ranks.append(query_ranks(found[asked], positives[asked]))
+    if not ranks:
+        raise InputError("CxC judges no two items of this corpus alike")
     summary = summarise_ranks(torch.cat(ranks))
     return {f"r{k}": summary[f"r{k}"] for k in _KS}
 
@@ -102,8 +104,8 @@ def read_judgements(folder: Path) -> Judgements:
     Raises InputError that names the file.
     """
     return Judgements(
-        _read_pairs(folder, "sis_test.csv", ("image1", "image2"), 2.5, r"(\d+)\.jpg$"),
-        _read_pairs(folder, "sts_test.csv", ("caption1", "caption2"), 3.0, r":(\d+)$"),
+        _read_pairs(folder, "sis_test.csv", ("image1", "image2"), 2.5, r"(\d{1,18})\.jpg$"),
+        _read_pairs(folder, "sts_test.csv", ("caption1", "caption2"), 3.0, r":(\d{1,18})$"),
     )
 
 
@@ -112,15 +114,30 @@ def _read_pairs(folder: Path, name: str, columns: tuple[str, str], least: float,
     path = next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
     if path is None:
         raise InputError(f"{folder / name}: no such file, nor {name}.gz; expected Crisscrossed Captions' test split")
-    pairs = []
+    pairs, line = [], 1
     try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                if float(row["agg_score"]) >= least:
-                    pairs.append([int(re.search(number, row[column])[1]) for column in columns])  # type: ignore[index]
-    except (OSError, EOFError, zlib.error, csv.Error, KeyError, TypeError, ValueError) as error:
-        expected = f"expected columns {', '.join(columns)} and agg_score, of ids and numbers"
-        raise InputError(f"{path}: {expected} ({first_line(error)})") from None
+        opened = (
+            gzip.open(path, "rt", encoding="utf-8-sig") if path.suffix == ".gz" else open(path, encoding="utf-8-sig")
+        )
+        with opened as file:
+            reader = csv.DictReader(file)
+            if lost := {*columns, "agg_score"} - {*(reader.fieldnames or ())}:
+                raise InputError(f"{path}: lacks the column {', '.join(sorted(lost))}")
+            for row in reader:
+                line = reader.line_num
+                found = [re.search(number, row[column] or "") for column in columns]
+                value = float(row["agg_score"] or "nan")
+                if None in found or not 0 <= value <= 5:
+                    raise ValueError
+                if value >= least:
+                    pairs.append([int(match[1]) for match in found if match])
+    except InputError:
+        raise
+    except ValueError:
+        expected = f"expected {' and '.join(columns)} with COCO's ids and an agg_score of 0 to 5"
+        raise InputError(f"{path}: line {line}: {expected}") from None
+    except (OSError, EOFError, zlib.error, csv.Error) as error:
+        raise InputError(f"{path}: cannot be read after line {line} ({first_line(error)})") from None
     if not pairs:
         raise InputError(f"{path}: holds no pair with agg_score of at least {least}")
     return np.array(pairs, dtype=np.int64)
@@ -128,7 +145,7 @@ def _read_pairs(folder: Path, name: str, columns: tuple[str, str], least: float,
 
 def coco_ids(ids: Sequence[Any], what: str, hint: str = "") -> list[int]:
     """COCO's ids as numbers. Raises InputError that names the first that is none."""
-    if wrong := [label for label in ids if not str(label).isdecimal()]:
+    if wrong := [label for label in ids if not str(label).isdecimal() or len(str(label)) > 18]:
         raise InputError(f"{what} id {wrong[0]!r} is no COCO id, a number{hint}")
     return [int(label) for label in ids]
 
@@ -141,8 +158,8 @@ class _Ids(NamedTuple):
     captions: list[int]
 
 
-def _package(image_ids: Sequence[Any], caption_ids: Sequence[Any], image_of_caption: np.ndarray) -> tuple[Any, _Ids]:
-    """``eccv_caption.Metrics``, and the ids, that are just those of its test."""
+def check_ids(image_ids: Sequence[Any], caption_ids: Sequence[Any], image_of_caption: np.ndarray) -> tuple[Any, _Ids]:
+    """``eccv_caption.Metrics``, and the ids as numbers. Raises InputError for others than COCO's 5K test has."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that it would like another JSON library
@@ -152,7 +169,7 @@ def _package(image_ids: Sequence[Any], caption_ids: Sequence[Any], image_of_capt
         raise InputError(f"CxC and ECCV Caption need {need}") from None
     metrics = package.Metrics()
     image_of = {caption: images[0] for caption, images in metrics.coco_gts["t2i"].items()}
-    hint = "; precomp and id_mapping read the captions' from {split}_capids.txt"
+    hint = "; precomp and id_mapping read the captions' ids from {split}_capids.txt"
     ids = _Ids(coco_ids(image_ids, "image"), coco_ids(caption_ids, "caption", hint))
     for what, found, expected, more in (
         ("image", ids.images, set(metrics.coco_gts["i2t"]), ""),

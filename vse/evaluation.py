@@ -1,8 +1,9 @@
 """Encode a corpus once, score it in chunks, report."""
 
+import contextlib
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vse.checkpoint import write_file
+from vse.checkpoint import check_target, write_file
 from vse.crisscrossed import Judgements, cxc_metrics, cxc_within, eccv_metrics
 from vse.data.corpora import Corpus
 from vse.data.vocabulary import MissingVocabulary
@@ -72,6 +73,15 @@ def report(member: Member, corpus: Corpus, protocol: str, judgements: Judgements
     return {**metrics, "sets": member.sets} if member.sets else metrics
 
 
+@contextlib.contextmanager
+def of_corpus(corpus: Corpus) -> Iterator[None]:
+    """Put the corpus's name before what is wrong with its ids."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{corpus.name}: {error}") from None
+
+
 def score_within(member: Member, corpus: Corpus, judgements: Judgements) -> dict[str, Any]:
     """CxC's "i2i" and "t2t" (:func:`vse.crisscrossed.cxc_within`); an ensemble's scores are the mean of its models'."""
 
@@ -79,10 +89,11 @@ def score_within(member: Member, corpus: Corpus, judgements: Judgements) -> dict
         sets = [(encoded.similarity, getattr(encoded, side)) for encoded in member.encoded]
         return lambda rows: torch.stack([score(f, a[rows], a, progress=False) for f, a in sets]).mean(0)
 
-    return {
-        "i2i": cxc_within(mean("images"), corpus.image_ids, judgements.images),
-        "t2t": cxc_within(mean("captions"), corpus.caption_ids, judgements.captions, corpus.image_of_caption),
-    }
+    with of_corpus(corpus):
+        return {
+            "i2i": cxc_within(mean("images"), corpus.image_ids, judgements.images),
+            "t2t": cxc_within(mean("captions"), corpus.caption_ids, judgements.captions, corpus.image_of_caption),
+        }
 
 
 def score_corpus(
@@ -120,18 +131,39 @@ def ensemble(members: Sequence[Member]) -> Member:
             ours, theirs = (tuple(m.scores.shape) for m in (members[0], member))
             raise InputError(f"{members[0].name} has scores {ours}, {member.name} {theirs}; expected the same corpus")
     mean = sum((member.scores for member in members[1:]), members[0].scores.clone()) / len(members)
+    models = sum(member.models for member in members)
     encoded = tuple(part for member in members for part in member.encoded)
     if len(encoded) < len(members):
         encoded = ()  # saved scores are among them
-    return Member(f"ensemble of {len(members)}", mean, {}, encoded, sum(member.models for member in members))
+    return Member(f"ensemble of {models}", mean, {}, encoded, models)
 
 
 def save_scores(path: Path, member: Member, corpus: Corpus) -> None:
     """Write a score matrix with the ids of its rows and columns, for :func:`read_scores`."""
-    if path.suffix != ".npz":
-        raise InputError(f"{path}: expected a file name that ends in .npz")
+    check_scores_file(path)
     scores, ids = member.scores.numpy(), _ids(corpus)
     write_file(path, lambda file: np.savez(file, allow_pickle=False, scores=scores, models=member.models, **ids))
+
+
+def check_scores_file(path: Path) -> None:
+    """Raise InputError for a place where no scores can be written, or where another file stands."""
+    if path.suffix != ".npz":
+        raise InputError(f"{path}: expected a file name that ends in .npz")
+    check_target(path)
+    if path.exists():
+        _open_scores(path)
+
+
+def _open_scores(path: Path) -> dict[str, np.ndarray]:
+    """The arrays in a file of scores. Raises InputError for another file."""
+    keys = ("scores", "models", "image_ids", "caption_ids", "captions")
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            return {key: content[key] for key in keys}
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file of scores") from None
+    except Exception as error:  # zipfile and numpy raise many kinds for a damaged file
+        raise InputError(f"{path}: not a file of scores, as --save-scores writes them ({first_line(error)})") from None
 
 
 def _ids(corpus: Corpus) -> dict[str, np.ndarray]:
@@ -143,20 +175,17 @@ def _ids(corpus: Corpus) -> dict[str, np.ndarray]:
 
 def read_scores(path: Path, corpus: Corpus) -> Member:
     """Scores that :func:`save_scores` wrote. Raises InputError when their ids are not the corpus's."""
-    try:
-        with np.load(path, allow_pickle=False) as content:
-            scores, ids = content["scores"], {key: content[key] for key in _ids(corpus)}
-            models = int(content["models"])
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file of scores") from None
-    except Exception as error:  # zipfile and numpy raise many kinds for a damaged file
-        raise InputError(f"{path}: not a file of scores, as --save-scores writes them ({first_line(error)})") from None
+    content = _open_scores(path)
     for key, expected in _ids(corpus).items():
-        if ids[key].tolist() != expected.tolist():
+        if content[key].tolist() != expected.tolist():
             raise InputError(f"{path}: its {key} are not those of {corpus.name}")
-    if scores.shape != (len(corpus.images), len(corpus.captions)) or not np.isfinite(scores).all():
-        raise InputError(f"{path}: its scores are {scores.shape} or not finite")
-    return Member(str(path), torch.from_numpy(scores.astype(np.float32)), {}, models=models)
+    scores, models, shape = content["scores"], content["models"], (len(corpus.images), len(corpus.captions))
+    if scores.dtype != np.float32 or scores.shape != shape or not np.isfinite(scores).all():
+        found = f"{scores.dtype} of shape {scores.shape}, or not finite"
+        raise InputError(f"{path}: its scores are {found}; expected finite float32 numbers of shape {shape}")
+    if models.dtype.kind != "i" or models.shape or models < 1:
+        raise InputError(f"{path}: its number of models is {models}")
+    return Member(str(path), torch.from_numpy(scores), {}, models=int(models))
 
 
 def encode_corpus(model: VSEModel, corpus: Corpus, batch_size: int, progress: bool = True) -> tuple[Tensor, Tensor]:

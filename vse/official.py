@@ -110,9 +110,10 @@ class _Options:
             self.assumed.append(f"{name}={published}")
         value = self.given.get(name, published)
         kind = int | float if isinstance(published, float) else type(published)
-        if not isinstance(value, kind) or (known and value not in known):
+        odd = isinstance(value, str) and (len(value) > 100 or not value.isprintable())
+        if not isinstance(value, kind) or odd or (known and value not in known):
             expected = f"one of {', '.join(known)}" if known else f"a value such as {published!r}"
-            raise ValueError(f"its option {name} is {value!r}; expected {expected}")
+            raise ValueError(f"its option {name} is {repr(value)[:100]}; expected {expected}")
         return value
 
     def require(self, **values: Any) -> None:
@@ -231,6 +232,8 @@ def _both_sides(states: Any) -> tuple[State, State] | None:
 def _plain_names(state: State) -> State:
     """A state dict without ``module.``, and with the counters that BatchNorm had not always."""
     plain = {key.removeprefix("module."): value for key, value in state.items()}
+    if len(plain) < len(state):
+        raise ValueError("it has parameters both with and without module.")
     norms = [key.removesuffix("running_mean") for key in plain if key.endswith(".running_mean")]
     return {**{f"{norm}num_batches_tracked": torch.tensor(0) for norm in norms}, **plain}
 

@@ -91,8 +91,7 @@ def bootstrap(
     >>> bootstrap([torch.eye(9)], np.arange(9), "retrieval", samples=100)[0]["rsum"]
     [600.0, 600.0]
     """
-    if samples < 1:
-        raise InputError(f"bootstrap needs at least 1 sample, got {samples}")
+    check_samples(samples)
     images = len(members[0])
     draws = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=samples)
     results: list[dict[str, Any]] = []
@@ -114,6 +113,12 @@ def bootstrap(
         sums.append(total)
         results.append(result)
     return results
+
+
+def check_samples(samples: int) -> None:
+    """Raise InputError for a number of bootstrap samples that means nothing or takes all memory."""
+    if not 1 <= samples <= 10_000:
+        raise InputError(f"bootstrap needs 1 to 10,000 samples, got {samples}")
 
 
 def _query_ranks(

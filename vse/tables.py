@@ -1,12 +1,11 @@
 """Tables that read like the papers', for a terminal and in Markdown; and metrics as JSON."""
 
 import json
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vse.checkpoint import write_file
+from vse.checkpoint import check_target, write_file
 from vse.errors import InputError
 from vse.published import PUBLISHED
 
@@ -141,8 +140,22 @@ def published_rows(protocol: str, data_format: str) -> list[Row]:
     return rows
 
 
+def check_json_file(path: Path) -> None:
+    """Raise InputError for a place where no metrics can be written, or where a file stands that holds no metrics."""
+    check_target(path)
+    if not path.exists():
+        return
+    try:
+        with open(path, "rb") as file:
+            content = json.loads(file.read()) if file.read(1) == b"{" and not file.seek(0) else None
+    except (OSError, ValueError, RecursionError):
+        content = None
+    results = [content, *content.values()] if isinstance(content, dict) else []
+    if not any(isinstance(result, dict) and parts_of(result) for result in results):
+        raise InputError(f"{path}: is there and holds no metrics; expected a new file, or one of metrics to replace")
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file whole or not at all. Raises InputError when the place cannot be written, or is a checkpoint."""
-    if zipfile.is_zipfile(path):
-        raise InputError(f"{path}: is a checkpoint; expected another file for the metrics")
+    """Write metrics whole or not at all. Raises InputError as :func:`check_json_file` does."""
+    check_json_file(path)
     write_file(path, lambda file: file.write((json.dumps(content, indent=2) + "\n").encode()))

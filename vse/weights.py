@@ -51,8 +51,12 @@ def read_weights(file: str | Path, what: str) -> tuple[Path, Any]:
 
 
 def is_state_dict(content: Any) -> bool:
-    """Whether it is a dict of plain tensors by name."""
+    """Whether it is a dict of plain tensors by name, all of whose numbers are there."""
     return isinstance(content, dict) and all(
-        isinstance(key, str) and isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
+        isinstance(key, str)
+        and isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and not value.is_meta
+        and value.untyped_storage().nbytes() >= value.numel() * value.element_size()
         for key, value in content.items()
     )

@@ -146,7 +146,7 @@ def precomp(root: str, split: str) -> Corpus:
 def _caption_ids(folder: Path, split: str, captions: list[str]) -> Sequence[Any]:
     """The captions' own ids, when there is a file of them (CxC's and ECCV Caption's judgements go by COCO's)."""
     path = folder / f"{split}_capids.txt"
-    if not path.is_file():
+    if not path.exists() and not path.is_symlink():
         return range(len(captions))
     ids = read_lines(path, "id")
     if len(ids) != len(captions):

@@ -90,11 +90,11 @@ class Vocabulary:
         path = Path(path)
         try:
             content = path.read_bytes()
-            found = _unpickle(content, path) if content[:1] == b"\x80" else json.loads(content.decode("utf-8"))
+            found = _unpickle(content, path) if content[:1] == b"\x80" else json.loads(content.decode("utf-8-sig"))
         except FileNotFoundError:
             raise InputError(f"{path}: no such file; expected a vocabulary in JSON with a 'word2idx' mapping") from None
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-            raise InputError(f"{path}: cannot be read as a JSON vocabulary ({error})") from None
+        except (OSError, ValueError, RecursionError) as error:
+            raise InputError(f"{path}: cannot be read as a JSON vocabulary ({first_line(error)})") from None
         ids = found.get("word2idx") if isinstance(found, dict) else None
         if not isinstance(ids, dict) or not all(type(i) is int and isinstance(word, str) for word, i in ids.items()):
             raise InputError(f"{path}: expected 'word2idx', a mapping from words to ids, in a JSON object or a pickle")
