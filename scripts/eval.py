@@ -34,13 +34,13 @@ def main() -> None:
     places = {"vocabulary": given.vocabulary, "cxc": given.cxc, "scores_file": given.save_scores}
     ways = {"padding": given.padding, "samples": given.bootstrap, "published": given.published}
     result = compare(runs, overrides, given.split, given.protocol, **places, **ways)
+    print(result.tables)
+    if given.markdown:
+        print("\n" + result.markdown)
     content = result.metrics if len(result.metrics) > 1 else next(iter(result.metrics.values()))
     folder = [Path(runs[0]) / result.file] if len(runs) == 1 and Path(runs[0]).is_dir() else []
     for path in [*([given.json] if given.json else []), *folder]:
         write_json(path, content)
-    print(result.tables)
-    if given.markdown:
-        print("\n" + result.markdown)
 
 
 if __name__ == "__main__":
