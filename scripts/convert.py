@@ -15,8 +15,8 @@ def main() -> None:
     parser.add_argument("--vocabulary", metavar="FILE", help="its vocabulary; for BERT, a tokenizer's folder")
     arguments = parser.parse_intermixed_args()
 
-    from vse.build import convert
     from vse.data.vocabulary import MissingVocabulary
+    from vse.loading import convert
 
     words = convert(arguments.checkpoint, arguments.output, arguments.overrides, arguments.vocabulary)
     note = f" that are missing (--vocabulary {words.file})" if isinstance(words, MissingVocabulary) else ""

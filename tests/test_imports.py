@@ -12,6 +12,7 @@ LAYERS = [
     ["vse.trainer"],
     ["vse.comparison"],
     ["vse.evaluation", "vse.extraction", "vse.tables"],
+    ["vse.loading"],
     ["vse.build"],
     ["vse.components"],
     ["vse.config"],

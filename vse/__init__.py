@@ -75,6 +75,6 @@ def load(path: str | Path, vocabulary: str | Path | None = None, padding: str = 
     >>> model = vse.load("runs/demo")
     >>> model.similarity(model.encode_images([torch.randn(16, 1728)]), model.encode_texts(["a red circle"]))
     """
-    from vse.build import load_model
+    from vse.loading import load_model
 
     return load_model(path, vocabulary=vocabulary, padding=padding)[0]

@@ -1,6 +1,5 @@
 """From a config to objects; the only module that knows every table."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +10,8 @@ import torch
 from torch import nn
 
 from vse.aggregators import AGGREGATORS
-from vse.checkpoint import check_target, find_checkpoint, load_checkpoint, save_checkpoint
 from vse.components import at, check, construct, find, find_callable, make, naming
-from vse.config import Config, OptimConfig, config_changes, load_config, make_config
+from vse.config import Config, OptimConfig, load_config
 from vse.data.batches import Batch
 from vse.data.clips import Clip, Clips, FrameFeatures
 from vse.data.corpora import CORPORA, SPLITS, Corpus
@@ -23,14 +21,12 @@ from vse.data.vectors import read_vectors
 from vse.data.video import VIDEO_CORPORA
 from vse.data.vocabulary import MissingVocabulary, Vocabulary
 from vse.encoders import ENCODERS
-from vse.errors import InputError, close_match, first_line, misfit
+from vse.errors import InputError, close_match, first_line
 from vse.losses import LOSSES, REGULARISERS, Criterion
 from vse.model import Tower, VSEModel
-from vse.official import released_padding
 from vse.optim import OPTIMISERS, SCHEDULES, Schedule, parameter_groups
 from vse.similarity import SIMILARITIES
 
-_TRAINING_STATE = ("epoch", "step", "best", "train_captions", "optimiser", "scaler", "random", "criterion")
 _CORPORA = CORPORA | VIDEO_CORPORA
 _TRANSFORMS = TRANSFORMS | {"clip": Clip}
 Words = Vocabulary | Pieces | MissingVocabulary
@@ -43,13 +39,6 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises InputError with one line.
     """
     return resolve(load_config(path, overrides))
-
-
-def config_of_checkpoint(state: dict[str, Any], path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Config that a checkpoint carries, with overrides; it may name modules outside the package, but no functions."""
-    config = make_config(state["config"], overrides, {"": str(path)})
-    config._trusted = False
-    return resolve(config)
 
 
 def resolve(config: Config) -> Config:
@@ -148,12 +137,12 @@ def build_vocabulary(config: Config, training: Corpus, state: dict[str, Any] | N
     Raises InputError when the caption augmentation needs a mask that the text model does not know.
     """
     if state is not None:
-        saved = _saved_vocabulary(state["vocabulary"])
+        saved = saved_vocabulary(state["vocabulary"])
         assert not isinstance(saved, MissingVocabulary)  # no run has been without one
         return saved
     key = "model.text.encoder"
     text = config.model.text.encoder
-    if _reads_pieces(config):
+    if reads_pieces(config):
         if (file := config.data.vocabulary.file) is not None:
             place = "data.vocabulary.file"
             raise InputError(f"{config.source(place)}: {place}: {text.name} has its own vocabulary; got {file}")
@@ -188,12 +177,12 @@ def image_width(*corpora: Corpus) -> int | None:
     return None if width is None else int(width)
 
 
-def _reads_pieces(config: Config) -> bool:
+def reads_pieces(config: Config) -> bool:
     """Whether the text encoder comes with its tokenizer."""
     return _reads(config, "text", "") == ("pieces",)
 
 
-def _saved_vocabulary(state: Any) -> Words:
+def saved_vocabulary(state: Any) -> Words:
     """Vocabulary from what a checkpoint holds of it."""
     if isinstance(state, dict) and "rows" in state:
         return MissingVocabulary(**state)
@@ -308,133 +297,6 @@ def build_schedule(config: Config) -> Schedule:
     """Learning-rate schedule of a config."""
     schedule: Schedule = make(config, SCHEDULES, "optim.schedule", {"epochs": config.train.epochs})
     return schedule
-
-
-def load_model(
-    path: str | Path,
-    overrides: Sequence[str] = (),
-    vocabulary: str | Path | None = None,
-    padding: str = "masked",
-    keep_own: bool = False,
-) -> tuple[VSEModel, Config, Path]:
-    """Model of a run folder or checkpoint, in evaluation mode on the CPU, with its config and the file it came from.
-
-    Arguments as in :func:`vse.load`. With ``keep_own`` the ``vocabulary`` is only for a checkpoint that has none.
-    """
-    if padding not in ("masked", "released"):
-        raise InputError(f"padding must be 'masked' or 'released', got {padding!r}")
-    file = find_checkpoint(path)
-    state = load_checkpoint(file)
-    if padding == "released":
-        state = {**state, "config": released_padding(state["config"])}
-    if assumed := state.get("assumed"):
-        note = f"{file}: taken from the published models, as its options do not say: {', '.join(map(str, assumed))}"
-        print(note, file=sys.stderr)
-    config = config_of_checkpoint(state, file, overrides)
-    words = _choose_vocabulary(config, state, file, vocabulary, keep_own)
-    weights = _fit_words(state["model"], words)
-    model = build_model(config, state["in_dim"], words, state)
-    if any(key.startswith("model.similarity") for key in config._origin):  # another one, with its own parameters
-        weights = {key: value for key, value in weights.items() if not key.startswith("similarity.")}
-        weights |= {key: value for key, value in model.state_dict().items() if key.startswith("similarity.")}
-    load_weights(model, weights, file)
-    with naming(config, "model.similarity", config.model.similarity.arguments), torch.no_grad():
-        model.similarity(torch.zeros(1, 1, 1), torch.zeros(1, 1, 1))
-    return model.eval(), config, file
-
-
-def convert(
-    path: str | Path, output: Path, overrides: Sequence[str] = (), vocabulary: str | Path | None = None
-) -> Words:
-    """Write an official checkpoint as one of this package; return its vocabulary. Raises InputError if there is a file.
-
-    Without a vocabulary, given or beside it, the new checkpoint lacks it, too.
-    """
-    if output.exists():
-        raise InputError(f"{output}: is there already; expected the name of a new file")
-    check_target(output)
-    model, config, file = load_model(path, overrides, vocabulary)
-    assert model.vocabulary is not None
-    for name, value in model.state_dict().items():
-        if not value.isfinite().all():
-            raise InputError(f"{file}: {name} is not finite")
-    state = {
-        "config": config.model_dump(),
-        "vocabulary": model.vocabulary.state,
-        "architectures": architectures(model),
-        "in_dim": getattr(model.image.encoder, "in_dim", None),
-        "model": model.state_dict(),
-    }
-    save_checkpoint(output, state)
-    return model.vocabulary
-
-
-def _choose_vocabulary(
-    config: Config, state: dict[str, Any], file: Path, given: str | Path | None, keep_own: bool
-) -> Words:
-    """The vocabulary that is given, or the checkpoint's own; one that it lacks is looked for beside it and its data."""
-    saved = _saved_vocabulary(state["vocabulary"])
-    read: Any = Pieces.read if _reads_pieces(config) else Vocabulary.read
-    key = "model.text.encoder.model" if _reads_pieces(config) else "data.vocabulary.file"
-    if keep_own and not isinstance(saved, MissingVocabulary):
-        given = None
-    if given is None and key in config._origin:
-        given = at(config, key)
-    if given is not None:
-        words: Words = read(str(given))
-        if not _fits(words, len(saved)):
-            raise InputError(f"{given}: has {len(words):,} words, but {file} has a table of {len(saved):,}")
-        return words
-    if isinstance(saved, MissingVocabulary):
-        saved.checkpoint = file
-        names = [Path(name).name for name in saved.file.split(" or ")]
-        for path in [folder / name for folder in (file.parent, Path(config.data.root)) for name in names]:
-            if path.exists():
-                words = read(str(path))
-                if _fits(words, len(saved)):
-                    return words
-                note = f"{path}: not used: has {len(words):,} words, but {file} has a table of {len(saved):,}"
-                print(note, file=sys.stderr)
-    return saved
-
-
-def _fits(words: Words, rows: int) -> bool:
-    """Whether a table has a row for each word, but perhaps for the <mask> that a file had not."""
-    return len(words) == rows or (isinstance(words, Vocabulary) and words.appended and len(words) == rows + 1)
-
-
-def _fit_words(weights: dict[str, Any], words: Words) -> dict[str, Any]:
-    """Weights whose table has a row for each word: one for a <mask> that a file had not starts as <unk>'s."""
-    key = "text.encoder.embedding.weight"
-    if key not in weights or not isinstance(words, Vocabulary) or len(words) == len(weights[key]):
-        return weights
-    return {**weights, key: torch.cat([weights[key], weights[key][words.unk : words.unk + 1]])}
-
-
-def saved_state(config: Config, folder: Path) -> dict[str, Any] | None:
-    """Content of the run's last.pt, when there is one and this config may go on with it."""
-    file = folder / "last.pt"
-    if not file.exists() and not (folder / "best.pt").exists():
-        return None
-    if config.run.resume == "never":
-        raise InputError(f"run.resume is never, but {folder} holds a run; choose another run.dir or remove it")
-    if not file.exists():
-        raise InputError(f"{file}: missing, beside a best.pt that a new run would replace; choose another run.dir")
-    state = load_checkpoint(file)
-    if missing := [key for key in _TRAINING_STATE if key not in state]:
-        raise InputError(f"{file}: holds no training state (no {', '.join(missing)}); expected the last.pt of a run")
-    saved = resolve(make_config(state["config"], (), {"": str(file)}))  # defaults of settings newer than the run
-    changes = config_changes(saved.model_dump(), config)
-    if changes:
-        raise InputError(f"{file}: cannot go on under another config: {'; '.join(changes)}; choose another run.dir")
-    return state
-
-
-def load_weights(model: nn.Module, weights: dict[str, Any], file: Path) -> None:
-    """Load a state dict strictly. Raises InputError that names the first keys that do not fit."""
-    if problem := misfit(model.state_dict(), weights):
-        raise InputError(f"{file}: its weights do not fit this config: {problem}")
-    model.load_state_dict(weights)
 
 
 def _build_tower(config: Config, side: str, gives: tuple[str, ...], widths: dict[str, Any], fresh: bool) -> Tower:

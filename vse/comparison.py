@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vse.build import build_corpus, load_model
+from vse.build import build_corpus
 from vse.checkpoint import find_checkpoint
 from vse.crisscrossed import check_ids, read_judgements
 from vse.data.corpora import Corpus
@@ -19,6 +19,7 @@ from vse.evaluation import (
     save_scores,
     score_corpus,
 )
+from vse.loading import load_model
 from vse.protocols import bootstrap, check_samples, check_split
 from vse.runtime import pick_device
 from vse.tables import Row, format_rows, format_table, label, mark, published_rows

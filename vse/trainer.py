@@ -11,7 +11,7 @@ import yaml
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from vse import build, runtime
+from vse import build, loading, runtime
 from vse.checkpoint import save_checkpoint, write_file
 from vse.config import Config
 from vse.data.batches import Batch, BatchSampler, TrainingData, make_loader
@@ -90,7 +90,7 @@ class Training:
                 f"{file}: this run trained on {state['train_captions']} captions, but {self.train_corpus.name} has "
                 f"{len(self.train_corpus.captions)}"
             )
-        build.load_weights(self.model, state["model"], file)
+        loading.load_weights(self.model, state["model"], file)
         self.criterion.load_state_dict(state["criterion"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.scaler.load_state_dict(state["scaler"])
@@ -157,7 +157,7 @@ def train(config: Config) -> None:
     """
     folder = Path(config.run.dir)
     with runtime.claim_folder(folder):
-        state = build.saved_state(config, folder)
+        state = loading.saved_state(config, folder)
         if state is not None and state["epoch"] >= config.train.epochs:
             print(f"{folder}: finished: {state['epoch']} epochs, {_best(state['best'])}; raise train.epochs to go on")
             return
