@@ -2,13 +2,18 @@
 
 import csv
 import gzip
+import json
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import eccv_caption
 import numpy as np
 import pytest
 import torch
+from conftest import WORDS, Outcome
+from test_official import save_vse_infty, words_file
 from torch import Tensor
 
 from vse.crisscrossed import Judgements, cxc_metrics, cxc_within, eccv_metrics, read_judgements
@@ -205,6 +210,33 @@ def test_an_ensemble_within_one_kind(coco: Corpus) -> None:
         expected = cxc_within(lambda rows, mean=mean: mean[rows], ids, pairs, group)  # type: ignore[misc]
         assert found["i2i" if side == "images" else "t2t"] == pytest.approx(expected)
     assert ensemble([members[0]._replace(encoded=()), members[1]]).encoded == ()
+
+
+def test_command_line(cli: Callable[..., Outcome], coco: Corpus, tmp_path: Path) -> None:
+    """A split of COCO's size, with COCO's ids of images and captions beside the features."""
+    precomp = tmp_path / "data" / "precomp"
+    precomp.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    np.save(precomp / "testall_ims.npy", rng.standard_normal((5000, 2, 12)).astype(np.float32))
+    for name, lines in (
+        ("ids", coco.image_ids),
+        ("capids", coco.caption_ids),
+        ("caps", [" ".join(rng.choice(WORDS, 3)) for _ in range(25_000)]),
+    ):
+        (precomp / f"testall_{name}.txt").write_text("".join(f"{line}\n" for line in lines))
+    file, words = save_vse_infty(tmp_path / "model_best.pth"), words_file(tmp_path / "v.json", 29)
+    command = ["eval", file, f"data.root={tmp_path / 'data'}", "--vocabulary", words, "--split", "testall"]
+    outcome = cli(
+        *command, "--protocol", "eccv", "--published", "--json", tmp_path / "eccv.json", "eval.batch_size=2500"
+    )
+    assert outcome.code == 0, outcome.err
+    metrics = json.loads((tmp_path / "eccv.json").read_text())
+    assert set(metrics) == {"i2t", "t2i"} and set(metrics["i2t"]) == {"map_at_r", "rprecision", "r1"}
+    assert "mAP@R" in outcome.out and re.search(r"DivE .*published, single\) +36.0 +- +- +51.0", outcome.out)
+    (precomp / "testall_capids.txt").unlink()
+    outcome = cli(*command, "--protocol", "cxc")
+    assert outcome.code == 2 and "testall: caption id 0 is not of COCO's 5K test" in outcome.error
+    assert "testall_capids" in outcome.error.replace("{split}", "testall") and "encoding" not in outcome.err
 
 
 @pytest.mark.skipif(not PUBLISHED_CXC, reason="VSE_CXC, the folder of CxC's published files, is not set")

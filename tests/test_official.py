@@ -536,7 +536,7 @@ def test_command_lines(cli: Cli, tmp_path: Path) -> None:
     for arguments, message in (
         (
             ["--published"],
-            "--published: the papers have nothing for retrieval; expected a --protocol among f30k, coco_1k",
+            "--published: the papers have nothing for retrieval; expected --protocol f30k",
         ),
         (["--cxc", tmp_path], "--cxc is for models under --protocol cxc; got --protocol retrieval"),
         (

@@ -135,8 +135,8 @@ def published_rows(protocol: str, data_format: str) -> list[Row]:
         elif setting == "coco" and result.setting in ("coco_1k", "coco_5k"):
             rows.append(Row(result.system, {result.setting: {"i2t": {}, **result.metrics}}, name))
     if not rows:
-        known = ", ".join(dict.fromkeys(result.setting for result in PUBLISHED))
-        raise InputError(f"--published: the papers have nothing for {setting}; expected a --protocol among {known}")
+        expected = "f30k, coco, coco_1k, coco_5k, cxc or eccv, or video on the data of tgif or mrw"
+        raise InputError(f"--published: the papers have nothing for {setting}; expected --protocol {expected}")
     return rows
 
 
