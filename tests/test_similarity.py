@@ -93,6 +93,10 @@ def test_smooth_chamfer_tends_to_chamfer_and_stays_finite() -> None:
     for temperature in (1e-3, 1e6):
         scores = smooth_chamfer(a.requires_grad_(), b, temperature)
         assert scores.isfinite().all() and torch.autograd.grad(scores.sum(), a)[0].isfinite().all()
+    for temperature in (0.5, 16.0, 39.9, 40.1):  # the cosines of opposite embeddings are as far from 1 as can be
+        far = smooth_chamfer(a[:3], -a[:3], temperature)
+        torch.testing.assert_close(far.double(), smooth_chamfer(a[:3].double(), -a[:3].double(), temperature))
+        torch.testing.assert_close(far[0, 0].double(), slow_smooth_chamfer(a[0].double(), -a[0].double(), temperature))
     for wrong in (0, math.nan, math.inf):
         with pytest.raises(ValueError, match=f"temperature must be positive, got {wrong}"):
             smooth_chamfer(a, b, temperature=wrong)

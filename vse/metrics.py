@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_CHUNK = 1 << 20  # score entries handled at a time: bounds the memory of the comparisons
+_CHUNK = 1 << 24  # score entries handled at a time: bounds the memory of the comparisons
 
 
 def query_ranks(scores: Any, positives: Any) -> Tensor:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+_FLAT = 40.0  # temperature up to which exp(-2 t) is a float32 well above 0
 _BLOCK = 1 << 25  # numbers held at a time by the similarity that has no matrix product
 
 
@@ -62,8 +63,13 @@ def smooth_chamfer(a: Tensor, b: Tensor, temperature: float = 16.0) -> Tensor:
     """
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be positive, got {temperature}")
-    scaled = pair_cosines(a, b) * temperature
-    return (scaled.logsumexp(3).mean(1) + scaled.logsumexp(1).mean(2)) / (2 * temperature)
+    cosines = pair_cosines(a, b)
+    if temperature > _FLAT or cosines.dtype in (torch.float16, torch.bfloat16):
+        scaled = cosines * temperature
+        return (scaled.logsumexp(3).mean(1) + scaled.logsumexp(1).mean(2)) / (2 * temperature)
+    # Around 1, which no cosine is above, one exponential serves both sums, and none of them vanishes.
+    near = cosines.sub_(1.0).mul_(temperature).exp_()
+    return 1.0 + (near.sum(3).log().mean(1) + near.sum(1).log().mean(2)) / (2 * temperature)
 
 
 class MatchProbability(nn.Module):

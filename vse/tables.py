@@ -37,7 +37,7 @@ def mark(models: int) -> str:
 
 def label(name: str, *notes: str) -> str:
     """A result's name, and what it does not say itself."""
-    rest = [note for note in notes if note not in name]
+    rest = [note for note in notes if note != name]
     return f"{name} ({', '.join(rest)})" if rest else name
 
 
@@ -52,7 +52,8 @@ def format_table(metrics: dict[str, Any], title: str) -> str:
     """Metrics as the papers print them: for clips with two digits and the normalised median rank."""
     parts = parts_of(metrics)
     if "" not in parts:
-        return "\n".join(format_table(part, f"{title}, {name}") for name, part in parts.items())
+        tables = [format_table(part, f"{title}, {name}") for name, part in parts.items()]
+        return "\n".join([*tables, *_sets(metrics)])
     sides = [side for side in _SIDES if side in metrics]
     keys = [key for key in _COLUMNS if key in metrics[sides[0]]]
     video = "nmr" in keys
@@ -74,13 +75,18 @@ def format_table(metrics: dict[str, Any], title: str) -> str:
         if "difference" in interval:
             low, high = interval["difference"]
             lines.append(f"{'':14}{low:+8.1f} to {high:+.1f} against the first")
-    sets = metrics.get("sets", {})
+    return "\n".join([*lines, *_sets(metrics)])
+
+
+def _sets(metrics: dict[str, Any]) -> list[str]:
+    """Lines on the health of embedding sets, where there are any."""
+    sets, lines = metrics.get("sets", {}), []
     for side in ("image", "text"):
         if f"{side}_slots_used" in sets:
             used, variance = sets[f"{side}_slots_used"], sets[f"{side}_log_variance"]
             name = f"{side.capitalize()} sets"
             lines.append(f"{name:14}  log within-set variance {variance:.2f}, {used:.1f} embeddings used")
-    return "\n".join(lines)
+    return lines
 
 
 def _cell(metrics: dict[str, Any], key: str, video: bool) -> str:
