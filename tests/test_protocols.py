@@ -51,7 +51,9 @@ def test_folds_are_ranked_alone() -> None:
     whole = evaluate_scores(shuffled, of, "coco_5k")
     assert whole == retrieval_metrics(shuffled, positives(5000, of))
     assert evaluate_scores(shuffled, of, "coco") == {"coco_1k": found, "coco_5k": whole}
-    table = format_table({"coco_1k": found, "coco_5k": whole}, "run")
+    health = {"image_slots_used": 3.5, "image_log_variance": -2.1}
+    table = format_table({"coco_1k": found, "coco_5k": whole, "sets": health}, "run")
+    assert table.split("\n")[-1] == "Image sets      log within-set variance -2.10, 3.5 embeddings used"
     assert "run, coco_1k, mean of 5 folds" in table and "run, coco_5k" in table and table.count("RSUM") == 2
 
 
@@ -142,11 +144,12 @@ def test_rows() -> None:
     scores, of = draw(20)
     metrics = evaluate_scores(scores, of, "retrieval")
     both = {"coco_1k": {**metrics, "folds": 5}, "coco_5k": metrics}
-    first, second = format_rows([Row("a|b", both, "single"), Row("two", both, "ensemble of 2")], True).split("\n\n")
+    rows = [Row("a|b single", both, "single"), Row("two", both, "ensemble of 2")]
+    first, second = format_rows(rows, True).split("\n\n")
     lines = [*first.split("\n"), *second.split("\n")]
     assert len(lines) == 8 and all(line.replace("\\|", "").count("|") == 9 for line in lines)
     assert lines[0].startswith("| coco_1k | I2T R@1 | R@5 | R@10 | T2I R@1 |") and lines[4].startswith("| coco_5k |")
-    assert lines[2].startswith("| a\\|b (single, 5 folds) |") and lines[7].startswith("| two (ensemble of 2) |")
+    assert lines[2].startswith("| a\\|b single (single, 5 folds) |") and lines[7].startswith("| two (ensemble of 2) |")
     assert lines[2].endswith(f"| {metrics['rsum']:.1f} |")
 
 
