@@ -85,7 +85,7 @@ def test_ids_that_do_not_fit_are_named(coco: Corpus) -> None:
                 judge(scores, args[0], args[1], of)
     more = Corpus("more", range(5000), ["a"] * 25_010, np.arange(25_010) // 6, range(5000), range(25_010))
     for protocol in ("cxc", "coco_5k", "coco"):
-        with pytest.raises(InputError, match="is for 25,000 captions, this split has 25,010; data.options.per_image=5"):
+        with pytest.raises(InputError, match="25,000 captions, this split has 25,010; .* data.options.per_image=5"):
             report(Member("a", scores, {}), more, protocol)
     small = Corpus("small", range(10), ["a"] * 10, np.arange(10), range(10), range(10))
     with pytest.raises(InputError, match="protocol cxc is for a split of 5,000 images, this one has 10"):
@@ -139,18 +139,20 @@ def test_within_one_kind(group: np.ndarray | None) -> None:
 
 
 def write_judgements(folder: Path, corpus: Corpus) -> Path:
+    """Files with as many positives as the published ones, and some other pairs."""
     rng = np.random.default_rng(1)
     folder.mkdir()
-    for name, kind, pattern, ids in (
-        ("sis_test.csv", "image", "COCO_val2014_{:012d}.jpg", corpus.image_ids),
-        ("sts_test.csv", "caption", "COCO_val2014:sentid:{}", corpus.caption_ids),
+    for name, kind, pattern, ids, least, count in (
+        ("sis_test.csv", "image", "COCO_val2014_{:012d}.jpg", corpus.image_ids, 2.5, 21_816),
+        ("sts_test.csv", "caption", "COCO_val2014:sentid:{}", corpus.caption_ids, 3.0, 16_184),
     ):
         with open(folder / name, "w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow([f"{kind}1", f"{kind}2", "agg_score", "sampling_method"])
-            for a, b in rng.choice(len(ids), (400, 2)):
-                if a != b:
-                    writer.writerow([pattern.format(ids[a]), pattern.format(ids[b]), rng.integers(0, 11) / 2, "x"])
+            for place in range(count + 500):
+                a, b = rng.choice(len(ids), 2, replace=False)
+                score = rng.uniform(least, 5) if place < count else rng.uniform(0, least - 0.1)
+                writer.writerow([pattern.format(ids[a]), pattern.format(ids[b]), f"{score:.2f}", "x"])
     return folder
 
 
@@ -158,8 +160,9 @@ def test_judgements(coco: Corpus, tmp_path: Path) -> None:
     folder = write_judgements(tmp_path / "cxc", coco)
     pairs = read_judgements(folder)
     rows = list(csv.DictReader(open(folder / "sis_test.csv")))
-    assert len(pairs.images) == sum(float(row["agg_score"]) >= 2.5 for row in rows)
-    assert len(pairs.captions) < len(pairs.images) and set(pairs.captions.ravel()) <= set(coco.caption_ids)
+    assert len(pairs.images) == 21_816 and len(rows) == 22_316
+    assert pairs.images[0].tolist() == [int(rows[0][f"image{i}"][-16:-4]) for i in (1, 2)]
+    assert len(pairs.captions) == 16_184 and set(pairs.captions.ravel()) <= set(coco.caption_ids)
     plain = (folder / "sts_test.csv").read_bytes()
     (folder / "sts_test.csv").unlink()
     with gzip.open(folder / "sts_test.csv.gz", "wb") as file:
@@ -176,13 +179,17 @@ def test_judgements(coco: Corpus, tmp_path: Path) -> None:
         (gzip.compress(plain.split(b"\n")[0] + b"\n:1,:2,nan,x"), "sts_test.csv.gz: line 2: .* agg_score of 0 to 5"),
         (gzip.compress(plain.split(b"\n")[0] + b"\n:1,:2,93,x"), "sts_test.csv.gz: line 2: .* agg_score of 0 to 5"),
         (gzip.compress(plain.split(b"\n")[0] + b"\n:1,:2"), "sts_test.csv.gz: line 2: .* agg_score of 0 to 5"),
-        (gzip.compress(plain.split(b"\n")[0]), "sts_test.csv.gz: holds no pair with agg_score of at least 3.0"),
+        (gzip.compress(plain.split(b"\n")[0]), "sts_test.csv.gz: holds 0 pairs with .*; the published"),
         (gzip.compress(plain)[:-20], "sts_test.csv.gz: cannot be read after line"),
         (gzip.compress(plain)[:40] + bytes(90), "sts_test.csv.gz: cannot be read after line"),
     ):
         (folder / "sts_test.csv.gz").write_bytes(content)
         with pytest.raises(InputError, match=message):
             read_judgements(folder)
+    (folder / "sts_test.csv").write_bytes(plain[:-4000])  # cut off: a plain file has no end to tell
+    with pytest.raises(InputError, match="sts_test.csv: (line|holds)"):
+        read_judgements(folder)
+    (folder / "sts_test.csv").unlink()
     (folder / "sts_test.csv.gz").unlink()
     with pytest.raises(InputError, match="sts_test.csv: no such file, nor sts_test.csv.gz; expected Crisscrossed"):
         read_judgements(folder)

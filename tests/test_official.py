@@ -415,11 +415,13 @@ def test_hostile_vocabularies(tmp_path: Path) -> None:
         (b"\x80\x02cvocab\nVocabulary\n.", "expected 'word2idx', a mapping"),
         (b"\x80\x04Nr\xff\xff\xff\x3f.", "expected 'word2idx'"),  # no table of a billion places
         (pickle.dumps({"word2idx": {"<pad>": 0, "a": 2}}), r"the ids of its 2 words are not 0..1"),
+        (b"\x80\x05\x96" + bytes(7) + b"\x01x.", "cannot be read as a pickled vocabulary"),  # of 2**56 bytes
         (b"\x80\x02r\xff\xff\xff\xff.", "cannot be read as a pickled vocabulary"),
     ):
         (tmp_path / "v.pkl").write_bytes(content)
-        with pytest.raises(InputError, match=f"v.pkl: .*{message}"):
+        with pytest.raises(InputError, match=f"v.pkl: .*{message}") as caught:
             Vocabulary.read(tmp_path / "v.pkl")
+        assert str(caught.value).count("cannot be read") <= 1
     assert not target.exists()
 
 
@@ -520,6 +522,7 @@ def test_command_lines(cli: Cli, tmp_path: Path) -> None:
     converted = tmp_path / "converted.pt"
     outcome = cli("convert", file, converted, "--vocabulary", vocabulary, f"data.root={data}")
     assert outcome.code == 0 and f"{converted}: written, with 30 words\n" == outcome.out, outcome.err
+    words = list(json.loads(vocabulary.read_text())["word2idx"]) + ["<mask>"]
     vocabulary.unlink()
     assert cli("eval", converted, "--json", tmp_path / "b.json").code == 0
     assert json.loads(results.read_text()) == json.loads((tmp_path / "b.json").read_text())
@@ -529,6 +532,17 @@ def test_command_lines(cli: Cli, tmp_path: Path) -> None:
     assert outcome.code == 0 and outcome.out.count("RSUM") == 3, outcome.err  # for the one that has none
     outcome = cli("eval", converted, "--padding", "released")
     assert outcome.code == 0 and "(single), test: 10 images, 50 captions, released padding" in outcome.out
+    for content, message in (
+        ({word: i for word, i in zip(words, reversed(range(30)), strict=True)}, "the vocabulary's id 0 must be <pad>"),
+        ({word: i for i, word in enumerate([*words[:4], words[5], words[4], *words[6:]])}, "has other words, or other"),
+    ):
+        shuffled = tmp_path / "shuffled.json"
+        shuffled.write_text(json.dumps({"word2idx": content}))
+        outcome = cli("eval", converted, "--vocabulary", shuffled)
+        assert outcome.code == 2 and message in outcome.error
+    empty = tmp_path / "empty.json"
+    empty.touch()
+    assert cli("eval", converted, "--json", empty).code == 0 and json.loads(empty.read_text())["rsum"]
     bare = tmp_path / "bare.pt"
     outcome = cli("convert", file, bare)
     assert outcome.code == 0 and "30 words that are missing (--vocabulary f30k_precomp_vocab.json)" in outcome.out

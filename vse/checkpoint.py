@@ -1,15 +1,17 @@
 """Checkpoints: dicts of tensors and plain values, written whole or not at all."""
 
 import contextlib
+import lzma
 import os
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 
-from vse.errors import InputError
+from vse.errors import InputError, first_line
 from vse.official import native_state
 from vse.weights import is_state_dict, read_weights
 
@@ -104,10 +106,10 @@ def _check_archive(path: Path) -> None:
                 return  # of a torch before 1.6
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError):
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, zlib.error, lzma.LZMAError):
         raise InputError(f"{path}: truncated, or not a checkpoint of vse") from None
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+        raise InputError(f"{path}: cannot be read ({error.strerror or first_line(error)})") from None
     if damaged:
         raise InputError(f"{path}: damaged: the checksum of its part {damaged} is wrong")
 

@@ -10,7 +10,7 @@ from vse.crisscrossed import check_ids, read_judgements
 from vse.data.corpora import Corpus
 from vse.errors import InputError
 from vse.evaluation import (
-    Member,
+    check_corpus,
     check_scores_file,
     ensemble,
     of_corpus,
@@ -22,7 +22,7 @@ from vse.evaluation import (
 from vse.loading import load_model
 from vse.protocols import bootstrap, check_samples, check_split
 from vse.runtime import pick_device
-from vse.tables import Row, format_rows, format_table, label, mark, published_rows
+from vse.tables import Row, check_json_file, format_rows, format_table, label, mark, published_rows
 
 
 class Comparison(NamedTuple):
@@ -72,26 +72,31 @@ def compare(
         raise InputError(f"{', '.join(runs)}: the same one twice; expected different members")
     if scores_file is not None and scores_file.resolve() in places:
         raise InputError(f"{scores_file}: is one of the members; expected another file for the scores")
+    plain = protocol in ("retrieval", "f30k", "coco_5k", "video")  # metrics among all images and captions
+    kept = (split if plain else f"{split}_{protocol}") + "_released" * (padding == "released") + ".json"
+    if len(runs) == 1 and Path(runs[0]).is_dir():
+        check_json_file(Path(runs[0]) / kept)
+    if vocabulary is not None and not vocabulary.exists():
+        raise InputError(f"{vocabulary}: no such file; expected a vocabulary")
     judgements = None if cxc is None else read_judgements(cxc)
-    corpus: Corpus | None = None
-    theirs: list[Row] = []
-    members: dict[str, Member] = {}
-    for run in (run for run in runs if run not in files):
+    loaded = {}
+    for run in (run for run in runs if run not in files):  # what can be wrong is told before anything is encoded
         model, config, file = load_model(run, overrides, vocabulary, padding, keep_own=len(runs) > 1)
-        own = build_corpus(config, split)
-        if corpus is None:  # what can be wrong is told before anything is encoded
-            corpus = own
-            check_split(len(corpus.images), protocol, corpus.video, len(corpus.captions))
-            theirs = published_rows(protocol, config.data.format) if published else []
-            members |= {name: read_scores(Path(name), corpus) for name in files}
-            if protocol in ("cxc", "eccv"):
-                with of_corpus(corpus):
-                    check_ids(corpus.image_ids, corpus.caption_ids, corpus.image_of_caption)
-        _same(corpus, own, runs[0], run)
+        loaded[run] = model, config, file, build_corpus(config, split)
+        check_corpus(model, loaded[run][-1])
+    first, (_, config, _, corpus) = next(iter(loaded.items()))
+    check_split(len(corpus.images), protocol, corpus.video, len(corpus.captions))
+    theirs = published_rows(protocol, config.data.format) if published else []
+    for run, (*_, own) in loaded.items():
+        _same(corpus, own, first, run)
+    if protocol in ("cxc", "eccv"):
+        with of_corpus(corpus):
+            check_ids(corpus.image_ids, corpus.caption_ids, corpus.image_of_caption)
+    members = {run: read_scores(Path(run), corpus) for run in files}
+    for run, (model, config, file, own) in loaded.items():
         model.to(pick_device(config.run.device))
         name = str(file)
         members[run] = score_corpus(model, own, config.eval.batch_size, config.run.precision, name=name)
-    assert corpus is not None
     ordered = [members[run] for run in runs]
     if len(ordered) > 1:
         ordered.append(ensemble(ordered))
@@ -105,16 +110,14 @@ def compare(
     if scores_file is not None:
         save_scores(scores_file, ordered[-1], corpus)
     size = f"{len(corpus.images):,} images, {len(corpus.captions):,} captions"
-    plain = protocol in ("retrieval", "f30k", "coco_5k", "video")  # metrics among all images and captions
-    kept = split if plain else f"{split}_{protocol}"
     if padding == "released":
-        size, kept = f"{size}, released padding", f"{kept}_released"
+        size += ", released padding"
     marks = {member.name: label(member.name, mark(member.models)) for member in ordered}
     tables = [format_table(metrics, f"{marks[name]}, {split}: {size}") for name, metrics in results.items()]
     rows = [*(Row(member.name, results[member.name], mark(member.models)) for member in ordered), *theirs]
     if theirs:
         tables.append(format_rows(rows))
-    return Comparison(results, "\n\n".join(tables), format_rows(rows, markdown=True), f"{kept}.json")
+    return Comparison(results, "\n\n".join(tables), format_rows(rows, markdown=True), kept)
 
 
 def _same(first: Corpus, other: Corpus, name: str, other_name: str) -> None:

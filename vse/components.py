@@ -39,8 +39,10 @@ def find(config: Config, table: dict[str, Any], key: str, name: str) -> Callable
     module, _, attribute = name.partition(":")
     if not all(part.isidentifier() for part in [*module.split("."), attribute]):
         raise InputError(f"{place}: expected a known name or my_package.module:Class, got {name!r}")
-    if not config._trusted and key not in config._origin and module.partition(".")[0] in sys.stdlib_module_names:
-        raise InputError(f"{place}: the checkpoint names {name}, which is no nn.Module; give {key}={name} to allow it")
+    parts = module.split(".")
+    if not config._trusted and key not in config._origin:  # before it is imported, which runs what it holds
+        if parts[0] in sys.stdlib_module_names or "__main__" in parts:
+            raise InputError(f"{place}: the checkpoint names {name}, no part of a model; give {key}={name} to allow it")
     try:
         found = getattr(importlib.import_module(module), attribute)
         inspect.signature(found)

@@ -104,13 +104,13 @@ def read_judgements(folder: Path) -> Judgements:
     Raises InputError that names the file.
     """
     return Judgements(
-        _read_pairs(folder, "sis_test.csv", ("image1", "image2"), 2.5, r"(\d{1,18})\.jpg$"),
-        _read_pairs(folder, "sts_test.csv", ("caption1", "caption2"), 3.0, r":(\d{1,18})$"),
+        _read_pairs(folder, "sis_test.csv", ("image1", "image2"), 2.5, r"(\d{1,18})\.jpg$", 21_816),
+        _read_pairs(folder, "sts_test.csv", ("caption1", "caption2"), 3.0, r":(\d{1,18})$", 16_184),
     )
 
 
-def _read_pairs(folder: Path, name: str, columns: tuple[str, str], least: float, number: str) -> np.ndarray:
-    """Ids (pairs, 2) of the pairs that score at least as high."""
+def _read_pairs(folder: Path, name: str, columns: tuple[str, str], least: float, number: str, count: int) -> np.ndarray:
+    """Ids (pairs, 2) of the pairs that score at least as high; the whole file has ``count`` of them."""
     path = next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
     if path is None:
         raise InputError(f"{folder / name}: no such file, nor {name}.gz; expected Crisscrossed Captions' test split")
@@ -138,8 +138,10 @@ def _read_pairs(folder: Path, name: str, columns: tuple[str, str], least: float,
         raise InputError(f"{path}: line {line}: {expected}") from None
     except (OSError, EOFError, zlib.error, csv.Error) as error:
         raise InputError(f"{path}: cannot be read after line {line} ({first_line(error)})") from None
-    if not pairs:
-        raise InputError(f"{path}: holds no pair with agg_score of at least {least}")
+    if len(pairs) != count:
+        raise InputError(
+            f"{path}: holds {len(pairs):,} pairs with agg_score of at least {least}; the published {count:,}"
+        )
     return np.array(pairs, dtype=np.int64)
 
 

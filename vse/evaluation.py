@@ -96,6 +96,15 @@ def score_within(member: Member, corpus: Corpus, judgements: Judgements) -> dict
         }
 
 
+def check_corpus(model: VSEModel, corpus: Corpus) -> None:
+    """Raise InputError for a model without its vocabulary, and for features of another width than the model's."""
+    if isinstance(model.vocabulary, MissingVocabulary):
+        model.vocabulary.encode("")  # raises, before the images are encoded
+    width, found = getattr(model.image.encoder, "in_dim", None), getattr(corpus.images, "width", None)
+    if None not in (width, found) and width != found:
+        raise InputError(f"{corpus.name}: its features are {found} wide, but the model reads {width}")
+
+
 def score_corpus(
     model: VSEModel, corpus: Corpus, batch_size: int, precision: str = "fp32", progress: bool = True, name: str = ""
 ) -> Member:
@@ -104,11 +113,7 @@ def score_corpus(
     Raises InputError for features of another width than the model's, for NaN or Inf in them, and when the model itself
     gives NaN.
     """
-    if isinstance(model.vocabulary, MissingVocabulary):
-        model.vocabulary.encode("")  # raises, before the images are encoded
-    width, found = getattr(model.image.encoder, "in_dim", None), getattr(corpus.images, "width", None)
-    if None not in (width, found) and width != found:
-        raise InputError(f"{corpus.name}: its features are {found} wide, but the model reads {width}")
+    check_corpus(model, corpus)
     try:
         with autocast(model.device, precision):
             images, captions = encode_corpus(model, corpus, batch_size, progress)
@@ -150,7 +155,7 @@ def check_scores_file(path: Path) -> None:
     if path.suffix != ".npz":
         raise InputError(f"{path}: expected a file name that ends in .npz")
     check_target(path)
-    if path.exists():
+    if path.exists() and path.stat().st_size:
         _open_scores(path)
 
 

@@ -125,9 +125,13 @@ def _choose_vocabulary(
     if given is None and key in config._origin:
         given = at(config, key)
     if given is not None:
-        words: Words = read(str(given))
+        words = read(str(given))
         if not _fits(words, len(saved)):
             raise InputError(f"{given}: has {len(words):,} words, but {file} has a table of {len(saved):,}")
+        if not isinstance(saved, MissingVocabulary) and words.ids != saved.ids:
+            raise InputError(
+                f"{given}: has other words, or other ids for them, than {file}, which has its vocabulary in it"
+            )
         return words
     if isinstance(saved, MissingVocabulary):
         saved.checkpoint = file

@@ -23,6 +23,7 @@ Names = dict[str, str | None]  # beginning of an official parameter's name -> ou
 State = dict[str, Tensor]
 Section = dict[str, Any]  # a part of a config
 
+_PLAIN = (bool, int, float, str)
 _BERT_NAME = "bert-base-uncased"  # of all published models that read captions with BERT
 _RELEASED = {"adaptive": "ReleasedAdaptivePool", "set_prediction": "ReleasedSetPrediction"}
 
@@ -98,10 +99,10 @@ def set_prediction_names(depth: int, share_weights: bool) -> Names:
 
 
 class _Options:
-    """The plain options beside the weights; what they lack is taken from the published models, and noted."""
+    """The options beside the weights; what they lack is taken from the published models, and noted."""
 
     def __init__(self, given: dict[str, Any]) -> None:
-        self.given = {key: value for key, value in given.items() if isinstance(value, bool | int | float | str)}
+        self.given = {key: value for key, value in given.items() if value is not None}
         self.assumed: list[str] = []
 
     def get(self, name: str, published: Any, known: tuple[str, ...] = ()) -> Any:
@@ -113,14 +114,21 @@ class _Options:
         odd = isinstance(value, str) and (len(value) > 100 or not value.isprintable())
         if not isinstance(value, kind) or odd or (known and value not in known):
             expected = f"one of {', '.join(known)}" if known else f"a value such as {published!r}"
-            raise ValueError(f"its option {name} is {repr(value)[:100]}; expected {expected}")
+            raise ValueError(f"its option {name} is {_show(value)}; expected {expected}")
         return value
 
     def require(self, **values: Any) -> None:
         """Raise ValueError for an option, which the weights do not show, with a value this package does not have."""
         for name, value in values.items():
-            if (found := self.given.get(name, value)) != value:
-                raise ValueError(f"its option {name} is {found!r}; this package has {value!r}, as the published models")
+            found = self.given.get(name, value)
+            if not isinstance(found, _PLAIN) or found != value:
+                expected = f"this package has {value!r}, as the published models"
+                raise ValueError(f"its option {name} is {_show(found)}; {expected}")
+
+
+def _show(value: Any) -> str:
+    """An option for a message."""
+    return repr(value)[:100] if isinstance(value, _PLAIN) else f"a {type(value).__name__}"
 
 
 class _Reading(NamedTuple):
@@ -235,7 +243,8 @@ def _plain_names(state: State) -> State:
     if len(plain) < len(state):
         raise ValueError("it has parameters both with and without module.")
     norms = [key.removesuffix("running_mean") for key in plain if key.endswith(".running_mean")]
-    return {**{f"{norm}num_batches_tracked": torch.tensor(0) for norm in norms}, **plain}
+    counters = {f"{norm}num_batches_tracked": torch.tensor(0) for norm in norms}
+    return plain | {key: counter for key, counter in counters.items() if key not in plain}
 
 
 def _read_vse_infty(image: State, text: State, options: _Options) -> _Reading:

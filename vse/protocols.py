@@ -37,7 +37,7 @@ def check_split(images: int, protocol: str, video: bool, captions: int | None = 
     if images != expected:
         raise InputError(f"protocol {protocol} is for a split of {expected:,} images, this one has {images:,}")
     if expected == 5000 and protocol in _IMAGES and captions not in (None, 25_000):
-        hint = "; data.options.per_image=5 takes the first five of each image" * (captions > 25_000)
+        hint = "; with karpathy, data.options.per_image=5 takes the first five of an image" * (captions > 25_000)
         raise InputError(f"protocol {protocol} is for 25,000 captions, this split has {captions:,}{hint}")
     if protocol == "video" and not video:
         raise InputError("protocol video is for clips, and this corpus has pictures or their features")

@@ -1,5 +1,6 @@
 """Tables that read like the papers', for a terminal and in Markdown; and metrics as JSON."""
 
+import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -149,13 +150,12 @@ def published_rows(protocol: str, data_format: str) -> list[Row]:
 def check_json_file(path: Path) -> None:
     """Raise InputError for a place where no metrics can be written, or where a file stands that holds no metrics."""
     check_target(path)
-    if not path.exists():
+    if not path.exists() or not path.stat().st_size:
         return
-    try:
-        with open(path, "rb") as file:
-            content = json.loads(file.read()) if file.read(1) == b"{" and not file.seek(0) else None
-    except (OSError, ValueError, RecursionError):
-        content = None
+    content = None
+    with contextlib.suppress(OSError, ValueError, RecursionError), open(path, "rb") as file:
+        if file.read(64).decode("utf-8-sig", errors="replace").lstrip().startswith("{"):
+            content = json.loads(path.read_text(encoding="utf-8-sig"))
     results = [content, *content.values()] if isinstance(content, dict) else []
     if not any(isinstance(result, dict) and parts_of(result) for result in results):
         raise InputError(f"{path}: is there and holds no metrics; expected a new file, or one of metrics to replace")

@@ -34,7 +34,8 @@ class Pieces:
             raise InputError(f"not a tokenizer's JSON ({first_line(error)})") from None
         self.content, self.mask, self.max_length = content, mask, max_length
         special = {token["id"] for token in json.loads(content).get("added_tokens", []) if token["special"]}
-        self._ids = {*self.tokenizer.get_vocab().values(), *self.tokenizer.encode("").ids, *([mask] if mask else [])}
+        self.ids = self.tokenizer.get_vocab()
+        self._ids = {*self.ids.values(), *self.tokenizer.encode("").ids, *([mask] if mask else [])}
         self.plain = np.array(sorted(self._ids - special), dtype=np.int64)
 
     @classmethod

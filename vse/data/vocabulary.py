@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from tqdm import tqdm
@@ -91,6 +91,8 @@ class Vocabulary:
         try:
             content = path.read_bytes()
             found = _unpickle(content, path) if content[:1] == b"\x80" else json.loads(content.decode("utf-8-sig"))
+        except InputError:
+            raise
         except FileNotFoundError:
             raise InputError(f"{path}: no such file; expected a vocabulary in JSON with a 'word2idx' mapping") from None
         except (OSError, ValueError, RecursionError) as error:
@@ -153,6 +155,10 @@ class MissingVocabulary:
 
 class _Unpickler(pickle._Unpickler):  # the one in Python: its memory is bounded by the file's size
     """Makes plain values, and empty objects for a class called Vocabulary, wherever that was defined."""
+
+    dispatch: ClassVar[dict[int, Any]] = {
+        code: load for code, load in pickle._Unpickler.dispatch.items() if code != pickle.BYTEARRAY8[0]
+    }  # whose length is believed before it is read
 
     def find_class(self, module: str, name: str) -> type:
         if name != "Vocabulary":
