@@ -138,6 +138,7 @@ def test_a_checkpoint_chooses_no_function(
     attacks: list[tuple[tuple[str, ...], Any]] = [
         (("model", "text", "aggregator"), evil),
         (("model", "similarity"), evil),
+        (("model", "similarity"), {"name": "numpy.f2py.__main__:main"}),
         (("model", "image", "encoder"), {"name": "os:system", "command": f"touch {tmp_path / 'pwned'}"}),
         (("data",), {**config["data"], "format": "torch.hub:load", "options": {"repo_or_dir": "a/b", "model": "c"}}),
     ]
