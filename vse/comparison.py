@@ -6,21 +6,21 @@ from typing import Any, NamedTuple
 
 from vse.build import build_corpus
 from vse.checkpoint import find_checkpoint
-from vse.crisscrossed import check_ids, read_judgements
+from vse.crisscrossed import read_judgements
 from vse.data.corpora import Corpus
 from vse.errors import InputError
 from vse.evaluation import (
     check_corpus,
+    check_protocol,
     check_scores_file,
     ensemble,
-    of_corpus,
     read_scores,
     report,
     save_scores,
     score_corpus,
 )
 from vse.loading import load_model
-from vse.protocols import bootstrap, check_samples, check_split
+from vse.protocols import bootstrap, check_samples
 from vse.runtime import pick_device
 from vse.tables import Row, check_json_file, format_rows, format_table, label, mark, published_rows
 
@@ -55,25 +55,10 @@ def compare(
     ``published`` the papers' numbers to the tables; ``scores_file`` keeps the (ensemble's) scores. Raises InputError
     when the corpora of two members are not the same.
     """
-    files = [run for run in runs if run.endswith(".npz")]
-    if len(files) == len(runs):
-        raise InputError(f"{runs[0] if runs else 'RUN'}: expected a run folder or checkpoint among the arguments")
-    if cxc is not None and (protocol != "cxc" or files):
-        problem = f"{files[0]} holds scores, no embeddings" if files else f"got --protocol {protocol}"
-        raise InputError(f"--cxc is for models under --protocol cxc; {problem}")
-    if samples is not None and protocol in ("cxc", "eccv"):
-        raise InputError(f"--bootstrap is for R@K of a corpus's own pairs; got --protocol {protocol}")
-    if samples is not None:
-        check_samples(samples)
-    if scores_file is not None:
-        check_scores_file(scores_file)
-    places = [Path(run).resolve() if run in files else find_checkpoint(run).resolve() for run in runs]
-    if len(set(places)) < len(runs):
-        raise InputError(f"{', '.join(runs)}: the same one twice; expected different members")
-    if scores_file is not None and scores_file.resolve() in places:
-        raise InputError(f"{scores_file}: is one of the members; expected another file for the scores")
     plain = protocol in ("retrieval", "f30k", "coco_5k", "video")  # metrics among all images and captions
     kept = (split if plain else f"{split}_{protocol}") + "_released" * (padding == "released") + ".json"
+    files = [run for run in runs if run.endswith(".npz")]
+    _check_arguments(runs, files, protocol, cxc, samples, scores_file)
     if len(runs) == 1 and Path(runs[0]).is_dir():
         check_json_file(Path(runs[0]) / kept)
     if vocabulary is not None and not vocabulary.exists():
@@ -85,13 +70,10 @@ def compare(
         loaded[run] = model, config, file, build_corpus(config, split)
         check_corpus(model, loaded[run][-1])
     first, (_, config, _, corpus) = next(iter(loaded.items()))
-    check_split(len(corpus.images), protocol, corpus.video, len(corpus.captions))
     theirs = published_rows(protocol, config.data.format) if published else []
     for run, (*_, own) in loaded.items():
         _same(corpus, own, first, run)
-    if protocol in ("cxc", "eccv"):
-        with of_corpus(corpus):
-            check_ids(corpus.image_ids, corpus.caption_ids, corpus.image_of_caption)
+    check_protocol(corpus, protocol)
     members = {run: read_scores(Path(run), corpus) for run in files}
     for run, (model, config, file, own) in loaded.items():
         model.to(pick_device(config.run.device))
@@ -118,6 +100,33 @@ def compare(
     if theirs:
         tables.append(format_rows(rows))
     return Comparison(results, "\n\n".join(tables), format_rows(rows, markdown=True), kept)
+
+
+def _check_arguments(
+    runs: Sequence[str],
+    files: Sequence[str],
+    protocol: str,
+    cxc: Path | None,
+    samples: int | None,
+    scores_file: Path | None,
+) -> None:
+    """Raise InputError for what does not go together, before anything is read."""
+    if len(files) == len(runs):
+        raise InputError(f"{runs[0] if runs else 'RUN'}: expected a run folder or checkpoint among the arguments")
+    if cxc is not None and (protocol != "cxc" or files):
+        problem = f"{files[0]} holds scores, no embeddings" if files else f"got --protocol {protocol}"
+        raise InputError(f"--cxc is for models under --protocol cxc; {problem}")
+    if samples is not None:
+        check_samples(samples)
+        if protocol in ("cxc", "eccv"):
+            raise InputError(f"--bootstrap is for R@K of a corpus's own pairs; got --protocol {protocol}")
+    places = [Path(run).resolve() if run in files else find_checkpoint(run).resolve() for run in runs]
+    if len(set(places)) < len(runs):
+        raise InputError(f"{', '.join(runs)}: the same one twice; expected different members")
+    if scores_file is not None:
+        check_scores_file(scores_file)
+        if scores_file.resolve() in places:
+            raise InputError(f"{scores_file}: is one of the members; expected another file for the scores")
 
 
 def _same(first: Corpus, other: Corpus, name: str, other_name: str) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vse.checkpoint import check_target, write_file
-from vse.crisscrossed import Judgements, cxc_metrics, cxc_within, eccv_metrics
+from vse.crisscrossed import Judgements, check_ids, cxc_metrics, cxc_within, eccv_metrics
 from vse.data.corpora import Corpus
 from vse.data.vocabulary import MissingVocabulary
 from vse.errors import InputError, first_line
@@ -62,7 +62,7 @@ def report(member: Member, corpus: Corpus, protocol: str, judgements: Judgements
     ``judgements`` and embeddings, "cxc" has "i2i" and "t2t" as well. All others: see
     :func:`vse.protocols.evaluate_scores`.
     """
-    check_split(len(corpus.images), protocol, corpus.video, len(corpus.captions))
+    check_protocol(corpus, protocol)
     if protocol in ("cxc", "eccv"):
         judge = cxc_metrics if protocol == "cxc" else eccv_metrics
         metrics = judge(member.scores, corpus.image_ids, corpus.caption_ids, corpus.image_of_caption)
@@ -73,8 +73,16 @@ def report(member: Member, corpus: Corpus, protocol: str, judgements: Judgements
     return {**metrics, "sets": member.sets} if member.sets else metrics
 
 
+def check_protocol(corpus: Corpus, protocol: str) -> None:
+    """Raise InputError for a corpus that a protocol is not for."""
+    check_split(len(corpus.images), protocol, corpus.video, len(corpus.captions))
+    if protocol in ("cxc", "eccv"):
+        with _of_corpus(corpus):
+            check_ids(corpus.image_ids, corpus.caption_ids, corpus.image_of_caption)
+
+
 @contextlib.contextmanager
-def of_corpus(corpus: Corpus) -> Iterator[None]:
+def _of_corpus(corpus: Corpus) -> Iterator[None]:
     """Put the corpus's name before what is wrong with its ids."""
     try:
         yield
@@ -89,7 +97,7 @@ def score_within(member: Member, corpus: Corpus, judgements: Judgements) -> dict
         sets = [(encoded.similarity, getattr(encoded, side)) for encoded in member.encoded]
         return lambda rows: torch.stack([score(f, a[rows], a, progress=False) for f, a in sets]).mean(0)
 
-    with of_corpus(corpus):
+    with _of_corpus(corpus):
         return {
             "i2i": cxc_within(mean("images"), corpus.image_ids, judgements.images),
             "t2t": cxc_within(mean("captions"), corpus.caption_ids, judgements.captions, corpus.image_of_caption),
