@@ -238,7 +238,19 @@ def _fill_word_vectors(config: Config, file: str, model: VSEModel, vocabulary: W
     print(f"{file}: vectors of {found.sum():,} of {len(found):,} words ({100 * found.mean():.1f} %)")
 
 
-def architectures(model: VSEModel) -> dict[str, Any]:
+def evaluation_state(config: Config, model: VSEModel, in_dim: int | None) -> dict[str, Any]:
+    """What a checkpoint holds for evaluation: no other file is needed."""
+    assert model.vocabulary is not None
+    return {
+        "config": config.model_dump(),
+        "vocabulary": model.vocabulary.state,
+        "architectures": _architectures(model),
+        "in_dim": in_dim,
+        "model": model.state_dict(),
+    }
+
+
+def _architectures(model: VSEModel) -> dict[str, Any]:
     """What a checkpoint must know of encoders that a file other than the config describes."""
     encoders = {"image": model.image.encoder, "text": model.text.encoder}
     found = {side: getattr(encoder, "architecture", None) for side, encoder in encoders.items()}

@@ -21,11 +21,15 @@ _LARGEST = 1 << 24  # rows or widths that are no mistake
 
 def check_target(path: Path) -> None:
     """Raise InputError for a place that no file can be written to, before the work that it is for."""
-    if not path.name or (path.exists() and not path.is_file()):
-        raise InputError(f"{path}: expected the name of a file")
+    _check_name(path)
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         problem = "cannot be written" if path.parent.is_dir() else "no such folder"
         raise InputError(f"{path.parent}: {problem}; expected a folder for {path.name}")
+
+
+def _check_name(path: Path) -> None:
+    if not path.name or (path.exists() and not path.is_file()):
+        raise InputError(f"{path}: expected the name of a file")
 
 
 def write_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -33,8 +37,7 @@ def write_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
     Raises InputError when the disk is full or the place cannot be written; what stood at ``path`` is kept.
     """
-    if not path.name or (path.exists() and not path.is_file()):
-        raise InputError(f"{path}: expected the name of a file")
+    _check_name(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:

@@ -116,10 +116,7 @@ def _read_pairs(folder: Path, name: str, columns: tuple[str, str], least: float,
         raise InputError(f"{folder / name}: no such file, nor {name}.gz; expected Crisscrossed Captions' test split")
     pairs, line = [], 1
     try:
-        opened = (
-            gzip.open(path, "rt", encoding="utf-8-sig") if path.suffix == ".gz" else open(path, encoding="utf-8-sig")
-        )
-        with opened as file:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
             if lost := {*columns, "agg_score"} - {*(reader.fieldnames or ())}:
                 raise InputError(f"{path}: lacks the column {', '.join(sorted(lost))}")

@@ -62,10 +62,11 @@ def report(member: Member, corpus: Corpus, protocol: str, judgements: Judgements
     ``judgements`` and embeddings, "cxc" has "i2i" and "t2t" as well. All others: see
     :func:`vse.protocols.evaluate_scores`.
     """
-    check_protocol(corpus, protocol)
+    _check_size(corpus, protocol)
     if protocol in ("cxc", "eccv"):
         judge = cxc_metrics if protocol == "cxc" else eccv_metrics
-        metrics = judge(member.scores, corpus.image_ids, corpus.caption_ids, corpus.image_of_caption)
+        with _of_corpus(corpus):
+            metrics = judge(member.scores, corpus.image_ids, corpus.caption_ids, corpus.image_of_caption)
         if protocol == "cxc" and judgements is not None and member.encoded:
             metrics |= score_within(member, corpus, judgements)
     else:
@@ -75,10 +76,14 @@ def report(member: Member, corpus: Corpus, protocol: str, judgements: Judgements
 
 def check_protocol(corpus: Corpus, protocol: str) -> None:
     """Raise InputError for a corpus that a protocol is not for."""
-    check_split(len(corpus.images), protocol, corpus.video, len(corpus.captions))
+    _check_size(corpus, protocol)
     if protocol in ("cxc", "eccv"):
         with _of_corpus(corpus):
             check_ids(corpus.image_ids, corpus.caption_ids, corpus.image_of_caption)
+
+
+def _check_size(corpus: Corpus, protocol: str) -> None:
+    check_split(len(corpus.images), protocol, corpus.video, len(corpus.captions))
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vse.build import Words, architectures, build_model, reads_pieces, resolve, saved_vocabulary
+from vse.build import Words, build_model, evaluation_state, reads_pieces, resolve, saved_vocabulary
 from vse.checkpoint import check_target, find_checkpoint, load_checkpoint, save_checkpoint
 from vse.components import at, naming
 from vse.config import Config, config_changes, make_config
@@ -39,7 +39,7 @@ def load_model(
     if padding == "released":
         state = {**state, "config": released_padding(state["config"])}
     if assumed := state.get("assumed"):
-        note = f"{file}: taken from the published models, as its options do not say: {', '.join(map(str, assumed))}"
+        note = f"{file}: taken from the published models, as its options do not say: {', '.join(assumed)}"
         print(note, file=sys.stderr)
     config = config_of_checkpoint(state, file, overrides)
     words = _choose_vocabulary(config, state, file, vocabulary, keep_own)
@@ -65,18 +65,12 @@ def convert(
         raise InputError(f"{output}: is there already; expected the name of a new file")
     check_target(output)
     model, config, file = load_model(path, overrides, vocabulary)
-    assert model.vocabulary is not None
-    for name, value in model.state_dict().items():
+    state = evaluation_state(config, model, getattr(model.image.encoder, "in_dim", None))
+    for name, value in state["model"].items():
         if not value.isfinite().all():
             raise InputError(f"{file}: {name} is not finite")
-    state = {
-        "config": config.model_dump(),
-        "vocabulary": model.vocabulary.state,
-        "architectures": architectures(model),
-        "in_dim": getattr(model.image.encoder, "in_dim", None),
-        "model": model.state_dict(),
-    }
     save_checkpoint(output, state)
+    assert model.vocabulary is not None
     return model.vocabulary
 
 

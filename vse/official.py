@@ -342,8 +342,8 @@ def _read_dive(image: State, text: State, options: _Options) -> _Reading:
     else:
         text_encoder["context"] = options.get("txt_pooling", "cls", ("cls", "max"))
     text_encoder["dropout"] = options.given.get("dropout", 0.0)
-    text_sets = {**sets, "position": options.get("spm_txt_pos_enc_type", "sine", ("none", "sine"))}
-    text_sets.pop("grid", None)
+    position = options.get("spm_txt_pos_enc_type", "sine", ("none", "sine"))
+    text_sets = {"name": "set_prediction", "position": position}
     known = ("smooth_chamfer", "chamfer", "max")
     similarity: Section = {"name": options.get("eval_similarity", known[0], known)}
     if similarity["name"] == "smooth_chamfer":

@@ -74,14 +74,8 @@ class Training:
 
     def weights(self) -> dict[str, Any]:
         """What evaluation needs: no other file."""
-        return {
-            "config": self.config.model_dump(),
-            "vocabulary": self.vocabulary.state,
-            "architectures": build.architectures(self.model),
-            "in_dim": self.in_dim,
-            "model": self.model.state_dict(),
-            "criterion": self.criterion.state_dict(),
-        }
+        evaluation = build.evaluation_state(self.config, self.model, self.in_dim)
+        return {**evaluation, "criterion": self.criterion.state_dict()}
 
     def restore(self, state: dict[str, Any], file: Path) -> None:
         """Go back to a saved place."""
