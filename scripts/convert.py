@@ -3,20 +3,20 @@
 
 from pathlib import Path
 
-from vse import runtime
+from vse import cli
 
 
 def main() -> None:
     """Parse arguments, load the checkpoint strictly, write it."""
-    parser = runtime.Parser(description="Write a checkpoint of VSE∞, PVSE, VSE-2AD or DivE as one of this package.")
+    parser = cli.Parser(description="Write a checkpoint of VSE∞, PVSE, VSE-2AD or DivE as one of this package.")
     parser.add_argument("checkpoint", type=Path, help="as the official code saved it")
     parser.add_argument("output", type=Path, help="where to write: the name of a new file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that differ, such as data.root=DIR")
     parser.add_argument("--vocabulary", metavar="FILE", help="its vocabulary; for BERT, a tokenizer's folder")
     arguments = parser.parse_intermixed_args()
 
+    from vse.checkpoints.load import convert
     from vse.data.vocabulary import MissingVocabulary
-    from vse.loading import convert
 
     words = convert(arguments.checkpoint, arguments.output, arguments.overrides, arguments.vocabulary)
     note = f" that are missing (--vocabulary {words.file})" if isinstance(words, MissingVocabulary) else ""
@@ -24,5 +24,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with runtime.command_line():
+    with cli.command_line():
         main()

@@ -3,13 +3,13 @@
 
 from pathlib import Path
 
-from vse import runtime
-from vse.protocols import PROTOCOLS
+from vse import cli
+from vse.evaluation.protocols import PROTOCOLS
 
 
 def main() -> None:
     """Parse arguments, evaluate each member and their ensemble, print the tables."""
-    parser = runtime.Parser(description="Evaluate retrieval with a trained model, or with several and their ensemble.")
+    parser = cli.Parser(description="Evaluate retrieval with a trained model, or with several and their ensemble.")
     parser.add_argument("run", nargs="+", metavar="RUN", help="run folder, checkpoint, or file of --save-scores")
     parser.add_argument("--split", default="test", help="train, dev, test (default) or testall")
     parser.add_argument("--protocol", choices=PROTOCOLS, default="retrieval", help="what is ranked together")
@@ -24,8 +24,8 @@ def main() -> None:
     parser.epilog = "key=value: settings that differ from the run's, such as data.root=DIR"
     given = parser.parse_intermixed_args()
 
-    from vse.comparison import compare
-    from vse.tables import check_json_file, write_json
+    from vse.evaluation.compare import compare
+    from vse.evaluation.tables import check_json_file, write_json
 
     overrides = [item for item in given.run if "=" in item and not Path(item).exists()]
     runs = [item for item in given.run if item not in overrides]
@@ -44,5 +44,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with runtime.command_line():
+    with cli.command_line():
         main()

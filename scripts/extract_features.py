@@ -3,12 +3,12 @@
 
 from pathlib import Path
 
-from vse import runtime
+from vse import cli
 
 
 def main() -> None:
     """Parse arguments, extract; the same command goes on with what was interrupted."""
-    parser = runtime.Parser(description="Write the features of a config's pictures or clips into a folder.")
+    parser = cli.Parser(description="Write the features of a config's pictures or clips into a folder.")
     parser.add_argument("config", help="YAML file whose data and image encoder are used")
     parser.add_argument("folder", type=Path, help="where to write; for clips, data.root itself")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that differ, such as data.root=DIR")
@@ -19,10 +19,11 @@ def main() -> None:
     parser.add_argument("--float16", action="store_true", help="write half as many bytes")
     arguments = parser.parse_intermixed_args()
 
+    from vse import runtime
     from vse.build import read_config
-    from vse.detector import Detector
     from vse.errors import InputError
-    from vse.extraction import extract_features
+    from vse.features.detector import Detector
+    from vse.features.extraction import extract_features
 
     if "=" in str(arguments.folder):
         raise InputError(f"expected a folder to write into, got {arguments.folder}")
@@ -41,5 +42,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with runtime.command_line():
+    with cli.command_line():
         main()

@@ -1,19 +1,19 @@
 #!/usr/bin/env python3
 """Train a model: python scripts/train.py CONFIG.yaml [key=value ...] [--dry-run]."""
 
-from vse import runtime
+from vse import cli
 
 
 def main() -> None:
     """Parse arguments, call the trainer."""
-    parser = runtime.Parser(description="Train a model; the same command goes on with an interrupted run.")
+    parser = cli.Parser(description="Train a model; the same command goes on with an interrupted run.")
     parser.add_argument("config", help="YAML file, such as configs/demo.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that differ, such as run.seed=2")
     parser.add_argument("--dry-run", action="store_true", help="check config, data and model; train nothing")
     arguments = parser.parse_intermixed_args()
 
     from vse.build import read_config
-    from vse.trainer import dry_run, train
+    from vse.training.trainer import dry_run, train
 
     config = read_config(arguments.config, arguments.overrides)
     if arguments.dry_run:
@@ -23,5 +23,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with runtime.command_line():
+    with cli.command_line():
         main()

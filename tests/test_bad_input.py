@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, Outcome, write_precomp
+from helpers import ROOT, Outcome, write_precomp
 
 Cli = Callable[..., Outcome]
 
@@ -167,7 +167,7 @@ def test_bad_command_lines(cli: Cli, tiny: list[str], tmp_path: Path, corpus_fol
 
 
 def test_pictures_for_a_region_encoder(cli: Cli, tiny: list[str], tmp_path: Path) -> None:
-    from test_corpora import karpathy_file
+    from helpers import karpathy_file
 
     root = karpathy_file(tmp_path / "pictures")
     outcome = cli("train", *tiny, "data.format=karpathy", f"data.root={root}")
@@ -175,12 +175,12 @@ def test_pictures_for_a_region_encoder(cli: Cli, tiny: list[str], tmp_path: Path
 
 
 def test_a_bug_keeps_its_traceback(cli: Cli, tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    import vse.trainer
+    import vse.training.trainer
 
     def broken(config: object) -> None:
         raise ValueError("a bug, not the user's mistake")
 
-    monkeypatch.setattr(vse.trainer, "train", broken)
+    monkeypatch.setattr(vse.training.trainer, "train", broken)
     with pytest.raises(ValueError, match="a bug"):
         cli("train", *tiny)
 

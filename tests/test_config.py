@@ -3,13 +3,12 @@ from typing import Any
 
 import pytest
 import yaml
+from helpers import ROOT
 
 from vse.build import read_config
-from vse.config import Config, load_config
+from vse.config import Config, flatten, load_config
 from vse.errors import InputError
-from vse.runtime import flatten
 
-ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "configs" / "vse_infty" / "f30k_region_bigru.yaml"
 
 MINIMAL = """

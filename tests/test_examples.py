@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, Outcome
+from helpers import ROOT, Outcome
 
 EXAMPLES = ROOT / "examples"
 

@@ -5,11 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Outcome, read_jsonl
+from helpers import ROOT, Outcome, read_jsonl
 
 from vse.build import build_vocabulary, read_config
-from vse.checkpoint import load_checkpoint
-from vse.data.corpora import karpathy, precomp
+from vse.checkpoints.native import load_checkpoint
+from vse.data.formats import karpathy, precomp
 
 DATA = os.environ.get("VSE_FLICKR8K", "")
 CONFIG = ROOT / "configs" / "vse_infty" / "f30k_region_bigru.yaml"

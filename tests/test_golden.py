@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import ROOT
 from torch import Tensor
 
 import vse
 from vse.aggregators import GPO, AdaptivePool, PIENet, SetPrediction
+from vse.checkpoints.official import PIE_NET, ReleasedAdaptivePool, ReleasedSetPrediction, rename, set_prediction_names
 from vse.encoders import Grid
 from vse.losses import (
     AdaptiveContrastiveLoss,
@@ -27,17 +29,9 @@ from vse.losses import (
 )
 from vse.metrics import query_ranks, retrieval_metrics
 from vse.model import Tower, VSEModel
-from vse.official import (
-    PIE_NET,
-    ReleasedAdaptivePool,
-    ReleasedSetPrediction,
-    rename,
-    set_prediction_names,
-)
 from vse.sets import Aggregated, lengths_to_mask
 from vse.similarity import MatchProbability, chamfer, max_cosine, order, smooth_chamfer
 
-ROOT = Path(__file__).parents[1]
 GOLDEN = Path(os.environ.get("VSE_GOLDEN_DIR", ROOT / "tests" / "golden"))
 
 

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, write_pictures, write_precomp
-from test_official import save_vse_infty, words_file
+from helpers import ROOT, save_vse_infty, words_file, write_pictures, write_precomp
 
 from vse.encoders.backbones import ResNetBackbone
 

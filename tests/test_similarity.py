@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vse.evaluation import score
+from vse.evaluation.score import score
 from vse.similarity import SIMILARITIES, MatchProbability, chamfer, cosine, max_cosine, order, smooth_chamfer
 
 Sets = tuple[Tensor, Tensor]
@@ -144,7 +144,7 @@ def test_a_corpus_is_scored_in_chunks(name: str, monkeypatch: pytest.MonkeyPatch
     if isinstance(similarity, torch.nn.Module):
         similarity.float()
     whole = score(similarity, images, captions)
-    monkeypatch.setattr("vse.evaluation._BLOCK", 17 * size * size)
+    monkeypatch.setattr("vse.evaluation.score._BLOCK", 17 * size * size)
     monkeypatch.setattr("vse.similarity._BLOCK", 2 * size * 4 * size * 6)
     blocks = []
 

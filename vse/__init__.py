@@ -65,7 +65,7 @@ def load(path: str | Path, vocabulary: str | Path | None = None, padding: str = 
     """Load a trained model from a run folder or a checkpoint, in evaluation mode on the CPU.
 
     A checkpoint is this package's, or one of the official codes of VSE∞, PVSE, VSE-2AD and DivE (see
-    :func:`vse.official.native_state`). ``vocabulary``: a vocabulary file (for BERT: a tokenizer's folder) to use
+    :mod:`vse.checkpoints.official`). ``vocabulary``: a vocabulary file (for BERT: a tokenizer's folder) to use
     instead of the checkpoint's own. Official checkpoints have none in them; a file of its published name beside the
     checkpoint is found, and without one ``model.image`` and ``model.text`` work, but not ``model.encode_texts``.
     ``padding``: "masked", or "released" for what VSE-2AD's and DivE's codes compute, where padding and batch mates
@@ -75,6 +75,6 @@ def load(path: str | Path, vocabulary: str | Path | None = None, padding: str = 
     >>> model = vse.load("runs/demo")
     >>> model.similarity(model.encode_images([torch.randn(16, 1728)]), model.encode_texts(["a red circle"]))
     """
-    from vse.loading import load_model
+    from vse.checkpoints.load import load_model
 
     return load_model(path, vocabulary=vocabulary, padding=padding)[0]

@@ -14,12 +14,13 @@ from vse.components import at, check, construct, find, find_callable, make, nami
 from vse.config import Config, OptimConfig, load_config
 from vse.data.batches import Batch
 from vse.data.clips import Clip, Clips, FrameFeatures
-from vse.data.corpora import CORPORA, SPLITS, Corpus
-from vse.data.pieces import Pieces
+from vse.data.corpus import SPLITS, Corpus
+from vse.data.formats import CORPORA
+from vse.data.subwords import Pieces
 from vse.data.transforms import TRANSFORMS, Pictures
-from vse.data.vectors import read_vectors
-from vse.data.video import VIDEO_CORPORA
+from vse.data.video_formats import VIDEO_CORPORA
 from vse.data.vocabulary import MissingVocabulary, Vocabulary
+from vse.data.word_vectors import read_vectors
 from vse.encoders import ENCODERS
 from vse.errors import InputError, close_match, first_line
 from vse.losses import LOSSES, REGULARISERS, Criterion

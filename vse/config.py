@@ -17,7 +17,6 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from vse.errors import InputError, close_match
-from vse.runtime import flatten
 
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -341,3 +340,11 @@ def _known_keys(loc: list[str]) -> list[str]:
         if typing.get_origin(section) in (typing.Union, types.UnionType):
             section = typing.get_args(section)[0]
     return list(section.model_fields)
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return flat

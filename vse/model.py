@@ -11,7 +11,7 @@ from vse.sets import Aggregated, pad
 
 if TYPE_CHECKING:
     from vse.data.clips import Clip
-    from vse.data.pieces import Pieces
+    from vse.data.subwords import Pieces
     from vse.data.transforms import Crop, Square
     from vse.data.vocabulary import MissingVocabulary, Vocabulary
 
@@ -163,7 +163,7 @@ class VSEModel(nn.Module):
     ) -> Tensor:
         """Embed items: similar lengths share a batch, which ``prepare`` makes; the order is kept.
 
-        Where padding counts (:mod:`vse.official`), items share a batch as they stand in the list, as in those codes.
+        Where padding counts (:mod:`vse.checkpoints.official`), items share a batch as they stand in the list.
         """
         if not len(items):
             raise ValueError("nothing to encode: the list is empty")

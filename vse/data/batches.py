@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from vse.data.corpora import Corpus
-from vse.data.pieces import Pieces
+from vse.data.corpus import Corpus
+from vse.data.subwords import Pieces
 from vse.data.vocabulary import Vocabulary, augment
 from vse.errors import InputError
 from vse.sets import pad

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vse.encoders.pretrained import load_transformer, read_pixels
 from vse.errors import InputError, close_match, first_line, misfit
-from vse.weights import is_state_dict, read_weights
+from vse.safe_load import is_state_dict, read_weights
 
 _CAFFE = "caffe_"  # before a ResNet's name: the geometry of the networks converted from Caffe
 

@@ -1,0 +1,104 @@
+import numpy as np
+import pytest
+import torch
+from helpers import write_precomp
+
+from vse.data.batches import Batch, BatchSampler, TrainingData, make_loader
+from vse.data.corpus import Corpus
+from vse.data.formats import precomp
+from vse.data.vocabulary import Vocabulary
+from vse.errors import InputError
+
+
+@pytest.fixture
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    return precomp(str(write_precomp(tmp_path_factory.mktemp("data") / "x")), "train")
+
+
+def sampler(corpus: Corpus, sampling: str = "pair", batch_size: int = 16, seed: int = 1) -> BatchSampler:
+    return BatchSampler(corpus.image_of_caption, len(corpus.images), batch_size, sampling, seed)
+
+
+def data(corpus: Corpus, drop: float = 0.5) -> TrainingData:
+    return TrainingData(corpus, Vocabulary.build(corpus.captions), drop, seed=1)
+
+
+def test_an_epoch_is_a_shuffle_of_the_captions(corpus: Corpus) -> None:
+    batches = [captions for _, captions in sampler(corpus)]
+    assert len(batches) == len(sampler(corpus)) == 120 // 16
+    everything = np.concatenate(batches)
+    assert len(set(everything)) == len(everything) == 112  # the incomplete last batch is left out
+    assert not np.array_equal(everything, np.sort(everything))
+
+
+def test_order_depends_on_seed_and_epoch_alone(corpus: Corpus) -> None:
+    def order(seed: int, epoch: int, first: int = 0) -> list[int]:
+        s = sampler(corpus, seed=seed)
+        s.epoch, s.first = epoch, first
+        return [int(i) for _, captions in s for i in captions]
+
+    assert order(1, 3) == order(1, 3) and order(1, 3) != order(1, 4) and order(1, 3) != order(2, 3)
+    assert order(1, 3, first=5) == order(1, 3)[5 * 16 :]  # going on within an epoch
+
+
+def test_a_small_corpus_is_one_batch(corpus: Corpus) -> None:
+    assert [len(captions) for _, captions in sampler(corpus, batch_size=1000)] == [120]
+
+
+def test_image_sampling_takes_all_captions_of_each_image() -> None:
+    image_of_caption = np.array([2, 0, 0, 3, 2, 2])  # ragged, unordered; image 1 has none
+    batches = list(BatchSampler(image_of_caption, 4, 2, "image", seed=0))
+    assert len(batches) == 1
+    chosen = image_of_caption[batches[0][1]]
+    assert len(set(chosen)) == 2
+    for image in set(chosen):
+        assert (chosen == image).sum() == (image_of_caption == image).sum()
+
+
+def test_batch_holds_each_image_once(corpus: Corpus) -> None:
+    batch = data(corpus, drop=0.0)[0, np.array([7, 3, 5, 100, 8])]
+    assert isinstance(batch, Batch)
+    assert batch.images.shape[0] == 3  # captions 5, 7 and 8 share image 1
+    assert batch.positives.tolist() == [
+        [False, True, False, False, False],
+        [True, False, True, False, True],
+        [False, False, False, True, False],
+    ]
+    assert torch.equal(batch.images[1], torch.from_numpy(corpus.images[1]))
+    vocabulary = Vocabulary.build(corpus.captions)
+    for row, caption in enumerate([7, 3, 5, 100, 8]):
+        ids = vocabulary.encode(corpus.captions[caption])
+        assert batch.tokens[row, batch.token_mask[row]].tolist() == ids.tolist()
+        assert (batch.tokens[row, ~batch.token_mask[row]] == 0).all()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_nothing(corpus: Corpus, workers: int) -> None:
+    expected = list(make_loader(data(corpus), sampler(corpus), 0, False))
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    found = list(make_loader(data(corpus), sampler(corpus), workers, False))
+    assert torch.equal(before, torch.get_rng_state())  # the loader draws nothing from the global generator
+    for a, b in zip(expected, found, strict=True):
+        assert all((x is None and y is None) or torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_augmentation_differs_by_epoch_and_caption(corpus: Corpus) -> None:
+    training = data(corpus)
+    captions = np.arange(20)
+    first, same, other = training[0, captions], training[0, captions], training[1, captions]
+    assert isinstance(first, Batch) and isinstance(same, Batch) and isinstance(other, Batch)
+    assert torch.equal(first.tokens, same.tokens)
+    assert first.tokens.shape != other.tokens.shape or not torch.equal(first.tokens, other.tokens)
+    alone = training[0, captions[4:5]]  # batch mates do not matter
+    assert isinstance(alone, Batch)
+    assert torch.equal(alone.tokens[0], first.tokens[4, first.token_mask[4]])
+
+
+def test_a_mistake_in_the_data_is_returned(corpus: Corpus) -> None:
+    file = corpus.images.path
+    features = np.load(file)
+    features[2] = np.inf
+    np.save(file, features)
+    corpus.images._array = None
+    assert isinstance(data(corpus)[0, np.array([10])], InputError)

@@ -1,0 +1,305 @@
+"""Pictures: decoding, transforms, and models trained on them end to end."""
+
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import ROOT, Outcome
+from PIL import Image
+from torch import Tensor
+
+import vse
+from vse.build import read_config
+from vse.checkpoints.native import load_checkpoint
+from vse.data.transforms import Crop, Pictures, ScaledCrop, Square, open_picture
+from vse.encoders.backbones import ResNetBackbone
+from vse.errors import InputError
+
+Cli = Callable[..., Outcome]
+
+
+@pytest.fixture(scope="module")
+def photo() -> Image.Image:
+    """A smooth picture without symmetry: 80 wide, 60 high."""
+    x, y = np.meshgrid(np.linspace(0, 1, 80), np.linspace(0, 1, 60))
+    return Image.fromarray((255 * np.stack([x, y, x * y], -1)).astype(np.uint8))
+
+
+def difference(a: Image.Image, b: Image.Image) -> float:
+    assert a.size == b.size and a.mode == b.mode == "RGB"
+    return float(np.abs(np.asarray(a, dtype=float) - np.asarray(b, dtype=float)).mean())
+
+
+def test_every_kind_of_picture(photo: Image.Image, tmp_path: Path) -> None:
+    grey = photo.convert("L")
+    wide = Image.fromarray(np.asarray(grey, dtype=np.uint16) * 257)
+    clear = photo.convert("RGBA")
+    clear.putalpha(Image.new("L", photo.size, 0))
+    half = photo.convert("P")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored turned: a viewer turns it by 90 degrees
+    cases: dict[str, tuple[Image.Image, dict[str, Any], Image.Image]] = {
+        "grey.png": (grey, {}, grey.convert("RGB")),
+        "sixteen.png": (wide, {}, grey.convert("RGB")),
+        "palette.png": (half, {}, half.convert("RGB")),
+        "palette.gif": (half, {}, half.convert("RGB")),
+        "clear.png": (clear, {}, Image.new("RGB", photo.size, "white")),
+        "cmyk.jpg": (photo.convert("CMYK"), {"quality": 95}, photo),
+        "turned.jpg": (photo.transpose(Image.Transpose.ROTATE_90), {"exif": exif, "quality": 95}, photo),
+        "plain.webp": (photo, {"lossless": True}, photo),
+        "bits.png": (grey.convert("1"), {}, grey.convert("1").convert("RGB")),
+    }
+    for name, (picture, options, expected) in cases.items():
+        picture.save(tmp_path / name, **options)
+        assert difference(open_picture(tmp_path / name), expected) < 14, name
+    assert difference(open_picture(photo), photo) == 0
+
+
+def test_bad_pictures(photo: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photo.save(tmp_path / "whole.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:400])
+    (tmp_path / "text.jpg").write_text("no picture")
+    (tmp_path / "empty.jpg").touch()
+    for name in ("cut", "text", "empty"):
+        with pytest.raises(InputError, match=f"{name}.jpg: not a picture that can be read"):
+            open_picture(tmp_path / f"{name}.jpg")
+    Image.fromarray(np.zeros((4, 4), dtype=np.int32)).save(tmp_path / "deep.tif")
+    with pytest.raises(InputError, match="deep.tif: .*32 bits a pixel; expected 8 or 16"):
+        open_picture(tmp_path / "deep.tif")
+
+    def damaged(*_: object) -> None:
+        raise struct.error("required argument is not an integer")
+
+    monkeypatch.setattr(Image.Image, "getexif", damaged)
+    with pytest.raises(InputError, match="whole.jpg: not a picture that can be read .required argument"):
+        open_picture(tmp_path / "whole.jpg")
+    monkeypatch.undo()
+    with pytest.raises(InputError, match="none.jpg: no such picture"):
+        open_picture(tmp_path / "none.jpg")
+    with pytest.raises(InputError, match="not a picture that can be read"):
+        open_picture(tmp_path)
+
+
+def test_evaluation_shows_the_whole_picture_or_its_centre(photo: Image.Image) -> None:
+    square = Square(size=32).read(photo)
+    assert square.dtype == torch.uint8
+
+    def differ(found: Tensor, expected: Image.Image) -> float:
+        return float(np.abs(found.permute(1, 2, 0).numpy().astype(float) - np.asarray(expected)).max())
+
+    assert differ(square, photo.resize((32, 32), Image.Resampling.BILINEAR)) <= 1
+    crop = Crop(size=24, resize=30).read(photo)  # 40 x 30, then the middle
+    resized = photo.resize((40, 30), Image.Resampling.BILINEAR)
+    assert differ(crop, resized.crop((8, 3, 32, 27))) <= 1
+    assert torch.equal(Square(size=32).read(photo), square)
+
+
+def test_windows_scale_both_sides_alike(photo: Image.Image) -> None:
+    torch.manual_seed(0)
+    windows = [ScaledCrop(0.6)(photo) for _ in range(300)]
+    scales = torch.tensor([[w.width / 80, w.height / 60] for w in windows])
+    assert ((scales[:, 0] - scales[:, 1]).abs() < 0.02).all()
+    assert 0.59 < scales.min() < 0.62 and 0.98 < scales.max() <= 1 and abs(scales.mean() - 0.8) < 0.02
+    corners = {np.asarray(w)[0, 0].tobytes() for w in windows}
+    assert len(corners) > 100  # at many places
+    assert ScaledCrop(1.0)(photo).size == photo.size
+
+
+@pytest.mark.parametrize("transform", [Square(16), Crop(16, 20)], ids=["square", "crop"])
+def test_augmentation_depends_on_seed_epoch_and_index_alone(
+    photo: Image.Image, tmp_path: Path, transform: Square | Crop
+) -> None:
+    photo.save(tmp_path / "a.png")
+    pictures = Pictures([tmp_path / "a.png"] * 3, transform, seed=1, threads=2)
+    state = torch.get_rng_state()
+    batch = pictures.read(np.array([0, 1, 2]), epoch=4)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.rand(5)
+    assert np.array_equal(pictures.read(np.array([2, 0]), epoch=4), batch[[2, 0]])
+    assert not np.array_equal(batch[0], batch[1])
+    for other in (pictures.read(np.array([0]), epoch=5), Pictures(pictures.paths, transform, 2).read(np.array([0]), 4)):
+        assert not np.array_equal(other[0], batch[0])
+    whole = pictures.read(np.array([0, 1]))
+    assert whole.shape == (2, 3, 16, 16) and np.array_equal(whole[0], whole[1])
+    flipped = [pictures.read(np.array([0]), epoch)[0, 0] for epoch in range(40)]
+    rising = [float(row[:, -1].mean() > row[:, 0].mean()) for row in flipped]
+    assert 0.25 < np.mean(rising) < 0.75  # half of them mirrored
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Square(size=0), "size must be at least 1, got 0"),
+        (lambda: Square(min_scale=0.0), r"min_scale must be in \(0, 1\], got 0.0"),
+        (lambda: Crop(size=224, resize=200), "resize not below it, got 224 and 200"),
+    ],
+)
+def test_bad_transforms(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> list[str]:
+    settings = {
+        "run.dir": tmp_path / "run",
+        "data.root": tmp_path / "world",
+        "data.options": "{pictures: true, train_scenes: 12, eval_scenes: 4}",
+        "data.workers": 0,
+        "data.transform.size": 32,
+        "data.transform.min_scale": 0.6,
+        "model.embed_dim": 8,
+        "train.epochs": 1,
+        "train.batch_size": 4,
+    }
+    return [str(ROOT / "configs" / "demo_pictures.yaml"), *(f"{key}={value}" for key, value in settings.items())]
+
+
+def weights(run: Path) -> dict[str, Tensor]:
+    return load_checkpoint(run / "last.pt")["model"]
+
+
+def test_trained_end_to_end(cli: Cli, small: list[str], tmp_path: Path) -> None:
+    """Train, evaluate, go on; workers change nothing; the backbone learns; pictures become embeddings."""
+    small = [*small, "optim.schedule.name=constant"]
+    outcome = cli("train", *small, "train.epochs=2")
+    assert outcome.code == 0, outcome.err
+    assert cli("eval", tmp_path / "run").code == 0
+    for settings in (["train.epochs=1", "data.workers=2"], ["train.epochs=2", "data.workers=0"]):
+        assert cli("train", *small, *settings, f"run.dir={tmp_path / 'parts'}").code == 0
+    parts = weights(tmp_path / "parts")
+    assert all(torch.equal(value, parts[key]) for key, value in weights(tmp_path / "run").items())
+
+    model = vse.load(tmp_path / "run")
+    paths = sorted((tmp_path / "world" / "images").glob("*.png"))[:3]
+    embeddings = model.encode_images(paths, batch_size=2)
+    assert embeddings.shape == (3, 1, 8)
+    opened = [Image.open(path) for path in paths]
+    tensors = [Square(size=32).read(path) for path in paths]
+    for same in (opened, tensors, [str(path) for path in paths]):
+        torch.testing.assert_close(model.encode_images(same), embeddings, atol=1e-5, rtol=0)
+    torch.testing.assert_close(model.encode_images(paths[::-1]).flip(0), embeddings, atol=1e-5, rtol=0)
+
+
+PICTURE_CONFIGS = sorted(
+    str(p.relative_to(ROOT / "configs"))
+    for p in (ROOT / "configs").glob("*/*.yaml")
+    if "name: grid" in p.read_text() or "grid_bert" in p.read_text()
+)
+
+
+@pytest.mark.parametrize("config", PICTURE_CONFIGS[1:])  # the first is their base
+def test_the_recipes_for_pictures(config: str, cli: Cli, tiny_bert: Path, tiny_vit: Path, tmp_path: Path) -> None:
+    """Made small, on the demo's pictures: they train without a warning, go on into the next epoch, and evaluate."""
+    assert PICTURE_CONFIGS[0] == "_base/grid_bert.yaml"
+    encoder = read_config(ROOT / "configs" / config).model.image.encoder.arguments
+    world = ["data.format=synthetic", f"data.root={tmp_path / 'world'}"]
+    world += ["data.options={pictures: true, train_scenes: 8, eval_scenes: 4}", "data.workers=0"]
+    small = ["train.batch_size=8", "data.transform.size=32", "model.embed_dim=8", f"run.dir={tmp_path / 'run'}"]
+    if encoder["backbone"].startswith("google/vit"):
+        small += [f"model.image.encoder.backbone={tiny_vit}"]
+    else:
+        geometry = "caffe_resnet50" if encoder["backbone"].startswith("caffe") else "resnet18"
+        small += [f"model.image.encoder.backbone={geometry}", "model.image.encoder.weights=null"]
+    if config.endswith("_bert.yaml"):
+        small += [f"model.text.encoder.model={tiny_bert}"]
+    if config.startswith("dive"):
+        small += ["model.image.aggregator.grid=[1, 1]"]
+        small += [f"model.{side}.aggregator.head_dim=4" for side in ("image", "text")]
+    for epochs in (1, 2):  # the second trains the backbone
+        outcome = cli("train", ROOT / "configs" / config, *world, *small, f"train.epochs={epochs}")
+        assert outcome.code == 0, outcome.err
+        assert "warning" not in outcome.err
+    table = cli("eval", tmp_path / "run")
+    assert table.code == 0 and "RSUM" in table.out
+    model = vse.load(tmp_path / "run")
+    picture = next((tmp_path / "world" / "images").glob("test*.png"))
+    assert torch.isfinite(model.similarity(model.encode_images([picture]), model.encode_texts(["a red circle"]))).all()
+
+
+def test_a_frozen_backbone_stays(cli: Cli, small: list[str], tmp_path: Path) -> None:
+    runs = {}
+    for freeze in (1, 0):
+        settings = [f"model.image.encoder.freeze_epochs={freeze}", f"run.dir={tmp_path / str(freeze)}"]
+        assert cli("train", *small, *settings).code == 0
+        runs[freeze] = weights(tmp_path / str(freeze))
+    key = "image.encoder.backbone.layer4.0.conv1.weight"
+    assert not torch.equal(runs[0][key], runs[1][key])
+    moved = [k for k in runs[1] if "backbone" in k and "running" not in k]
+    settings = ["model.image.encoder.freeze_epochs=1", f"run.dir={tmp_path / '1'}", "train.epochs=2"]
+    assert cli("train", *small, *settings).code == 0
+    after = weights(tmp_path / "1")
+    assert any(not torch.equal(runs[1][k], after[k]) for k in moved)  # trained from the second epoch on
+
+
+def test_a_checkpoint_needs_no_weights_file(cli: Cli, small: list[str], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    state = ResNetBackbone("resnet18").state_dict()
+    torch.save(state, tmp_path / "resnet18.pth")
+    settings = [f"model.image.encoder.weights={tmp_path / 'resnet18.pth'}", "model.image.encoder.freeze_epochs=9"]
+    assert cli("train", *small, *settings).code == 0
+    key = "layer4.0.conv1.weight"
+    assert torch.equal(weights(tmp_path / "run")[f"image.encoder.backbone.{key}"], state[key])
+    (tmp_path / "resnet18.pth").unlink()
+    assert cli("eval", tmp_path / "run").code == 0
+    assert cli("train", *small, *settings, "train.epochs=2").code == 0
+
+
+def test_mistakes(cli: Cli, small: list[str], tmp_path: Path) -> None:
+    assert cli("train", *small, "--dry-run").code == 0
+    picture = sorted((tmp_path / "world" / "images").glob("train*.png"))[5]
+    content = picture.read_bytes()
+    picture.write_bytes(content[:100])
+    for workers in (0, 1):
+        error = cli("train", *small, f"data.workers={workers}", f"run.dir={tmp_path / str(workers)}").error
+        assert f"{picture.name}: not a picture that can be read" in error
+    picture.unlink()
+    assert f"{picture.name}: no such picture" in cli("train", *small).error
+    picture.write_bytes(content)
+    features = [s for s in small if not s.startswith("data.transform")]
+    assert "regions reads features, but" in cli("train", *features, "model.image.encoder={name: regions}").error
+    assert "grid reads pictures, but" in cli("train", *small, "data.options.pictures=false").error
+    bare = [str(ROOT / "configs" / "demo.yaml"), *features[1:], "model.image.encoder={name: grid, backbone: resnet18}"]
+    assert "data.transform: missing, and pictures need one (known: crop, square)" in cli("train", *bare).error
+    misspelt = cli("train", *bare, "data.transform={name: sqare}").error
+    assert "transform.name: unknown name 'sqare' (did you mean 'square'?)" in misspelt
+    backbone = cli("train", *small, "model.image.encoder.backbone=resnet19").error
+    assert "model.image.encoder: backbone must be a torchvision ResNet, got 'resnet19' (did you mean" in backbone
+    tiny_pictures = cli("train", *small, "data.transform.size=1", "model.image.encoder.backbone=caffe_resnet50").error
+    assert "model.image: takes no pictures of 1 x 1 (" in tiny_pictures and "override" not in tiny_pictures
+    state = ResNetBackbone("resnet18").state_dict()
+    torch.save({**state, "conv1.weight": state["conv1.weight"] * torch.nan}, tmp_path / "nan.pth")
+    nan = cli("train", *small, f"model.image.encoder.weights={tmp_path / 'nan.pth'}").error
+    assert "model.image.encoder.backbone.conv1.weight: the weights that it starts from are not finite" in nan
+    dev = sorted((tmp_path / "world" / "images").glob("dev*.png"))
+    for path in dev[1:3]:
+        path.rename(path.with_suffix(".txt"))
+    assert f"{dev[1].name}: no such picture (nor 1 others of 4)" in cli("train", *small, "--dry-run").error
+    for path in dev[1:3]:
+        path.with_suffix(".txt").rename(path)
+    weights_file = cli("train", *small, "model.image.encoder.weights=/no/such.pth").error
+    assert weights_file.startswith("error: override 'model.image.encoder.weights=/no/such.pth': model.image.encoder: ")
+    assert "/no/such.pth: no such file; expected the backbone's published weights" in weights_file
+
+
+def test_messages_of_the_library(cli: Cli, small: list[str], tmp_path: Path) -> None:
+    assert cli("train", *small).code == 0
+    model = vse.load(tmp_path / "run")
+    for images, message in (
+        ([tmp_path / "none.png"], "none.png: no such picture"),
+        ([torch.zeros(3, 32, 32), torch.zeros(3, 16, 16)], r"of one size, got \(3, 16, 16\)"),
+        ([torch.zeros(3, 32, 32), torch.zeros(3, 32, 32).byte()], "bytes, .* and float tensors cannot share"),
+        ([torch.zeros(16, 1728)], r"pictures must be \(3, height, width\) of one size, got \(16, 1728\)"),
+        ([], "nothing to encode"),
+        (str(tmp_path), "images must be a list, got a single str"),
+        (Image.new("RGB", (8, 8)), "images must be a list, got a single Image"),
+        ([np.zeros((8, 8, 3))], "images must be paths, PIL pictures or tensors, got ndarray"),
+        ([b"bytes"], "images must be paths, PIL pictures or tensors, got bytes"),
+        ({"a": 1}, "images must be a list, got a single dict"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.encode_images(images)  # type: ignore[arg-type]

@@ -1,0 +1,444 @@
+"""Features of one's own pictures and clips, and what is trained on them."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import ROOT, Outcome, write_pictures
+from PIL import Image
+from torch import nn
+from torchvision.models.detection import fasterrcnn_resnet50_fpn
+
+from vse.build import build_image_encoder, read_config, read_corpus
+from vse.data.clips import read_frames
+from vse.data.formats import precomp
+from vse.data.transforms import open_picture, to_tensor
+from vse.encoders.backbones import ResNetBackbone
+from vse.features.detector import Detector
+from vse.features.extraction import RowWriter, _as_kind
+from vse.training import trainer
+
+Cli = Callable[..., Outcome]
+
+
+@pytest.fixture
+def grid(tmp_path: Path) -> list[str]:
+    """Config and overrides of a small grid model on pictures, its backbone from a file of weights."""
+    root = write_pictures(tmp_path / "pictures")
+    torch.manual_seed(0)
+    torch.save(ResNetBackbone("resnet18").state_dict(), tmp_path / "resnet18.pth")
+    return [
+        str(ROOT / "configs" / "demo_pictures.yaml"),
+        "data={format: karpathy, sampling: pair, options: {pictures: images}}",
+        f"data.root={root}",
+        "data.transform={name: square, size: 64, augment: false}",
+        "model.image.encoder={name: grid, backbone: resnet18, freeze_epochs: 9, train_norm: false}",
+        f"model.image.encoder.weights={tmp_path / 'resnet18.pth'}",
+        *(
+            "model.embed_dim=8",
+            "train.batch_size=6",
+            "train.epochs=1",
+            "eval.batch_size=5",
+            f"run.dir={tmp_path / 'run'}",
+        ),
+    ]
+
+
+def test_training_from_extracted_cells_equals_training_online(grid: list[str], cli: Cli, tmp_path: Path) -> None:
+    """The same losses, step by step, as with the frozen encoder."""
+    config, *settings = grid
+    assert cli("extract_features", config, tmp_path / "out", *settings).code == 0
+    online = trainer.Training(read_config(config, settings))
+    frozen = [s for s in settings if not s.startswith(("data", "model.image"))]
+    files = [f"data.root={tmp_path / 'out'}", "data.format=precomp", "model.image.encoder={name: regions, mlp: null}"]
+    offline = trainer.Training(read_config(ROOT / "configs" / "demo.yaml", [*frozen, *files]))
+    state = online.model.state_dict()
+    own = {k.replace("image.encoder.head.", "image.encoder."): v for k, v in state.items() if ".backbone." not in k}
+    offline.model.load_state_dict(own)
+    assert offline.vocabulary.state == online.vocabulary.state
+    found: dict[str, list[float]] = {"online": [], "offline": []}
+    for name, training in (("online", online), ("offline", offline)):
+        for epoch in (0, 1):
+            training.epoch, training.step = epoch, 0
+            training.start_epoch()
+            for batch in training.batches():
+                found[name].append(float(training.train_step(batch)["total"]))
+    assert len(found["online"]) == 8 and found["online"] == pytest.approx(found["offline"], rel=1e-5)
+    assert found["online"][0] != found["online"][-1]
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_files_are_the_corpus(grid: list[str], cli: Cli, tmp_path: Path, half: bool) -> None:
+    """Order, ids and captions are the corpus's, any number of captions per image; the rows are the cells."""
+    config, *settings = grid
+    annotations = tmp_path / "pictures" / "dataset_small.json"
+    content = json.loads(annotations.read_text())
+    content["images"][1]["sentences"].append({"raw": "one  more\tcaption", "sentid": 999})
+    annotations.write_text(json.dumps(content))
+    options = ["--split", "train", "--split", "test", *(["--float16"] if half else [])]
+    outcome = cli("extract_features", config, tmp_path / "out", *settings, *options)
+    assert outcome.code == 0 and "train, test finished" in outcome.out, outcome.err
+    source = read_corpus(read_config(config, settings), "train")
+    made = precomp(str(tmp_path / "out"), "train")
+    assert list(made.image_ids) == [str(label) for label in source.image_ids]
+    pairs = sorted(zip(source.image_of_caption.tolist(), (" ".join(c.split()) for c in source.captions), strict=True))
+    assert sorted(zip(made.image_of_caption.tolist(), made.captions, strict=True)) == pairs
+    assert np.load(tmp_path / "out" / "train_ims.npy", mmap_mode="r").dtype == (np.float16 if half else np.float32)
+    encoder: Any = build_image_encoder(read_config(config, settings), "pictures").eval()
+    for row, path in enumerate(source.images):
+        picture = to_tensor(open_picture(path).resize((64, 64), Image.Resampling.BILINEAR))
+        with torch.no_grad():
+            cells = encoder.backbone(encoder.normalise(picture[None]))[0].numpy()
+        np.testing.assert_allclose(made.images[row], cells, atol=2e-2 * cells.max() if half else 1e-4 * cells.max())
+    manifest = json.loads((tmp_path / "out" / "train_manifest.json").read_text())
+    assert manifest["extractor"]["backbone"] == "resnet18" and manifest["transform"]["size"] == 64
+    assert manifest["data"]["root"].endswith("pictures") and manifest["weights"].endswith("resnet18.pth")
+    assert manifest["items"] == 12 and manifest["dtype"] == ("float16" if half else "float32")
+    assert not list((tmp_path / "out").glob(".*unfinished*"))
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_what_is_done_is_not_done_again(
+    grid: list[str], cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, *settings = grid
+    arguments = [config, tmp_path / "out", *settings]
+    assert cli("extract_features", config, tmp_path / "whole", *settings).code == 0
+    write, seen = RowWriter.write, []
+
+    def killed(self: RowWriter, start: int, values: Any) -> None:
+        seen.append((self.split, start))
+        if len(seen) == 3:
+            self.arrays["ims"][start] = 7  # a batch half written
+            raise Killed
+        write(self, start, values)
+
+    monkeypatch.setattr(RowWriter, "write", killed)
+    with pytest.raises(Killed):
+        cli("extract_features", *arguments)
+    assert seen == [("train", 0), ("train", 5), ("train", 10)]
+    assert not (tmp_path / "out" / "train_ims.npy").exists()
+    assert cli("extract_features", *arguments).code == 0
+    assert seen[3:] == [("train", 10), ("dev", 0), ("dev", 5), ("test", 0), ("test", 5)]
+    for file in ("train_ims.npy", "dev_ims.npy", "train_caps.txt", "test_ids.txt"):
+        assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+    again = cli("extract_features", *arguments)
+    assert again.code == 0 and "train is finished" in again.out and len(seen) == 8
+
+
+@pytest.mark.parametrize("size", [0, 100, 300])
+def test_a_damaged_unfinished_array(size: int, tmp_path: Path) -> None:
+    writer = RowWriter(tmp_path, "dev", 50, {"a": 1})
+    writer.write(0, {"ims": np.ones((2, 3), dtype=np.float32)})
+    with open(tmp_path / ".unfinished_dev_ims.npy", "r+b") as file:
+        file.truncate(size)
+    with pytest.raises(ValueError, match=".dev_unfinished.json: what it tells of is damaged .*; remove it"):
+        RowWriter(tmp_path, "dev", 50, {"a": 1})
+
+
+def test_a_full_disk_is_known_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    with pytest.raises(ValueError, match="dev_ims.npy: cannot be written .No space left on device."):
+        RowWriter(tmp_path, "dev", 2, {"a": 1}).write(0, {"ims": np.ones((2, 3), dtype=np.float32)})
+
+
+@pytest.mark.parametrize("moved", [0, 1])
+def test_killed_between_the_last_rows_and_the_manifest(moved: int, tmp_path: Path) -> None:
+    values = {"ims": np.ones((2, 3), dtype=np.float32), "boxes": np.zeros((2, 4), dtype=np.float32)}
+    RowWriter(tmp_path, "dev", 2, {"a": 1}).write(0, values)
+    for name in ["ims", "boxes"][:moved]:
+        (tmp_path / f".unfinished_dev_{name}.npy").rename(tmp_path / f"dev_{name}.npy")
+    writer = RowWriter(tmp_path, "dev", 2, {"a": 1})
+    assert writer.done == 2
+    writer.finish()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["dev_boxes.npy", "dev_ims.npy", "dev_manifest.json"]
+
+
+def test_kill_9(grid: list[str], cli: Cli, tmp_path: Path) -> None:
+    """A real one, whenever it comes."""
+    config, *settings = grid
+    command = [sys.executable, str(ROOT / "scripts" / "extract_features.py"), config, str(tmp_path / "out"), *settings]
+    command.append("eval.batch_size=1")
+    journal = tmp_path / "out" / ".train_unfinished.json"
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    while process.poll() is None and (not journal.exists() or json.loads(journal.read_text()).get("done", 0) < 2):
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    assert cli("extract_features", *command[2:]).code == 0
+    assert cli("extract_features", config, tmp_path / "whole", *command[4:]).code == 0
+    assert (tmp_path / "out" / "train_ims.npy").read_bytes() == (tmp_path / "whole" / "train_ims.npy").read_bytes()
+
+
+def test_mistakes_are_one_line(grid: list[str], cli: Cli, tmp_path: Path) -> None:
+    config, *settings = grid
+    arguments = [config, tmp_path / "out", *settings]
+    assert cli("extract_features", *arguments, "--split", "dev").code == 0
+    assert cli("extract_features", *arguments, "model.image.encoder.freeze_epochs=3", "--split", "dev").code == 0
+    for split in ("dev", "test"):  # all of a folder are of one kind
+        for change, differs in (
+            ("data.transform.size=32", "transform"),
+            ("model.image.encoder.weights=null", "weights_sha256"),
+        ):
+            other = cli("extract_features", *arguments, change, "--split", split).error
+            assert f"dev_manifest.json: made with another {differs}; remove it with its features" in other
+        half = cli("extract_features", *arguments, "--split", split, "--float16").error
+        assert "made with another dtype" in half
+    shutil.copytree(tmp_path / "pictures", tmp_path / "moved")
+    moved = [f"data.root={tmp_path / 'moved'}", "--split", "dev"]
+    assert "dev is finished" in cli("extract_features", *arguments, *moved).out
+    annotations = tmp_path / "moved" / "dataset_small.json"
+    annotations.write_text(annotations.read_text().replace('"raw": "', '"raw": "new '))
+    assert "made with another corpus_sha256" in cli("extract_features", *arguments, *moved).error
+    (tmp_path / "mine").mkdir()
+    np.save(tmp_path / "mine" / "dev_ims.npy", np.zeros((5, 3)))
+    own = cli("extract_features", config, tmp_path / "mine", *settings, "--split", "dev").error
+    assert "dev_ims.npy: is there, and no manifest says what made it" in own
+    options = cli("extract_features", *arguments, "--split", "dev", "--boxes", "9").error
+    assert "--boxes and --size are for --detector" in options
+    folder = cli("extract_features", config, *settings).error
+    assert "expected a folder to write into, got data=" in folder
+    (tmp_path / "old" / "precomp").mkdir(parents=True)
+    old = cli("extract_features", config, tmp_path / "old", *settings).error
+    assert "training would read that and not what is extracted" in old
+    result = tmp_path / "out" / "dev_ims.npy"
+    result.rename(tmp_path / "kept.npy")
+    gone = cli("extract_features", *arguments, "--split", "dev").error
+    assert "dev_ims.npy: is missing, though dev_manifest.json says that it is finished; remove that" in gone
+    (tmp_path / "kept.npy").rename(result)
+    for content in ("{", "[]"):
+        (tmp_path / "mine" / "dev_manifest.json").write_text(content)
+        assert "dev_manifest.json: " in cli("extract_features", config, tmp_path / "mine", *settings).error
+    picture = tmp_path / "pictures" / "images" / "3.jpg"
+    picture.write_bytes(picture.read_bytes()[:50])
+    assert "3.jpg: not a picture that can be read" in cli("extract_features", *arguments).error
+    regions = cli("extract_features", *arguments, "model.image.encoder={name: regions}")
+    assert "model.image.encoder.name: regions reads features, but the image tower is given pictures" in regions.error
+    none = cli("extract_features", *arguments, "data.transform=null")
+    assert none.code == 2
+    features = ["data={format: synthetic, options: {}}", f"data.root={tmp_path / 'world'}"]
+    assert cli("extract_features", ROOT / "configs" / "demo.yaml", tmp_path / "x", features[1]).code == 2
+    lost = cli("extract_features", *arguments, "--detector", "/none.pth")
+    assert "/none.pth: no such file; expected the detector's published weights" in lost.error
+    boxes = cli("extract_features", *arguments, "--detector", "none", "--boxes", "0")
+    assert "boxes must be 1 to 1000 and size at least 32, got 0 and 800" in boxes.error
+
+
+def test_clips_become_files_of_frame_features(cli: Cli, tmp_path: Path) -> None:
+    """All frames, pooled, as the video encoder has them; training goes on from the files; nothing is done twice."""
+    world = tmp_path / "world"
+    settings = [f"data.root={world}", "data.options={train_scenes: 10, eval_scenes: 4}"]
+    settings += ["data.transform.size=96", "data.transform.resize=96"]  # several cells a frame
+    settings += ["model.embed_dim=8", f"run.dir={tmp_path / 'run'}", "train.epochs=1", "train.batch_size=5"]
+    config = ROOT / "configs" / "demo_video.yaml"
+    torch.manual_seed(0)
+    torch.save(ResNetBackbone("resnet18").state_dict(), tmp_path / "resnet18.pth")
+    weights = f"model.image.encoder.weights={tmp_path / 'resnet18.pth'}"
+    assert cli("train", config, *settings, "--dry-run").code == 0  # renders the world
+    outcome = cli("extract_features", config, world, *settings, weights)
+    assert outcome.code == 0, outcome.err
+    encoder: Any = build_image_encoder(read_config(config, [*settings, weights]), "frames").eval()
+    for gif in sorted((world / "gifs").glob("*.gif"))[::5]:
+        pictures = [frame.resize((96, 96), Image.Resampling.BILINEAR) for frame in read_frames(gif, np.arange)]
+        frames = torch.stack([to_tensor(picture) for picture in pictures])
+        with torch.no_grad():
+            expected = encoder(frames[None]).features[0].numpy()
+        np.testing.assert_allclose(np.load(world / "features" / f"{gif.stem}.npy"), expected, atol=2e-2)
+    times = {path: path.stat().st_mtime_ns for path in (world / "features").glob("*.npy")}
+    (world / "features" / "train_00003.npy").unlink()
+    (world / "train_manifest.json").rename(world / ".train_unfinished.json")  # as if it had been killed
+    other = cli("extract_features", config, world, *settings)
+    assert "made with another weights_sha256" in other.error
+    assert cli("extract_features", config, world, *settings, weights).code == 0
+    (world / "dev_manifest.json").unlink()
+    stale = cli("extract_features", config, world, *settings, weights)
+    assert "dev_00000.npy: is there, and no manifest says what made it" in stale.error
+    changed = [path.name for path, before in times.items() if path.stat().st_mtime_ns != before]
+    assert changed == ["train_00003.npy"]
+    outcome = cli("train", config, *settings, "data.options.frames=features")
+    assert outcome.code == 0, outcome.err
+
+
+@pytest.fixture(scope="module")
+def detector() -> Detector:
+    """A random Faster R-CNN whose classes differ a little more than at the start."""
+    torch.manual_seed(0)
+    made = Detector(weights=None, size=128)
+    nn.init.normal_(made.net.roi_heads.box_predictor.cls_score.weight, std=0.01)
+    return made.eval()
+
+
+def photos() -> list[torch.Tensor]:
+    rng = np.random.default_rng(0)
+    sizes = [(60, 80), (90, 70), (60, 80)]
+    return [torch.from_numpy(rng.integers(0, 256, (3, *size), dtype=np.uint8)) for size in sizes]
+
+
+def test_the_best_boxes(detector: Detector) -> None:
+    found = detector(photos())
+    assert {name: array.shape for name, array in found.items()} == {
+        "ims": (3, 36, 1024),
+        "boxes": (3, 36, 4),
+        "scores": (3, 36),
+        "labels": (3, 36),
+        "sizes": (3, 2),
+    }
+    assert found["sizes"].tolist() == [[80, 60], [70, 90], [80, 60]]
+    for boxes, (width, height) in zip(found["boxes"], found["sizes"], strict=True):
+        assert (
+            (boxes[:, :2] >= 0).all() and (boxes[:, 2] <= width + 1e-3).all() and (boxes[:, 3] <= height + 1e-3).all()
+        )
+    assert (found["labels"] >= 1).all()
+    assert not np.array_equal(found["boxes"][0], found["boxes"][2])
+
+
+def test_the_best_box_is_the_librarys_own(detector: Detector) -> None:
+    """torchvision's own post-processing, without its threshold, has the same first box, score and label."""
+    found = detector(photos())
+    detector.net.roi_heads.score_thresh = 0.0
+    for row, picture in enumerate(photos()):
+        with torch.no_grad():
+            result = detector.net([picture.float() / 255])[0]
+        np.testing.assert_allclose(found["boxes"][row, 0], result["boxes"][0].numpy(), atol=1e-2)
+        np.testing.assert_allclose(found["scores"][row, 0], float(result["scores"][0]), atol=1e-5)
+        assert found["labels"][row, 0] == int(result["labels"][0])
+
+
+def test_batch_mates_change_no_picture(detector: Detector) -> None:
+    together = detector(photos())
+    for row, picture in enumerate(photos()):
+        alone = detector([picture])
+        for name, array in alone.items():
+            np.testing.assert_allclose(array[0], together[name][row], atol=1e-3)
+
+
+def test_features_are_those_of_the_boxes(detector: Detector) -> None:
+    picture = photos()[0]
+    found = detector([picture])
+    images, _ = detector.net.transform([picture.float() / 255])
+    scale = torch.tensor([images.image_sizes[0][1] / 80, images.image_sizes[0][0] / 60] * 2)
+    boxes = torch.from_numpy(found["boxes"][0]) * scale
+    heads = detector.net.roi_heads
+    with torch.no_grad():
+        maps = detector.net.backbone(images.tensors)
+        for k in (0, 7, 35):
+            expected = heads.box_head(heads.box_roi_pool(maps, [boxes[k : k + 1]], images.image_sizes))[0]
+            np.testing.assert_allclose(found["ims"][0, k], expected.numpy(), atol=1e-4)
+
+
+def test_the_published_layout(tmp_path: Path) -> None:
+    """A frozen BatchNorm has no counters, and in torchvision's COCO weights no epsilon."""
+    torch.manual_seed(0)
+    source = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None).eval()
+    for module in source.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_var, 0.5, 1.5)  # type: ignore[arg-type]
+            module.eps = 0.0
+    state = {k: v for k, v in source.state_dict().items() if "num_batches_tracked" not in k}
+    torch.save(state, tmp_path / "coco.pth")
+    made = Detector(weights=str(tmp_path / "coco.pth")).eval()
+    picture = torch.rand(1, 3, 64, 64)
+    assert {m.eps for m in made.net.modules() if isinstance(m, nn.BatchNorm2d)} == {0.0}
+    with torch.no_grad():
+        for key, value in source.backbone(picture).items():
+            torch.testing.assert_close(made.net.backbone(picture)[key], value)
+    torch.save({**state, "rpn.head.conv.0.0.bias": torch.full((256,), torch.nan)}, tmp_path / "coco.pth")
+    with pytest.raises(ValueError, match="coco.pth: its weights are not finite"):
+        Detector(weights=str(tmp_path / "coco.pth"))
+    with pytest.raises(ValueError, match="thin.png: 400 x 2 pixels are too narrow for the detector"):
+        Detector(weights=None, size=96)([torch.zeros(3, 2, 400, dtype=torch.uint8)], ["thin.png"])
+
+
+def test_random_weights_are_the_seeds(grid: list[str], cli: Cli, tmp_path: Path) -> None:
+    """One network for all splits, and the same when it goes on."""
+    config, *settings = grid
+    settings.append("model.image.encoder.weights=null")
+    assert cli("extract_features", config, tmp_path / "out", *settings, "--split", "dev", "--split", "dev").code == 0
+    assert cli("extract_features", config, tmp_path / "out", *settings).code == 0
+    manifests = [json.loads(path.read_text()) for path in (tmp_path / "out").glob("*_manifest.json")]
+    assert len(manifests) == 3 and len({manifest["weights_sha256"] for manifest in manifests}) == 1
+
+
+def test_numbers_that_float16_does_not_hold() -> None:
+    with pytest.raises(ValueError, match="features of image 7 or the next ones are not finite numbers of float16"):
+        _as_kind(np.array([1e6]), True, "image 7")
+    assert _as_kind(np.array([1e6]), False, "image 7").dtype == np.float32
+
+
+def test_an_image_without_a_caption(grid: list[str], cli: Cli, tmp_path: Path) -> None:
+    config, *settings = grid
+    annotations = tmp_path / "pictures" / "dataset_small.json"
+    content = json.loads(annotations.read_text())
+    content["images"][2]["sentences"] = []
+    annotations.write_text(json.dumps(content))
+    assert "image 2 has no caption" in cli("extract_features", config, tmp_path / "out", *settings).error
+
+
+def test_boxes_that_overlap_come_last(detector: Detector) -> None:
+    boxes = torch.tensor([[0.0, 0, 10, 10], [1, 0, 11, 10], [20, 20, 30, 30], [0, 0, 10, 11]])
+    scores = torch.tensor([[0.1, 0.5, 0.4], [0.1, 0.2, 0.7], [0.4, 0.3, 0.3], [0.0, 0.6, 0.4]])
+    moved = boxes[:, None].expand(-1, 3, -1)
+    small = Detector(weights=None, boxes=3, size=128)
+    chosen, best, labels = small._choose(moved, scores, (40, 40))
+    assert chosen.tolist() == boxes[[1, 2, 3]].tolist() and labels.tolist() == [2, 1, 1]
+    assert best.tolist() == pytest.approx([0.7, 0.3, 0.6])
+    few = small._choose(moved[:1], scores[:1], (40, 40))[0]
+    assert few.tolist() == boxes[[0, 0, 0]].tolist()
+
+
+def test_detected_regions_are_trained_on(grid: list[str], cli: Cli, tmp_path: Path) -> None:
+    """From a file of weights; boxes, scores, labels and sizes lie beside the features."""
+    torch.manual_seed(0)
+    torch.save(fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None).state_dict(), tmp_path / "detector.pth")
+    shutil.rmtree(tmp_path / "pictures")
+    write_pictures(tmp_path / "pictures", train=4, others=2)
+    config, *settings = grid
+    options = ["--detector", tmp_path / "detector.pth", "--boxes", "5", "--size", "96"]
+    outcome = cli("extract_features", config, tmp_path / "out", *settings, *options)
+    assert outcome.code == 0, outcome.err
+    shapes = {
+        name: np.load(tmp_path / "out" / f"train_{name}.npy").shape for name in ("ims", "boxes", "scores", "sizes")
+    }
+    assert shapes == {"ims": (4, 5, 1024), "boxes": (4, 5, 4), "scores": (4, 5), "sizes": (4, 2)}
+    tiny = [
+        "model.embed_dim=8",
+        "train.batch_size=4",
+        "train.epochs=1",
+        "data.workers=0",
+        "data.vocabulary.min_count=1",
+    ]
+    region = ROOT / "configs" / "vse_infty" / "f30k_region_bigru.yaml"
+    outcome = cli("train", region, *tiny, f"data.root={tmp_path / 'out'}", f"run.dir={tmp_path / 'regions'}")
+    assert outcome.code == 0, outcome.err
+
+
+def test_bad_detector_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match="other.pth: does not fit the detector: "):
+        Detector(weights=str(tmp_path / "other.pth"))
+    (tmp_path / "text.pth").write_text("no weights")
+    with pytest.raises(ValueError, match="text.pth: cannot be read as weights"):
+        Detector(weights=str(tmp_path / "text.pth"))
+    with pytest.raises(ValueError, match="must be one of torchvision's Faster R-CNNs, got 'fasterrcnn'"):
+        Detector("fasterrcnn")
+
+    def offline(*_: object, **__: object) -> None:
+        raise OSError("no route")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
+    with pytest.raises(ValueError, match=r"weights 'coco' cannot be downloaded \(no route\); a file may be named"):
+        Detector()

@@ -1,0 +1,144 @@
+"""What several tests share: small data sets, models and checkpoints, and the outcome of a command."""
+
+import json
+from argparse import Namespace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from vse.aggregators import GPO
+from vse.data.vocabulary import SPECIALS
+
+ROOT = Path(__file__).parents[1]
+WORDS = "red green blue dog cat bird runs sits flies over under beside water grass snow".split()
+SMALL: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+State = dict[str, Tensor]
+DIM = 8
+
+
+class Outcome(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """The error line, after checking that it is the only thing on stderr but for progress."""
+        lines = [line for line in self.err.replace("\r", "\n").split("\n") if line.startswith("error:")]
+        assert len(lines) == 1 and "Traceback" not in self.err, self.err
+        return lines[0]
+
+
+def write_precomp(folder: Path, train: int = 24, others: int = 10, width: int = 12, seed: int = 0) -> Path:
+    """A precomp corpus: 5 captions per image, 6 regions; dev and test repeat each image once per caption."""
+    rng = np.random.default_rng(seed)
+    precomp = folder / "precomp"
+    precomp.mkdir(parents=True)
+    for split, count in (("train", train), ("dev", others), ("test", others)):
+        features = rng.standard_normal((count, 6, width)).astype(np.float32)
+        np.save(precomp / f"{split}_ims.npy", features if split == "train" else np.repeat(features, 5, axis=0))
+        captions = [" ".join(rng.choice(WORDS, rng.integers(2, 8))) for _ in range(count * 5)]
+        (precomp / f"{split}_caps.txt").write_text("\n".join(captions) + "\n")
+        (precomp / f"{split}_ids.txt").write_text("".join(f"{1000 + i}\n" for i in range(count)))
+    return folder
+
+
+def write_pictures(folder: Path, train: int = 12, others: int = 6) -> Path:
+    """Pictures of noise in Karpathy's layout, two captions each."""
+    rng = np.random.default_rng(0)
+    (folder / "images").mkdir(parents=True)
+    entries: list[dict[str, Any]] = []
+    for split, count in (("train", train), ("val", others), ("test", others)):
+        for _ in range(count):
+            number = len(entries)
+            texts = [" ".join(rng.choice(WORDS, rng.integers(2, 8))) for _ in range(2)]
+            sentences = [{"raw": text, "sentid": 2 * number + i} for i, text in enumerate(texts)]
+            entries.append({"split": split, "imgid": number, "filename": f"{number}.jpg", "sentences": sentences})
+            noise = rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)
+            Image.fromarray(noise).save(folder / "images" / f"{number}.jpg")
+    (folder / "dataset_small.json").write_text(json.dumps({"images": entries}))
+    return folder
+
+
+def write_transformer(folder: Path, config: Any, weights: bool = False) -> Path:
+    """A folder of a `transformers` model, as published ones are: its config, with or without (random) weights."""
+    from transformers import AutoModel
+
+    (AutoModel.from_config(config) if weights else config).save_pretrained(folder)
+    return folder
+
+
+def write_tokenizer(folder: Path, words: list[str]) -> Path:
+    """BERT's fast tokenizer, of specials, letters, and words, beside a model's config."""
+    from tokenizers import BertWordPieceTokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    pieces = dict.fromkeys([*special, *words, *letters, *(f"##{letter}" for letter in letters)])
+    tokenizer = BertWordPieceTokenizer({piece: i for i, piece in enumerate(pieces)})
+    names = {f"{kind}_token": f"[{kind.upper()}]" for kind in ("pad", "unk", "cls", "sep", "mask")}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer._tokenizer, **names).save_pretrained(folder)
+    return folder
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def below(prefix: str, module: nn.Module | State) -> State:
+    state = module if isinstance(module, dict) else module.state_dict()
+    return {prefix + key: value.clone() for key, value in state.items()}
+
+
+def mlp(in_dim: int, dim: int = DIM) -> State:
+    """VSE∞'s: two layers, two norms, the second unused."""
+    layers = [nn.Linear(in_dim, dim // 2), nn.Linear(dim // 2, dim)]
+    norms = [nn.BatchNorm1d(dim // 2), nn.BatchNorm1d(dim)]
+    norms[0].running_mean.uniform_(-1, 1)  # type: ignore[union-attr]
+    return {
+        k: v for i in (0, 1) for k, v in {**below(f"layers.{i}.", layers[i]), **below(f"bns.{i}.", norms[i])}.items()
+    }
+
+
+def region_states(vocabulary: int = 30, width: int = 12) -> tuple[State, State]:
+    """VSE∞, regions and BiGRU."""
+    torch.manual_seed(2)
+    gru = nn.GRU(6, DIM, batch_first=True, bidirectional=True)
+    image = {**below("fc.", nn.Linear(width, DIM)), **below("mlp.", mlp(width)), **below("gpool.", GPO())}
+    text = {**below("embed.", nn.Embedding(vocabulary, 6)), **below("rnn.", gru), **below("gpool.", GPO())}
+    return image, text
+
+
+def save_vse_infty(file: Path, **sizes: int) -> Path:
+    options = Namespace(data_name="f30k_precomp", batch_size=4)
+    torch.save({"model": list(region_states(**sizes)), "opt": options, "best_rsum": np.float64(1.0)}, file)
+    return file
+
+
+def words_file(path: Path, count: int) -> Path:
+    words = [*SPECIALS[:-1], *WORDS, *(f"w{i}" for i in range(count))][:count]
+    path.write_text(json.dumps({"word2idx": {word: i for i, word in enumerate(words)}}))
+    return path
+
+
+def karpathy_file(folder: Path, **changes: Any) -> Path:
+    def entry(number: int, split: str, captions: int) -> dict[str, Any]:
+        sentences = [{"raw": f"  Caption {number} {i}", "sentid": number * 10 + i} for i in range(captions)]
+        return {
+            "filename": f"{number}.jpg",
+            "filepath": "val2014",
+            "imgid": number,
+            "split": split,
+            "sentences": sentences,
+        }
+
+    entries = [entry(0, "train", 5), entry(1, "restval", 7), entry(2, "val", 1), entry(3, "test", 20)]
+    entries[0] = {**entries[0], **changes}
+    (folder / "images").mkdir(parents=True)
+    (folder / "dataset_tiny.json").write_text(json.dumps({"images": entries}))
+    return folder

@@ -1,0 +1,1 @@
+"""Checkpoints: this package's own, and those of the four official codes."""

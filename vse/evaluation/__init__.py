@@ -1,0 +1,1 @@
+"""Evaluation: encode a corpus, score it, report under a protocol."""

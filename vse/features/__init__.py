@@ -1,0 +1,1 @@
+"""Features of pictures and clips, extracted into files to train from."""

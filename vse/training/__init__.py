@@ -1,0 +1,1 @@
+"""Training: the loop, what it writes down, and how it is stopped."""
