@@ -1,6 +1,6 @@
 """The one exception that means "the user gave something wrong", and what its lines are made of."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -43,3 +43,36 @@ def misfit(own: Mapping[str, Any], given: Mapping[str, Any]) -> str:
     ]
     more = f" and {len(reasons) - 3} more" if len(reasons) > 3 else ""
     return "; ".join(reasons[:3]) + more
+
+
+def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
+    """Raise ValueError unless ``value`` is one of ``choices``.
+
+    >>> check_choice("mining", "hard", ("hardest", "all"))
+    Traceback (most recent call last):
+    ValueError: mining must be one of 'hardest' or 'all', got 'hard'
+    """
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {' or '.join(map(repr, choices))}, got {value!r}")
+
+
+def check_probability(name: str, value: float) -> None:
+    """Raise ValueError unless ``value`` is in [0, 1), as the probability of dropping something must be.
+
+    >>> check_probability("drop", 1.0)
+    Traceback (most recent call last):
+    ValueError: drop must be in [0, 1), got 1.0
+    """
+    if not 0 <= value < 1:
+        raise ValueError(f"{name} must be in [0, 1), got {value}")
+
+
+def check_at_least(name: str, value: float, least: float) -> None:
+    """Raise ValueError unless ``value`` is at least ``least``.
+
+    >>> check_at_least("k", 0, 1)
+    Traceback (most recent call last):
+    ValueError: k must be at least 1, got 0
+    """
+    if not value >= least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
