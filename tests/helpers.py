@@ -1,6 +1,8 @@
 """What several tests share: small data sets, models and checkpoints, and the outcome of a command."""
 
 import json
+import subprocess
+import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +13,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vse.aggregators import GPO
+from vse.build import read_config
+from vse.checkpoints.native import load_checkpoint
 from vse.data.vocabulary import SPECIALS
 
 ROOT = Path(__file__).parents[1]
@@ -142,3 +146,31 @@ def karpathy_file(folder: Path, **changes: Any) -> Path:
     (folder / "images").mkdir(parents=True)
     (folder / "dataset_tiny.json").write_text(json.dumps({"images": entries}))
     return folder
+
+
+def weights_of(run: Path, name: str = "last.pt") -> State:
+    """The weights in a run's checkpoint."""
+    weights: State = load_checkpoint(run / name)["model"]
+    return weights
+
+
+def same_weights(a: State, b: State) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def small_config(config: str, tiny: list[str]) -> list[str]:
+    """A published system's config with everything wide made narrow, on the tiny corpus."""
+    content = read_config(ROOT / "configs" / config)
+    settings = [s for s in tiny[1:] if not s.startswith("optim.schedule")]
+    for side in ("image", "text"):
+        if getattr(content.model, side).aggregator.name == "set_prediction":
+            settings.append(f"model.{side}.aggregator.head_dim=4")
+    return [str(ROOT / "configs" / config), *settings]
+
+
+def launch_training(tiny: list[str], *more: str) -> subprocess.Popen[str]:
+    """A training in a process group of its own."""
+    command = [sys.executable, str(ROOT / "scripts" / "train.py"), *tiny, *more]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True
+    )

@@ -1,6 +1,6 @@
 """From a config to objects; the only module that knows every table."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -132,15 +132,11 @@ def _reads(config: Config, side: str, otherwise: str) -> tuple[str, ...]:
     return (reads,) if isinstance(reads, str) else tuple(reads)
 
 
-def build_vocabulary(config: Config, training: Corpus, state: dict[str, Any] | None = None) -> Vocabulary | Pieces:
-    """Vocabulary of a run's ``state``, or the text model's own, or from the config's file, or of the training captions.
+def build_vocabulary(config: Config, training: Corpus) -> Vocabulary | Pieces:
+    """Vocabulary of a new run: the text model's own, or from the config's file, or of the training captions.
 
     Raises InputError when the caption augmentation needs a mask that the text model does not know.
     """
-    if state is not None:
-        saved = saved_vocabulary(state["vocabulary"])
-        assert not isinstance(saved, MissingVocabulary)  # no run has been without one
-        return saved
     key = "model.text.encoder"
     text = config.model.text.encoder
     if reads_pieces(config):
@@ -149,17 +145,23 @@ def build_vocabulary(config: Config, training: Corpus, state: dict[str, Any] | N
             raise InputError(f"{config.source(place)}: {place}: {text.name} has its own vocabulary; got {file}")
         with naming(config, f"{key}.model"):
             pieces = Pieces.read(text.arguments["model"])
-        if drop := text.arguments.get("drop"):
-            lacks = "mask token to put in the place of words" if pieces.mask is None else "notion of words"
-            if pieces.mask is None or len(np.unique(pieces.encode_words("two dogs")[1][1:-1])) < 2:
-                raise InputError(
-                    f"{config.source(f'{key}.drop')}: {key}.drop: the tokenizer of {text.arguments['model']} has no "
-                    f"{lacks}; expected 0, got {drop}"
-                )
+        check_augmentation(config, pieces)
         return pieces
     if config.data.vocabulary.file is not None:
         return Vocabulary.read(config.data.vocabulary.file)
     return Vocabulary.build(training.captions, config.data.vocabulary.min_count)
+
+
+def check_augmentation(config: Config, pieces: Pieces) -> None:
+    """Raise InputError when the caption augmentation needs a mask, or words, that a tokenizer does not know."""
+    key, text = "model.text.encoder.drop", config.model.text.encoder
+    if drop := text.arguments.get("drop"):
+        lacks = "mask token to put in the place of words" if pieces.mask is None else "notion of words"
+        if pieces.mask is None or len(np.unique(pieces.encode_words("two dogs")[1][1:-1])) < 2:
+            model = text.arguments["model"]
+            raise InputError(
+                f"{config.source(key)}: {key}: the tokenizer of {model} has no {lacks}; expected 0, got {drop}"
+            )
 
 
 def image_width(*corpora: Corpus) -> int | None:
@@ -183,50 +185,38 @@ def reads_pieces(config: Config) -> bool:
     return _reads(config, "text", "") == ("pieces",)
 
 
-def saved_vocabulary(state: Any) -> Words:
-    """Vocabulary from what a checkpoint holds of it."""
-    if isinstance(state, dict) and "rows" in state:
-        return MissingVocabulary(**state)
-    try:
-        return Pieces(**state) if isinstance(state, dict) else Vocabulary(state)
-    except ValueError as error:
-        raise InputError(f"the checkpoint's vocabulary: {error}") from None
-
-
-def build_model(config: Config, in_dim: int | None, vocabulary: Words, state: dict[str, Any] | None = None) -> VSEModel:
+def build_model(
+    config: Config, in_dim: int | None, vocabulary: Words, architectures: Mapping[str, dict[str, Any]] | None = None
+) -> VSEModel:
     """Model of a config, for features ``in_dim`` wide or, without, for pictures.
 
-    With the ``state`` of a checkpoint it will get its weights from there: no file of published ones is read.
+    ``architectures`` has an entry for each side, "image" and "text", that will get its weights from a checkpoint: what
+    the checkpoint knows of its encoder. No file of published weights is read for such a side.
     """
-    fresh = state is None
-    known: Any = {"image": None, "text": None} if state is None else state.get("architectures", {})
+    known = architectures or {}
     given: dict[str, Any] = {} if in_dim is None else {"in_dim": in_dim}
     gives: tuple[str, ...] = ("pieces" if isinstance(vocabulary, Pieces) else "words",)
     if isinstance(vocabulary, MissingVocabulary):
         gives = ("words", "pieces")
-    tokens = {"vocab_size": len(vocabulary), "architecture": known.get("text", {})}
-    image = _build_tower(
-        config,
-        "image",
-        ("features",) if given else ("pictures", "frames"),
-        {**given, "architecture": known.get("image", {})},
-        fresh,
-    )
-    text = _build_tower(config, "text", gives, tokens, fresh)
+    tokens = {"vocab_size": len(vocabulary), "architecture": known.get("text")}
+    reads = ("features",) if given else ("pictures", "frames")
+    features = {**given, "architecture": known.get("image")}
+    image = _build_tower(config, "image", reads, features, "image" not in known)
+    text = _build_tower(config, "text", gives, tokens, "text" not in known)
     if isinstance(vocabulary, Pieces):
         vocabulary.cut(getattr(text.encoder, "max_length", None))
     transform = None if config.data.transform is None else make(config, _TRANSFORMS, "data.transform")
     model = VSEModel(image, text, make(config, SIMILARITIES, "model.similarity"), vocabulary, transform)
-    if fresh:
+    if len(known) < 2:
         for name, value in model.state_dict().items():
             if not value.isfinite().all():
                 raise InputError(f"model.{name}: the weights that it starts from are not finite")
-    if fresh and config.data.vocabulary.vectors is not None:
-        _fill_word_vectors(config, config.data.vocabulary.vectors, model, vocabulary)
+    if "text" not in known and config.data.vocabulary.vectors is not None:
+        fill_word_vectors(config, config.data.vocabulary.vectors, model, vocabulary)
     return model
 
 
-def _fill_word_vectors(config: Config, file: str, model: VSEModel, vocabulary: Words) -> None:
+def fill_word_vectors(config: Config, file: str, model: VSEModel, vocabulary: Words) -> None:
     """Put a file's word vectors into the text encoder's table."""
     table = getattr(model.text.encoder, "embedding", None)
     if not isinstance(table, nn.Embedding) or not isinstance(vocabulary, Vocabulary):
@@ -237,25 +227,6 @@ def _fill_word_vectors(config: Config, file: str, model: VSEModel, vocabulary: W
         rows = torch.from_numpy(found)
         table.weight[rows.to(table.weight.device)] = torch.from_numpy(vectors)[rows].to(table.weight)
     print(f"{file}: vectors of {found.sum():,} of {len(found):,} words ({100 * found.mean():.1f} %)")
-
-
-def evaluation_state(config: Config, model: VSEModel, in_dim: int | None) -> dict[str, Any]:
-    """What a checkpoint holds for evaluation: no other file is needed."""
-    assert model.vocabulary is not None
-    return {
-        "config": config.model_dump(),
-        "vocabulary": model.vocabulary.state,
-        "architectures": _architectures(model),
-        "in_dim": in_dim,
-        "model": model.state_dict(),
-    }
-
-
-def _architectures(model: VSEModel) -> dict[str, Any]:
-    """What a checkpoint must know of encoders that a file other than the config describes."""
-    encoders = {"image": model.image.encoder, "text": model.text.encoder}
-    found = {side: getattr(encoder, "architecture", None) for side, encoder in encoders.items()}
-    return {side: architecture for side, architecture in found.items() if architecture is not None}
 
 
 def build_criterion(config: Config) -> Criterion:

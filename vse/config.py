@@ -66,6 +66,7 @@ class VocabularyConfig(Section):
     min_count: PositiveInt = 4
     file: FilePath | None = None
     vectors: FilePath | None = None
+    extend: bool = False  # add the training captions' words to the vocabulary of the checkpoint that a run starts from
 
 
 class DataConfig(Section):
@@ -125,6 +126,8 @@ class TrainConfig(Section):
     epochs: PositiveInt
     batch_size: Annotated[int, Field(ge=2)] = 128
     clip_norm: PositiveFloat | None = 2.0
+    start_from: FilePath | None = None  # a run folder or checkpoint whose weights and vocabulary a new run begins with
+    start_fresh: list[Text] = []  # beginnings of parameter names that keep their own initialisation instead
 
 
 class EvalConfig(Section):

@@ -2,17 +2,18 @@
 
 import contextlib
 import errno
-import fcntl
+import hashlib
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
 
 from vse.errors import InputError
 
 
 def check_target(path: Path) -> None:
-    """Raise InputError for a place that no file can be written to, before the work that it is for."""
+    """Raise InputError for a place that no file can be written to, before the work whose result it is for."""
     _check_name(path)
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         problem = "cannot be written" if path.parent.is_dir() else "no such folder"
@@ -25,9 +26,14 @@ def _check_name(path: Path) -> None:
 
 
 def write_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Call ``write(binary file)`` for a new file that takes ``path``'s place only once it is complete on disk.
+    """Write a file whole or not at all.
 
-    Raises InputError when the disk is full or the place cannot be written; what stood at ``path`` is kept.
+    Args:
+        path: The file. What stands there is replaced once the new content is complete on disk, and kept until then.
+        write: Called with the new file, open for bytes.
+
+    Raises:
+        InputError: The disk is full, or the place cannot be written.
     """
     _check_name(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -49,9 +55,27 @@ def write_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def sha256(path: Path) -> str:
+    """The SHA-256 digest of a file's content, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 @contextlib.contextmanager
 def claim_folder(folder: Path, label: str = "run.dir", doing: str = "training") -> Iterator[None]:
-    """Create a folder and hold it alone. Raises InputError when it cannot be written or another process has it."""
+    """Create a folder and hold it alone, until the block or the process ends.
+
+    Args:
+        folder: The folder.
+        label: The setting that names it, for messages.
+        doing: What another process that holds it is doing, for messages.
+
+    Raises:
+        InputError: The folder cannot be written, or another process holds it.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = open(folder / ".lock", "w")
@@ -59,10 +83,27 @@ def claim_folder(folder: Path, label: str = "run.dir", doing: str = "training") 
         raise InputError(f"{label}: cannot write in {folder} ({error.strerror})") from None
     with lock:
         try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not inherited by the loader's workers
+            _lock(lock)
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):  # any other: a file system without locks
                 raise InputError(f"{label}: another process is {doing} in {folder}") from None
         for unfinished in folder.glob(".*.tmp"):  # of a run that was killed while writing
             unfinished.unlink()
         yield
+
+
+def _lock(file: TextIO) -> None:
+    """Lock an open file; the system takes the lock away when the process ends, however it ends.
+
+    Raises OSError when another process has the lock. A Python without file locks has no way to tell, and goes on.
+    """
+    if sys.platform == "win32":
+        import msvcrt
+
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        return
+    try:
+        import fcntl
+    except ImportError:
+        return
+    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the loader's workers do not inherit it

@@ -1,4 +1,4 @@
-"""What surrounds the computation: device, precision, seeds, signals, the run folder, errors at the command line."""
+"""What surrounds the computation: device, precision, seeds and random states."""
 
 import random
 from typing import Any
@@ -12,7 +12,14 @@ _DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def pick_device(name: str) -> torch.device:
-    """``auto`` is the accelerator when there is one, else the CPU. Raises InputError for a device that is not here."""
+    """Return a device, and make it the current one when it is a numbered GPU.
+
+    Args:
+        name: A device of torch; "auto" is the accelerator when there is one, else the CPU.
+
+    Raises:
+        InputError: The device is not here.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -20,11 +27,18 @@ def pick_device(name: str) -> torch.device:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError, ModuleNotFoundError):
         raise InputError(f"run.device: {name!r} is not available here; expected auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # what names no device, such as "cuda" or a new stream, then means this one
     return device
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Mixed precision for the towers; fp32 is none."""
+    """Mixed precision for the towers.
+
+    Args:
+        device: Where the towers are.
+        precision: "bf16" or "fp16"; "fp32" changes nothing.
+    """
     return torch.autocast(device.type, dtype=_DTYPES[precision], enabled=precision != "fp32")
 
 

@@ -12,10 +12,10 @@ import torch
 from helpers import Outcome
 
 import vse
-from vse.checkpoints.native import find_checkpoint, load_checkpoint, save_checkpoint
+from vse.checkpoints.native import find_checkpoint, load_checkpoint, save_checkpoint, training_state
 from vse.errors import InputError
 
-PARTS = {"vocabulary": [], "in_dim": 1}
+PARTS = {"vocabulary": [], "architectures": {}, "in_dim": 1}
 
 
 class Hostile:
@@ -84,13 +84,37 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"other.pt: not a checkpoint of .* \(found: epoch, opt\)"):
         load_checkpoint(tmp_path / "other.pt")
     save_checkpoint(tmp_path / "part.pt", {"model": {}, "config": {}})
-    with pytest.raises(InputError, match="part.pt: an incomplete checkpoint: it lacks vocabulary, in_dim"):
+    with pytest.raises(InputError, match="part.pt: .* incomplete .*: it lacks vocabulary, architectures, in_dim"):
         load_checkpoint(tmp_path / "part.pt")
     (tmp_path / "text.pt").write_text("hello")
     with pytest.raises(InputError, match="text.pt: cannot be read as weights .*; expected a checkpoint"):
         load_checkpoint(tmp_path / "text.pt")
     with pytest.raises(InputError, match="none.pt: no such checkpoint"):
         load_checkpoint(tmp_path / "none.pt")
+
+
+def test_versions(tmp_path: Path) -> None:
+    """The first had its number in its format and not yet all fields; what is newer than this package is refused."""
+    state = {"model": {"w": torch.arange(3)}, "config": {}, "vocabulary": [], "in_dim": 1}
+    torch.save({"format": "vse checkpoint 1", **state}, tmp_path / "old.pt")
+    assert load_checkpoint(tmp_path / "old.pt")["architectures"] == {}
+    torch.save({"format": "vse checkpoint 1", **state, "step": 3}, tmp_path / "last.pt")
+    found = load_checkpoint(tmp_path / "last.pt")
+    assert found["history"] == [] and found["start"] == {}
+    for version in (3, None, "2"):
+        torch.save({"format": "vse checkpoint", "version": version, **state}, tmp_path / "new.pt")
+        with pytest.raises(InputError, match=f"new.pt: a checkpoint of version {version}; this .* reads 1 to 2"):
+            load_checkpoint(tmp_path / "new.pt")
+
+
+def test_a_run_state_has_all_its_fields(tmp_path: Path) -> None:
+    state: dict[str, Any] = {**PARTS, "config": {}, "model": {}}
+    fields = ["best", "criterion", "epoch", "history", "optimiser", "random", "scaler", "start", "step"]
+    whole = {**state, **dict.fromkeys([*fields, "train_captions"], 0)}
+    assert training_state(whole, tmp_path) == {**whole, "source": None}
+    for field in fields:
+        with pytest.raises(InputError, match=rf"holds no training state \(no {field}\)"):
+            training_state({key: value for key, value in whole.items() if key != field}, tmp_path)
 
 
 @pytest.mark.parametrize("how", ["torch", "pickle"])

@@ -8,18 +8,26 @@ from typing import Any
 import torch
 from torch import nn
 
-from vse.build import Words, build_model, evaluation_state, reads_pieces, resolve, saved_vocabulary
-from vse.checkpoints.native import find_checkpoint, load_checkpoint, save_checkpoint
+from vse.build import Words, build_model, reads_pieces, resolve
+from vse.checkpoints.native import (
+    evaluation_state,
+    find_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+    saved_architectures,
+    saved_vocabulary,
+)
 from vse.checkpoints.official import released_padding
 from vse.components import at, naming
-from vse.config import Config, config_changes, make_config
+from vse.config import Config, make_config
 from vse.data.subwords import Pieces
 from vse.data.vocabulary import MissingVocabulary, Vocabulary
+from vse.encoders.base import traits_of
 from vse.errors import InputError, misfit
 from vse.files import check_target
 from vse.model import VSEModel
 
-_TRAINING_STATE = ("epoch", "step", "best", "train_captions", "optimiser", "scaler", "random", "criterion")
+_WORD_TABLE = "text.encoder.embedding.weight"
 
 
 def load_model(
@@ -29,9 +37,20 @@ def load_model(
     padding: str = "masked",
     keep_own: bool = False,
 ) -> tuple[VSEModel, Config, Path]:
-    """Model of a run folder or checkpoint, in evaluation mode on the CPU, with its config and the file it came from.
+    """Load the model of a run folder or a checkpoint, in evaluation mode on the CPU.
 
-    Arguments as in :func:`vse.load`. With ``keep_own`` the ``vocabulary`` is only for a checkpoint that has none.
+    Args:
+        path: The folder or file.
+        overrides: Settings ("key=value") that differ from the checkpoint's config.
+        vocabulary: A vocabulary file, or a tokenizer's folder, as in :func:`vse.load`.
+        padding: "masked" or "released", as in :func:`vse.load`.
+        keep_own: Whether ``vocabulary`` is only for a checkpoint that has none.
+
+    Returns:
+        The model, its config, and the file that it came from.
+
+    Raises:
+        InputError: What :func:`vse.load` raises.
     """
     if padding not in ("masked", "released"):
         raise InputError(f"padding must be 'masked' or 'released', got {padding!r}")
@@ -44,8 +63,8 @@ def load_model(
         print(note, file=sys.stderr)
     config = config_of_checkpoint(state, file, overrides)
     words = _choose_vocabulary(config, state, file, vocabulary, keep_own)
-    weights = _fit_words(state["model"], words)
-    model = build_model(config, state["in_dim"], words, state)
+    model = build_model(config, state["in_dim"], words, saved_architectures(state))
+    weights = add_mask_row(state["model"], words)
     if any(key.startswith("model.similarity") for key in config._origin):  # another one, with its own parameters
         weights = {key: value for key, value in weights.items() if not key.startswith("similarity.")}
         weights |= {key: value for key, value in model.state_dict().items() if key.startswith("similarity.")}
@@ -58,40 +77,31 @@ def load_model(
 def convert(
     path: str | Path, output: Path, overrides: Sequence[str] = (), vocabulary: str | Path | None = None
 ) -> Words:
-    """Write an official checkpoint as one of this package; return its vocabulary. Raises InputError if there is a file.
+    """Write an official checkpoint as one of this package.
 
-    Without a vocabulary, given or beside it, the new checkpoint lacks it, too.
+    Args:
+        path: The official checkpoint.
+        output: The new file.
+        overrides: Settings ("key=value") that the new checkpoint's config has instead.
+        vocabulary: Its vocabulary file, or its tokenizer's folder.
+
+    Returns:
+        The vocabulary; the new checkpoint lacks it, too, when it was neither given nor found beside the old one.
+
+    Raises:
+        InputError: There is a file at ``output``, or what :func:`vse.load` raises.
     """
     if output.exists():
         raise InputError(f"{output}: is there already; expected the name of a new file")
     check_target(output)
     model, config, file = load_model(path, overrides, vocabulary)
-    state = evaluation_state(config, model, getattr(model.image.encoder, "in_dim", None))
+    state = evaluation_state(config, model, traits_of(model.image.encoder).in_dim)
     for name, value in state["model"].items():
         if not value.isfinite().all():
             raise InputError(f"{file}: {name} is not finite")
     save_checkpoint(output, state)
     assert model.vocabulary is not None
     return model.vocabulary
-
-
-def saved_state(config: Config, folder: Path) -> dict[str, Any] | None:
-    """Content of the run's last.pt, when there is one and this config may go on with it."""
-    file = folder / "last.pt"
-    if not file.exists() and not (folder / "best.pt").exists():
-        return None
-    if config.run.resume == "never":
-        raise InputError(f"run.resume is never, but {folder} holds a run; choose another run.dir or remove it")
-    if not file.exists():
-        raise InputError(f"{file}: missing, beside a best.pt that a new run would replace; choose another run.dir")
-    state = load_checkpoint(file)
-    if missing := [key for key in _TRAINING_STATE if key not in state]:
-        raise InputError(f"{file}: holds no training state (no {', '.join(missing)}); expected the last.pt of a run")
-    saved = resolve(make_config(state["config"], (), {"": str(file)}))  # defaults of settings newer than the run
-    changes = config_changes(saved.model_dump(), config)
-    if changes:
-        raise InputError(f"{file}: cannot go on under another config: {'; '.join(changes)}; choose another run.dir")
-    return state
 
 
 def load_weights(model: nn.Module, weights: dict[str, Any], file: Path) -> None:
@@ -111,19 +121,38 @@ def config_of_checkpoint(state: dict[str, Any], path: Path, overrides: Sequence[
 def _choose_vocabulary(
     config: Config, state: dict[str, Any], file: Path, given: str | Path | None, keep_own: bool
 ) -> Words:
-    """The vocabulary that is given, or the checkpoint's own; one that it lacks is looked for beside it and its data."""
-    saved = saved_vocabulary(state["vocabulary"])
-    read: Any = Pieces.read if reads_pieces(config) else Vocabulary.read
+    """The vocabulary that the user gives, or the checkpoint's own, or one that is found beside it or its data."""
+    saved = saved_vocabulary(state)
     key = "model.text.encoder.model" if reads_pieces(config) else "data.vocabulary.file"
     if keep_own and not isinstance(saved, MissingVocabulary):
         given = None
     if given is None and key in config._origin:
         given = at(config, key)
+    return match_vocabulary(config, saved, file, given)
+
+
+def match_vocabulary(config: Config, saved: Words, file: Path, given: str | Path | None) -> Words:
+    """The vocabulary whose ids a checkpoint's weights stand for.
+
+    Args:
+        config: Whose text encoder tells the kind of vocabulary, and whose ``data.root`` is searched.
+        saved: What the checkpoint holds of its vocabulary.
+        file: The checkpoint.
+        given: A vocabulary file, or a tokenizer's folder.
+
+    Returns:
+        ``given`` as it is read, or ``saved``. When both are missing, a file of the published name beside the checkpoint
+        or in ``data.root``; without one, ``saved``, which says what is missing.
+
+    Raises:
+        InputError: ``given`` cannot be read, or is not the vocabulary that the weights were trained with.
+    """
+    read: Any = Pieces.read if reads_pieces(config) else Vocabulary.read
     if given is not None:
-        words = read(str(given))
+        words: Words = read(str(given))
         if not _fits(words, len(saved)):
             raise InputError(f"{given}: has {len(words):,} words, but {file} has a table of {len(saved):,}")
-        if not isinstance(saved, MissingVocabulary) and words.ids != saved.ids:
+        if not isinstance(saved, MissingVocabulary) and words.ids != saved.ids:  # type: ignore[union-attr]
             raise InputError(
                 f"{given}: has other words, or other ids for them, than {file}, which has its vocabulary in it"
             )
@@ -142,13 +171,13 @@ def _choose_vocabulary(
 
 
 def _fits(words: Words, rows: int) -> bool:
-    """Whether a table has a row for each word, but perhaps for the <mask> that a file had not."""
+    """Whether a table has a row for each word; a <mask> that was appended to the file's words may have none."""
     return len(words) == rows or (isinstance(words, Vocabulary) and words.appended and len(words) == rows + 1)
 
 
-def _fit_words(weights: dict[str, Any], words: Words) -> dict[str, Any]:
-    """Weights whose table has a row for each word: one for a <mask> that a file had not starts as <unk>'s."""
-    key = "text.encoder.embedding.weight"
-    if key not in weights or not isinstance(words, Vocabulary) or len(words) == len(weights[key]):
+def add_mask_row(weights: dict[str, Any], words: Words) -> dict[str, Any]:
+    """Weights whose table has a row for each word: that of an appended <mask> starts as the row of <unk>."""
+    if _WORD_TABLE not in weights or not isinstance(words, Vocabulary) or len(words) == len(weights[_WORD_TABLE]):
         return weights
-    return {**weights, key: torch.cat([weights[key], weights[key][words.unk : words.unk + 1]])}
+    table = weights[_WORD_TABLE]
+    return {**weights, _WORD_TABLE: torch.cat([table, table[words.unk : words.unk + 1]])}

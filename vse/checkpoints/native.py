@@ -1,72 +1,234 @@
-"""Checkpoints: dicts of tensors and plain values, written whole or not at all."""
+"""What a checkpoint holds, and how it is written, read and found: the only module that knows.
+
+A checkpoint is a dict of tensors and plain values, so that ``torch.load(..., weights_only=True)`` reads it. The classes
+below name its fields. Beside them a file holds ``format`` and ``version``.
+"""
 
 import lzma
 import zipfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import torch
+from torch import Tensor
 
+from vse.build import Words
 from vse.checkpoints.official import native_state
+from vse.config import Config
+from vse.data.subwords import Pieces
+from vse.data.vocabulary import MissingVocabulary, Vocabulary
+from vse.encoders.base import traits_of
 from vse.errors import InputError, first_line
 from vse.files import write_file
+from vse.model import VSEModel
 from vse.safe_load import is_state_dict, read_weights
 
-FORMAT = "vse checkpoint 1"
-_LARGEST = 1 << 24  # rows or widths that are no mistake
+FORMAT = "vse checkpoint"
+VERSION = 2
+_FORMAT_1 = "vse checkpoint 1"  # the first version had its number in its format, and no field for it
+_LARGEST = 1 << 24  # more rows, or a greater width, must be a mistake
 
 
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint atomically.
+class EvaluationState(TypedDict):
+    """What every checkpoint holds: all that evaluation needs, so that no other file is read."""
 
-    Raises InputError, and keeps the old one, when a weight is not finite: such a state is of no use.
+    config: dict[str, Any]  # the resolved config, as `Config.model_dump()` gives it
+    vocabulary: Any  # a list of words, what a tokenizer is made from, or a note that the vocabulary is missing
+    architectures: dict[str, dict[str, Any]]  # by side, "image" or "text": of encoders that another file describes
+    in_dim: int | None  # width of the precomputed features; None for pictures and clips
+    model: dict[str, Tensor]  # the model's state dict
+
+
+class Source(TypedDict):
+    """The checkpoint that a run started from."""
+
+    path: str
+    sha256: str  # of the file
+
+
+class RunState(EvaluationState):
+    """What the checkpoints of a run hold besides."""
+
+    criterion: dict[str, Tensor]  # the loss's state dict: what it learned, such as a temperature
+    source: Source | None  # the checkpoint that the run started from (train.start_from); may be missing in a file
+    epoch: int  # number of finished epochs
+
+
+class BestState(RunState):
+    """The content of best.pt."""
+
+    dev: dict[str, Any]  # the metrics on the dev split
+
+
+class TrainingState(RunState):
+    """The content of last.pt: all that a run needs to go on exactly from here."""
+
+    step: int  # number of steps done in the current epoch
+    best: dict[str, Any]  # {"rsum": the best on dev so far, -1.0 before the first, "epoch": the epoch that gave it}
+    history: list[float]  # the dev RSUM of every finished epoch, for the learning-rate schedule
+    train_captions: int  # number of training captions: another number means another data set
+    optimiser: dict[str, Any]  # its state dict
+    scaler: dict[str, Any]  # the state dict of the fp16 loss scaler
+    random: dict[str, Any]  # all random generators, as `vse.runtime.random_states()` gives them
+    start: dict[str, float]  # the health of the embedding sets before the first update
+
+
+_TRAINING_FIELDS = sorted(TrainingState.__required_keys__ - EvaluationState.__required_keys__)
+
+
+def evaluation_state(config: Config, model: VSEModel, in_dim: int | None) -> EvaluationState:
+    """What a checkpoint holds for evaluation.
+
+    Args:
+        config: The resolved config of the model.
+        model: The model, with its vocabulary.
+        in_dim: Width of the precomputed features, None for pictures and clips.
+    """
+    assert model.vocabulary is not None
+    architectures = {side: traits_of(tower.encoder).architecture for side, tower in _sides(model).items()}
+    return {
+        "config": config.model_dump(),
+        "vocabulary": model.vocabulary.state,
+        "architectures": {side: found for side, found in architectures.items() if found is not None},
+        "in_dim": in_dim,
+        "model": model.state_dict(),
+    }
+
+
+def _sides(model: VSEModel) -> dict[str, Any]:
+    return {"image": model.image, "text": model.text}
+
+
+def saved_architectures(state: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The architecture of each side's encoder, {} where the config says all of it.
+
+    A model that is built with them reads no file of published weights (:func:`vse.build.build_model`).
+    """
+    return {"image": {}, "text": {}, **state["architectures"]}
+
+
+def saved_vocabulary(state: Mapping[str, Any]) -> Words:
+    """The vocabulary of a checkpoint. Raises InputError when it is not a valid one."""
+    vocabulary = state["vocabulary"]
+    if isinstance(vocabulary, dict) and "rows" in vocabulary:
+        return MissingVocabulary(**vocabulary)
+    try:
+        return Pieces(**vocabulary) if isinstance(vocabulary, dict) else Vocabulary(vocabulary)
+    except ValueError as error:
+        raise InputError(f"the checkpoint's vocabulary: {error}") from None
+
+
+def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a checkpoint: the whole file or nothing.
+
+    Args:
+        path: The file. What it held before is kept until the new content is complete.
+        state: An :class:`EvaluationState`, a :class:`BestState` or a :class:`TrainingState`.
+
+    Raises:
+        InputError: A weight is not finite, so the state is of no use, or the file cannot be written.
     """
     for name, value in state["model"].items():
         if not value.isfinite().all():
             raise InputError(f"{name} is no longer finite; {path} is left as it was; try a lower optim.lr")
-    write_file(path, lambda file: torch.save({"format": FORMAT, **state}, file))
+    write_file(path, lambda file: torch.save({"format": FORMAT, "version": VERSION, **state}, file))
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of this package, or of an official code, onto the CPU; nothing in the file is executed.
+    """Read a checkpoint of this package, of any version, or of an official code, onto the CPU.
 
-    Raises InputError, naming the file, when it is missing, truncated, or of another kind.
+    Nothing in the file is executed. The result has the fields of :class:`EvaluationState`, and those of
+    :class:`BestState` or :class:`TrainingState` when a run wrote the file.
+
+    Raises:
+        InputError: The file, which the message names, is missing, truncated, damaged, of another kind, or of a newer
+            version.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint")
     _check_archive(path)
-    _, state = read_weights(path, "a checkpoint of vse, VSE∞, PVSE, VSE-2AD or DivE")
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        try:
-            official = native_state(state)
-        except ValueError as error:
-            raise InputError(f"{path}: {error}") from None
-        if official is None:
-            found = ", ".join(sorted(map(str, state))[:6]) if isinstance(state, dict) else type(state).__name__
-            raise InputError(f"{path}: not a checkpoint of vse or of an official code (found: {found})")
-        return official
-    missing = [key for key in ("config", "vocabulary", "in_dim", "model") if key not in state]
+    _, content = read_weights(path, "a checkpoint of vse, VSE∞, PVSE, VSE-2AD or DivE")
+    if not isinstance(content, dict) or content.get("format") not in (FORMAT, _FORMAT_1):
+        return _read_official(content, path)
+    state = {key: value for key, value in content.items() if key not in ("format", "version", "assumed")}
+    if content["format"] == _FORMAT_1:
+        state = _from_version_1(state)
+    elif content.get("version") != VERSION:
+        version = content.get("version")
+        raise InputError(f"{path}: a checkpoint of version {version}; this version of vse reads 1 to {VERSION}")
+    _check_fields(state, path)
+    return state
+
+
+def training_state(state: dict[str, Any], path: Path) -> TrainingState:
+    """The state of a run. Raises InputError when the checkpoint was not written to go on from."""
+    state = {"source": None, **state}
+    if missing := [key for key in _TRAINING_FIELDS if key not in state]:
+        raise InputError(f"{path}: holds no training state (no {', '.join(missing)}); expected the last.pt of a run")
+    return cast(TrainingState, state)
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """Return a run folder's best.pt (last.pt before the first validation), or the file itself.
+
+    Raises:
+        InputError: There is no such file or folder, or no checkpoint in the folder.
+    """
+    path = Path(path)
+    if path.is_dir():
+        for name in ("best.pt", "last.pt"):
+            if (path / name).is_file():
+                return path / name
+        raise InputError(f"{path}: no best.pt or last.pt in this folder; expected a run folder or a checkpoint")
+    if not path.exists():
+        raise InputError(f"{path}: no such run folder or checkpoint")
+    return path
+
+
+def _read_official(content: Any, path: Path) -> dict[str, Any]:
+    """The state of an official code's checkpoint, in the fields of this package."""
+    try:
+        official = native_state(content)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from None
+    if official is None:
+        found = ", ".join(sorted(map(str, content))[:6]) if isinstance(content, dict) else type(content).__name__
+        raise InputError(f"{path}: not a checkpoint of vse or of an official code (found: {found})")
+    return official
+
+
+def _from_version_1(state: dict[str, Any]) -> dict[str, Any]:
+    """Add the fields that version 1 did not have, or not always."""
+    state = {"architectures": {}, **state}
+    if "step" in state:
+        state = {"history": [], "start": {}, **state}
+    return state
+
+
+def _check_fields(state: dict[str, Any], path: Path) -> None:
+    """Raise InputError unless all that evaluation needs is there, and of the right kind."""
+    missing = [key for key in EvaluationState.__annotations__ if key not in state]
     if missing:
         raise InputError(f"{path}: an incomplete checkpoint: it lacks {', '.join(missing)}")
-    kinds = {
+    right = {
         "config": isinstance(state["config"], dict),
         "vocabulary": _is_vocabulary(state["vocabulary"]),
-        "architectures": _is_architectures(state.get("architectures", {})),
-        "in_dim": state["in_dim"] is None or (isinstance(state["in_dim"], int) and 0 < state["in_dim"] < _LARGEST),
+        "architectures": _is_architectures(state["architectures"]),
+        "in_dim": state["in_dim"] is None or _is_size(state["in_dim"]),
         "model": is_state_dict(state["model"]),
     }
-    if wrong := [key for key, right in kinds.items() if not right]:
+    if wrong := [key for key, is_right in right.items() if not is_right]:
         raise InputError(f"{path}: a damaged checkpoint: its {', '.join(wrong)} is of another kind than it should be")
-    return {key: value for key, value in state.items() if key != "assumed"}  # which only an official one says
 
 
 def _check_archive(path: Path) -> None:
-    """Raise InputError for a torch file that is not whole: its end and its checksums tell, before anything is read."""
+    """Raise InputError for a torch file that is not whole: its end and its checksums tell before anything is read."""
     try:
         with open(path, "rb") as file:
             if not b"PK".startswith(file.read(2)):
-                return  # of a torch before 1.6
+                return  # written by a torch before 1.6, which used no zip files
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, zlib.error, lzma.LZMAError):
@@ -77,30 +239,21 @@ def _check_archive(path: Path) -> None:
         raise InputError(f"{path}: damaged: the checksum of its part {damaged} is wrong")
 
 
-def _is_architectures(state: Any) -> bool:
-    """Whether it is the architectures of encoders, each as a dict."""
-    return isinstance(state, dict) and all(isinstance(architecture, dict) for architecture in state.values())
+def _is_size(value: Any) -> bool:
+    """Whether it is a plausible number of rows, or width."""
+    return type(value) is int and 0 < value < _LARGEST
 
 
-def _is_vocabulary(state: Any) -> bool:
-    """Whether it is a list of words, or what a tokenizer, or a note that one is missing, is made from."""
-    if isinstance(state, dict) and "rows" in state:
-        rows_fit = type(state["rows"]) is int and 0 < state["rows"] < _LARGEST
-        return set(state) == {"rows", "file"} and rows_fit and isinstance(state["file"], str)
-    if isinstance(state, dict):
-        numbers = all(state.get(key) is None or type(state[key]) is int for key in ("mask", "max_length"))
-        return set(state) == {"content", "mask", "max_length"} and isinstance(state["content"], str) and numbers
-    return isinstance(state, list) and all(isinstance(word, str) for word in state)
+def _is_architectures(value: Any) -> bool:
+    """Whether it is a dict of encoders' architectures, each a dict."""
+    return isinstance(value, dict) and all(isinstance(architecture, dict) for architecture in value.values())
 
 
-def find_checkpoint(path: str | Path) -> Path:
-    """Return a run folder's best.pt (last.pt before the first validation), or the file itself."""
-    path = Path(path)
-    if path.is_dir():
-        for name in ("best.pt", "last.pt"):
-            if (path / name).is_file():
-                return path / name
-        raise InputError(f"{path}: no best.pt or last.pt in this folder; expected a run folder or a checkpoint")
-    if not path.exists():
-        raise InputError(f"{path}: no such run folder or checkpoint")
-    return path
+def _is_vocabulary(value: Any) -> bool:
+    """Whether it is a list of words, what a tokenizer is made from, or a note that the vocabulary is missing."""
+    if isinstance(value, dict) and "rows" in value:
+        return set(value) == {"rows", "file"} and _is_size(value["rows"]) and isinstance(value["file"], str)
+    if isinstance(value, dict):
+        numbers = all(value.get(key) is None or type(value[key]) is int for key in ("mask", "max_length"))
+        return set(value) == {"content", "mask", "max_length"} and isinstance(value["content"], str) and numbers
+    return isinstance(value, list) and all(isinstance(word, str) for word in value)

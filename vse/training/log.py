@@ -1,4 +1,4 @@
-"""What a run writes down: metrics.jsonl and TensorBoard events."""
+"""What a run writes down: metrics.jsonl, TensorBoard events, and the lines that it prints."""
 
 import json
 import math
@@ -14,24 +14,31 @@ from vse.files import write_file
 
 
 class RunLog:
-    """metrics.jsonl and TensorBoard events in the run folder; neither holds anything past the step a run goes on from.
+    """metrics.jsonl and TensorBoard events in the run folder.
 
-    Losses are summed where they are computed and read only when asked for: reading one waits for a GPU. With
-    ``overflow`` (fp16, where the scaler skips a step whose gradient overflows) only the loss must be finite.
+    A run that goes on from a checkpoint first removes what was logged after it, so that nothing is there twice. Losses
+    are summed on the device and read only when they are needed, since reading one waits for a GPU.
+
+    Args:
+        folder: The run folder.
+        epochs: Number of finished epochs.
+        total_steps: Number of finished steps since the start of the run.
+        may_overflow: Whether a gradient may overflow (fp16, where the scaler then skips the step). Otherwise loss and
+            gradient must be finite; with it, the loss alone.
     """
 
-    def __init__(self, folder: Path, epochs: int, total_steps: int, overflow: bool = False) -> None:
+    def __init__(self, folder: Path, epochs: int, total_steps: int, may_overflow: bool = False) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self.folder = folder
         self.path = folder / "metrics.jsonl"
-        self.overflow = overflow
+        self.may_overflow = may_overflow
         if self.path.exists():
             lines = self.path.read_bytes().splitlines(keepends=True)
-            kept = [line for line in lines if _is_before(line, epochs, total_steps)]
-            write_file(self.path, lambda file: file.write(b"".join(kept)))
-        self.board = SummaryWriter(str(folder), purge_step=total_steps + 1)
-        self._clear()
+            kept = b"".join(line for line in lines if total_steps and _is_before(line, epochs, total_steps))
+            write_file(self.path, lambda file: file.write(kept))
+        self.board = SummaryWriter(str(folder), purge_step=total_steps + 1 if total_steps else 0)
+        self.restart()
 
     def __enter__(self) -> "RunLog":
         return self
@@ -39,10 +46,12 @@ class RunLog:
     def __exit__(self, *_: object) -> None:
         self.board.close()
 
-    def _clear(self) -> None:
+    def restart(self) -> None:
+        """Forget the losses so far, and take the time from now."""
+        self.last: dict[str, Tensor] = {}
         self.sums: dict[str, Tensor] = {}
         self.steps = self.samples = 0
-        self.start = time.monotonic()
+        self.started = time.monotonic()
 
     def add(self, losses: dict[str, Tensor], samples: int) -> None:
         """Take in a step's losses and its number of samples."""
@@ -52,10 +61,21 @@ class RunLog:
         self.samples += samples
 
     def check(self, epoch: int, step: int) -> float:
-        """Return the last step's loss. Raises InputError when any number since the last means was not finite."""
+        """Check that all losses since the last means were finite.
+
+        Args:
+            epoch: Number of the epoch, from 1, for the message.
+            step: Number of the step in it, from 1, for the message.
+
+        Returns:
+            The loss of the last step.
+
+        Raises:
+            InputError: A loss, or a gradient's norm, was not finite.
+        """
         loss, total = float(self.last["total"]), float(self.sums["total"])
         norm, norms = float(self.last["gradient_norm"]), float(self.sums["gradient_norm"])
-        if not math.isfinite(total) or not (math.isfinite(norms) or self.overflow):
+        if not math.isfinite(total) or not (math.isfinite(norms) or self.may_overflow):
             last = self.folder / "last.pt"
             kept = f"{last} keeps the last good state" if last.exists() else "nothing was saved before"
             raise InputError(
@@ -65,14 +85,27 @@ class RunLog:
         return loss
 
     def means(self) -> dict[str, float]:
-        """Means since the last call, and the speed."""
+        """Means of the losses since the last call, and the samples per second; then begin afresh.
+
+        The norm is left out when a gradient overflowed: JSON has no infinity.
+        """
         means = {name: float(total) / self.steps for name, total in self.sums.items()}
-        means["samples_per_second"] = self.samples / (time.monotonic() - self.start)
-        self._clear()
+        means = {name: mean for name, mean in means.items() if math.isfinite(mean)}
+        means["samples_per_second"] = self.samples / (time.monotonic() - self.started)
+        self.restart()
         return means
 
     def write(self, epoch: int, total_steps: int, record: dict[str, Any]) -> None:
-        """Append a record to metrics.jsonl and its numbers to TensorBoard; epochs count from 1."""
+        """Append a record to metrics.jsonl, and its numbers to TensorBoard.
+
+        Args:
+            epoch: Number of the epoch, from 1.
+            total_steps: Number of finished steps since the start of the run.
+            record: What to write under its name: "start", "train" or "dev".
+
+        Raises:
+            InputError: The file cannot be written.
+        """
         try:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"epoch": epoch, "step": total_steps, **record}) + "\n")
@@ -83,8 +116,22 @@ class RunLog:
         self.board.flush()
 
 
+def describe_epoch(epoch: int, epochs: int, metrics: dict[str, Any], is_better: bool) -> str:
+    """The line that is printed after a validation."""
+    best = " (best so far)" if is_better else ""
+    return (
+        f"epoch {epoch}/{epochs}: dev RSUM {metrics['rsum']:.1f}, "
+        f"I2T R@1 {metrics['i2t']['r1']:.1f}, T2I R@1 {metrics['t2i']['r1']:.1f}{best}"
+    )
+
+
+def describe_best(best: dict[str, Any]) -> str:
+    """The best validation so far, in words."""
+    return f"best dev RSUM {best['rsum']:.1f} at epoch {best['epoch']}" if best["epoch"] else "no validation yet"
+
+
 def _is_before(line: bytes, epochs: int, total_steps: int) -> bool:
-    """Whether a line of metrics.jsonl was written before a place in the run; one cut short was not."""
+    """Whether a line of metrics.jsonl was written before a place in the run; a line that was cut off was not."""
     if not line.endswith(b"\n"):
         return False
     try:

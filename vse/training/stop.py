@@ -1,6 +1,10 @@
-"""Signals that end a run, remembered until the loop can save."""
+"""Signals that end a run: remembered until the loop has saved its state."""
 
+import contextlib
 import signal
+from collections.abc import Iterator
+
+_HANGUP: int | None = getattr(signal, "SIGHUP", None)  # what a closed terminal sends; Windows does not have it
 
 
 class Stopped(Exception):
@@ -8,22 +12,27 @@ class Stopped(Exception):
 
 
 class StopSignal:
-    """Remembers SIGTERM, SIGHUP (unless ``nohup`` has it ignored) and Ctrl-C, so that the loop can save and leave.
+    """Remembers SIGTERM, SIGHUP and Ctrl-C, so that the loop can save its state and leave.
 
-    While ``saved`` is set there is nothing to save: the signal raises :class:`Stopped` at once.
+    It is true once a signal has come. ``nohup`` is respected: a SIGHUP that is ignored stays ignored. Where there is
+    nothing to save, :meth:`immediately` lets a signal end the work at once.
+
+    >>> with StopSignal() as stop:
+    ...     while not stop:
+    ...         train_step()
     """
 
     def __init__(self) -> None:
-        self.number = 0
-        self.saved = False
+        self.number = 0  # of the signal that came; 0: none yet
+        self._raises = False
 
     def __bool__(self) -> bool:
         return self.number != 0
 
     def __enter__(self) -> "StopSignal":
-        numbers = [signal.SIGTERM, signal.SIGINT]
-        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-            numbers.append(signal.SIGHUP)
+        numbers: list[int] = [signal.SIGTERM, signal.SIGINT]
+        if _HANGUP is not None and signal.getsignal(_HANGUP) != signal.SIG_IGN:
+            numbers.append(_HANGUP)
         self._previous = {number: signal.signal(number, self._remember) for number in numbers}
         return self
 
@@ -31,8 +40,19 @@ class StopSignal:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    @contextlib.contextmanager
+    def immediately(self) -> Iterator[None]:
+        """In this block a signal raises :class:`Stopped` at once, and so does one that came before: all is saved."""
+        self._raises = True
+        try:
+            if self:
+                raise Stopped
+            yield
+        finally:
+            self._raises = False
+
     def _remember(self, number: int, _: object) -> None:
         self.number = number
-        if self.saved:
-            self.saved = False
+        if self._raises:
+            self._raises = False  # a second signal does not interrupt the way out
             raise Stopped

@@ -1,0 +1,103 @@
+"""The official codes' parameter names, and what the shapes of their weights tell."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vse.safe_load import is_state_dict
+
+Names = dict[str, str | None]  # beginning of an official parameter's name -> ours; None: the parameter is never used
+State = dict[str, Tensor]
+
+GRU: Names = {"embed.": "encoder.embedding.", "rnn.": "encoder.gru."}
+BERT: Names = {
+    "bert.pooler.": None,
+    "bert.embeddings.position_ids": None,  # a constant that older versions of transformers saved
+    "bert.": "encoder.bert.",
+    "linear.": "encoder.linear.",
+}
+
+
+def both_sides(states: Any) -> tuple[State, State] | None:
+    """The state dicts of the image and the text encoder.
+
+    Args:
+        states: A pair of them (VSE∞), or the state dict of the whole model (the other codes).
+
+    Returns:
+        The pair, without ``module.`` in the names; None for anything else.
+
+    Raises:
+        ValueError: A parameter belongs to neither side.
+    """
+    if isinstance(states, list | tuple) and len(states) == 2 and all(map(is_state_dict, states)):
+        image, text = (_plain_names(state) for state in states)
+        return image, text
+    if not is_state_dict(states):
+        return None
+    whole = _plain_names(states)
+    image, text = (below(whole, prefix) for prefix in ("img_enc.", "txt_enc."))
+    if not image or not text:
+        return None
+    if len(image) + len(text) < len(whole):
+        other = next(key for key in whole if not key.startswith(("img_enc.", "txt_enc.")))
+        raise ValueError(f"{other}: neither img_enc. nor txt_enc.")
+    return _plain_names(image), _plain_names(text)
+
+
+def _plain_names(state: State) -> State:
+    """A state dict without ``module.``, and with BatchNorm's counters, which old files do not have."""
+    plain = {key.removeprefix("module."): value for key, value in state.items()}
+    if len(plain) < len(state):
+        raise ValueError("it has parameters both with and without module.")
+    norms = [key.removesuffix("running_mean") for key in plain if key.endswith(".running_mean")]
+    counters = {f"{norm}num_batches_tracked": torch.tensor(0) for norm in norms}
+    return plain | {key: counter for key, counter in counters.items() if key not in plain}
+
+
+def rename(state: State, names: Names, system: str) -> State:
+    """A state dict under our names.
+
+    Args:
+        state: The official weights; the names may begin with ``module.``.
+        names: Our beginning for each beginning of an official name; the first that fits counts.
+        system: What the message calls the model.
+
+    Raises:
+        ValueError: The system has no parameter of that name.
+    """
+    weights = {}
+    for key, value in state.items():
+        key = key.removeprefix("module.")
+        prefix = next((p for p in names if key.startswith(p)), None)
+        if prefix is None:
+            raise ValueError(f"{key}: not a parameter of {system}")
+        if (ours := names[prefix]) is not None:
+            weights[ours + key.removeprefix(prefix)] = value
+    return weights
+
+
+def below(state: State, prefix: str) -> State:
+    """The part of a state dict whose names begin with ``prefix``, without that beginning."""
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def below_names(names: Names, theirs: str, ours: str) -> Names:
+    """The names of a part of a model, from those of the part alone."""
+    return {theirs + name: None if new is None else ours + new for name, new in names.items()}
+
+
+def size(state: State, key: str, axis: int) -> int:
+    """A width. Raises ValueError when the tensor is missing, of another rank, or empty."""
+    if key not in state:
+        raise ValueError(f"{key} is missing")
+    shape = tuple(state[key].shape)
+    if len(shape) <= axis or 0 in shape:
+        raise ValueError(f"{key} has the shape {shape}")
+    return shape[axis]
+
+
+def count_layers(state: State, prefix: str) -> int:
+    """How many numbered layers there are below ``prefix``."""
+    return len({key.removeprefix(prefix).partition(".")[0] for key in state if key.startswith(prefix)})

@@ -1,0 +1,41 @@
+"""VSE∞ (Chen et al., CVPR 2021): regions or grid, BiGRU or BERT, GPO."""
+
+from vse.checkpoints.official.keys import BERT, GRU, Names, State, size
+from vse.checkpoints.official.options import Options
+from vse.checkpoints.official.reading import (
+    BERT_NAME,
+    REGIONS,
+    SPLIT_BACKBONE,
+    Reading,
+    read_dataset,
+    read_split_grid,
+    read_text_encoder,
+)
+
+_POOL: Names = {"gpool.": "aggregator."}
+_GRID: Names = {**SPLIT_BACKBONE, "image_encoder.fc.": "encoder.head.fc.", "image_encoder.gpool.": "aggregator."}
+
+
+def read_vse_infty(image: State, text: State, options: Options) -> Reading:
+    """Read a checkpoint of VSE∞."""
+    options.require(no_imgnorm=False, no_txtnorm=False)
+    dataset, vocabulary = read_dataset(options)
+    if "fc.weight" in image:
+        mlp = "input" if "mlp.layers.0.weight" in image else None
+        encoder, names, data = {"name": "regions", "mlp": mlp}, REGIONS | _POOL, {"format": "precomp"}
+        embed_dim = size(image, "fc.weight", 0)
+    else:
+        encoder, data = read_split_grid(image, options, 2.0)
+        names, embed_dim = _GRID, size(image, "image_encoder.fc.weight", 0)
+    gpo = {"name": "gpo"}
+    return Reading(
+        system="VSE∞",
+        data={**data, "root": f"data/{dataset}"},
+        image={"encoder": encoder, "aggregator": gpo},
+        text={"encoder": read_text_encoder(text, embed_dim, "linear"), "aggregator": gpo},
+        embed_dim=embed_dim,
+        similarity={"name": "cosine"},
+        batch_size=options.get("batch_size", 128),
+        names=(names, GRU | BERT | _POOL),
+        vocabulary=vocabulary if "embed.weight" in text else BERT_NAME,
+    )

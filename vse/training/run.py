@@ -1,0 +1,176 @@
+"""What a run trains and remembers, and its training step."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, amp, nn
+
+from vse import build, runtime
+from vse.checkpoints.load import load_weights
+from vse.checkpoints.native import RunState, TrainingState, evaluation_state
+from vse.config import Config
+from vse.data.batches import Batch, BatchSampler, TrainingData, make_loader
+from vse.encoders.base import traits_of
+from vse.errors import InputError
+from vse.evaluation.score import evaluate
+from vse.sets import Aggregated
+from vse.training.health import HealthMonitor, batch_health, keep_random_state, plateau_loss
+from vse.training.scheduled import set_epoch
+from vse.training.start import start
+
+
+class Training:
+    """Everything that a run trains and remembers.
+
+    Args:
+        config: The run's config.
+        state: The content of last.pt, for a run that goes on; its weights come with :meth:`restore`.
+
+    Raises:
+        InputError: The data, or a part of the config, is missing or does not fit.
+    """
+
+    def __init__(self, config: Config, state: TrainingState | None = None) -> None:
+        runtime.seed_everything(config.run.seed)
+        self.config = config
+        self.device = runtime.pick_device(config.run.device)
+        self.train_corpus = build.build_corpus(config, "train")
+        self.dev_corpus = build.build_corpus(config, "dev")
+        self.in_dim = build.image_width(self.train_corpus, self.dev_corpus)
+        model, self.vocabulary, self.source = start(config, self.train_corpus, self.in_dim, state)
+        self.model = model.to(self.device)
+        self.criterion = build.build_criterion(config).to(self.device)
+        self.optimiser = build.build_optimiser(config, self.model, self.criterion)
+        self.schedule = build.build_schedule(config)
+        self.scaler = amp.GradScaler(self.device.type, enabled=config.run.precision == "fp16")
+        self.monitor = HealthMonitor(self.model, self.criterion)
+        text = traits_of(self.model.text.encoder)
+        data = TrainingData(self.train_corpus, self.vocabulary, text.drop, config.run.seed, text.keep_ends)
+        self.sampler = BatchSampler(
+            self.train_corpus.image_of_caption,
+            len(self.train_corpus.images),
+            config.train.batch_size,
+            config.data.sampling,
+            config.run.seed,
+        )
+        self.loader = make_loader(data, self.sampler, config.data.workers, self.device.type == "cuda")
+        build.check_fit(config, self.model, self.criterion, data.sample().to(self.device))
+        self.epoch = 0  # place of the next step
+        self.step = 0
+        self.best: dict[str, Any] = {"rsum": -1.0, "epoch": None}
+        self.health: dict[str, Tensor] = {}  # of the last step that is logged
+
+    @property
+    def total_steps(self) -> int:
+        """Steps done since the start of the run."""
+        return self.epoch * len(self.sampler) + self.step
+
+    @property
+    def is_logged(self) -> bool:
+        """Whether the next step is one that the log shows."""
+        number = self.step + 1
+        return number % self.config.run.log_steps == 0 or number == len(self.sampler)
+
+    def run_state(self) -> RunState:
+        """What evaluation needs, and where it comes from."""
+        return {
+            **evaluation_state(self.config, self.model, self.in_dim),
+            "criterion": self.criterion.state_dict(),
+            "source": self.source,
+            "epoch": self.epoch,
+        }
+
+    def state(self) -> TrainingState:
+        """Everything that is needed to go on exactly from here."""
+        return {
+            **self.run_state(),
+            "step": self.step,
+            "best": self.best,
+            "history": self.schedule.history,
+            "train_captions": len(self.train_corpus.captions),
+            "optimiser": self.optimiser.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "random": runtime.random_states(),
+            "start": self.monitor.start,
+        }
+
+    def restore(self, state: TrainingState, file: Path) -> None:
+        """Go back to a saved place; ``file``, where the state was read, is for messages."""
+        captions = len(self.train_corpus.captions)
+        if state["train_captions"] != captions:
+            there = f"{file}: this run trained on {state['train_captions']} captions"
+            raise InputError(f"{there}, but {self.train_corpus.name} has {captions}")
+        load_weights(self.model, state["model"], file)
+        self.criterion.load_state_dict(state["criterion"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
+        self.schedule.history, self.monitor.start = state["history"], state["start"]
+        runtime.restore_random_states(state["random"])
+
+    def describe(self) -> str:
+        """Sizes of data and model, for the start of a run and for a dry run."""
+        parameters = sum(p.numel() for p in self.model.parameters())
+        return (
+            f"train {len(self.train_corpus.images):,} images, {len(self.train_corpus.captions):,} captions; "
+            f"dev {len(self.dev_corpus.images):,} images, {len(self.dev_corpus.captions):,} captions; "
+            f"{len(self.vocabulary):,} words; {parameters / 1e6:.1f} M parameters on {self.device}; "
+            f"{len(self.sampler):,} steps an epoch"
+        )
+
+    def start_epoch(self) -> None:
+        """Training mode, and what depends on the epoch."""
+        self.model.train()
+        set_epoch([*self.model.modules(), *self.criterion.modules()], self.epoch)
+
+    def batches(self) -> Iterator[Batch]:
+        """The rest of the epoch's batches, on the device."""
+        self.sampler.epoch, self.sampler.first = self.epoch, self.step
+        for batch in self.loader:
+            if isinstance(batch, InputError):
+                raise batch
+            yield batch.to(self.device)
+
+    def train_step(self, batch: Batch) -> dict[str, Tensor]:
+        """One update; returns the losses and the gradient's norm, and keeps the health of a step that is logged."""
+        now, step = self.total_steps / len(self.sampler), 1 / len(self.sampler)  # in epochs
+        factor = self.schedule(now, step)
+        for group in self.optimiser.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+        self.criterion.set_time(now)
+        image, text, scores = self.forward(batch)
+        losses = self.criterion(scores, batch.positives, image, text)
+        self.optimiser.zero_grad(set_to_none=True)
+        self.scaler.scale(losses["total"]).backward()
+        self.scaler.unscale_(self.optimiser)
+        parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
+        norm = nn.utils.clip_grad_norm_(parameters, self.config.train.clip_norm or math.inf)
+        if self.is_logged or self.total_steps == 0:
+            self.health = {"plateau": plateau_loss(self.criterion, scores, batch.positives)}
+            if image.embeddings.shape[1] > 1 or text.embeddings.shape[1] > 1:
+                self.health |= self.set_health(batch)
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        return {name: value.detach() for name, value in {**losses, "gradient_norm": norm}.items()}
+
+    def forward(self, batch: Batch) -> tuple[Aggregated, Aggregated, Tensor]:
+        """Embed both sides of a batch and compare them; the scores (A, C) are float32, as ranking is sensitive."""
+        with runtime.autocast(self.device, self.config.run.precision):
+            image = self.model.image(batch.images, batch.image_mask)
+            text = self.model.text(batch.tokens, batch.token_mask)
+        return image, text, self.model.similarity(image.embeddings, text.embeddings)
+
+    def set_health(self, batch: Batch) -> dict[str, Tensor]:
+        """Health of a batch's embedding sets in evaluation mode: dropout would hide that they are equal."""
+        self.model.eval()
+        with torch.no_grad(), keep_random_state(self.device):
+            image, text, _ = self.forward(batch)
+        self.model.train()
+        return batch_health(self.model.similarity, batch.positives, image, text)
+
+    def validate(self) -> dict[str, Any]:
+        """Metrics on the dev split."""
+        return evaluate(self.model, self.dev_corpus, self.config.eval.batch_size, self.config.run.precision)

@@ -1,0 +1,217 @@
+"""How a run begins: anew, from another run's checkpoint, or where it stopped."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from vse.build import (
+    Words,
+    build_model,
+    build_vocabulary,
+    check_augmentation,
+    fill_word_vectors,
+    reads_pieces,
+    resolve,
+)
+from vse.checkpoints.load import add_mask_row, match_vocabulary
+from vse.checkpoints.native import (
+    Source,
+    TrainingState,
+    find_checkpoint,
+    load_checkpoint,
+    saved_architectures,
+    saved_vocabulary,
+    training_state,
+)
+from vse.config import Config, config_changes, make_config
+from vse.data.corpus import Corpus
+from vse.data.subwords import Pieces
+from vse.data.vocabulary import MissingVocabulary, Vocabulary
+from vse.errors import InputError, close_match, misfit
+from vse.files import sha256
+from vse.model import VSEModel
+
+_WORD_TABLE = "text.encoder.embedding.weight"
+
+
+class Start(NamedTuple):
+    """What a run begins with."""
+
+    model: VSEModel
+    vocabulary: Vocabulary | Pieces
+    source: Source | None  # the checkpoint that the run started from, if there was one
+
+
+def saved_state(config: Config, folder: Path) -> TrainingState | None:
+    """The content of the run's last.pt.
+
+    Args:
+        config: The config that is to go on with it.
+        folder: The run folder.
+
+    Returns:
+        The state; None in a folder without a run.
+
+    Raises:
+        InputError: There is a run, but it must not go on (``run.resume: never``), or cannot go on under this config.
+    """
+    file = folder / "last.pt"
+    if not file.exists() and not (folder / "best.pt").exists():
+        return None
+    if config.run.resume == "never":
+        raise InputError(f"run.resume is never, but {folder} holds a run; choose another run.dir or remove it")
+    if not file.exists():
+        raise InputError(f"{file}: missing, beside a best.pt that a new run would replace; choose another run.dir")
+    state = training_state(load_checkpoint(file), file)
+    saved = resolve(make_config(state["config"], (), {"": str(file)}))  # defaults of settings newer than the run
+    changes = config_changes(saved.model_dump(), config)
+    if changes:
+        raise InputError(f"{file}: cannot go on under another config: {'; '.join(changes)}; choose another run.dir")
+    return state
+
+
+def start(config: Config, training: Corpus, in_dim: int | None, state: TrainingState | None) -> Start:
+    """Build the model and the vocabulary that a run begins with.
+
+    Args:
+        config: The run's config.
+        training: The training corpus, for a new vocabulary.
+        in_dim: Width of the precomputed features, None for pictures and clips.
+        state: The state of a run that goes on, whose weights are loaded later; it needs no other file.
+
+    Raises:
+        InputError: A part of the config, or the checkpoint of ``train.start_from``, does not fit.
+    """
+    if state is not None:
+        words = saved_vocabulary(state)
+        assert not isinstance(words, MissingVocabulary)  # no run has been without one
+        return Start(build_model(config, in_dim, words, saved_architectures(state)), words, state["source"])
+    if config.train.start_from is not None:
+        return start_from(config, config.train.start_from, training, in_dim)
+    for key, given in (
+        ("train.start_fresh", config.train.start_fresh),
+        ("data.vocabulary.extend", config.data.vocabulary.extend),
+    ):
+        if given:
+            raise InputError(f"{config.source(key)}: {key}: needs a train.start_from, which is not set")
+    words = build_vocabulary(config, training)
+    return Start(build_model(config, in_dim, words), words, None)
+
+
+def start_from(config: Config, path: str, training: Corpus, in_dim: int | None) -> Start:
+    """Begin a new run with the weights and the vocabulary of a checkpoint (``train.start_from``).
+
+    The parts that ``train.start_fresh`` names keep their own initialisation. The loss, the optimiser and everything
+    else of the training begin anew. With ``data.vocabulary.extend`` the words of the training captions that the
+    checkpoint does not know get freshly initialised rows.
+
+    Args:
+        config: The new run's config. It decides what the model is; the checkpoint's config is not looked at.
+        path: A run folder, or a checkpoint of this package or an official code.
+        training: The training corpus, for new words.
+        in_dim: Width of the precomputed features, None for pictures and clips.
+
+    Raises:
+        InputError: The checkpoint cannot be read, or a part of it does not fit the config's model.
+    """
+    file = find_checkpoint(path)
+    state = load_checkpoint(file)
+    fresh = config.train.start_fresh
+    known, words = _start_vocabulary(config, state, file, training)
+    architectures = {
+        side: architecture
+        for side, architecture in saved_architectures(state).items()
+        if not any(_is_below(f"{side}.encoder", prefix) or _is_below(prefix, f"{side}.encoder") for prefix in fresh)
+    }
+    model = build_model(config, in_dim, words, architectures)
+    vectors = config.data.vocabulary.vectors
+    if vectors is not None and "text" in architectures and config.data.vocabulary.extend:
+        fill_word_vectors(config, vectors, model, words)  # rows of known words are replaced below
+    weights = state["model"]
+    if known is not None:
+        weights = add_mask_row(weights, known)
+        weights = _extend_table(weights, model.state_dict(), known, words)
+    load_parts(model, weights, fresh, file, f"{config.source('train.start_fresh')}: train.start_fresh")
+    return Start(model, words, {"path": str(file), "sha256": sha256(file)})
+
+
+def load_parts(model: VSEModel, weights: dict[str, Tensor], fresh: Sequence[str], file: Path, place: str) -> None:
+    """Load a state dict into all of a model but the parts that start afresh.
+
+    Args:
+        model: The model.
+        weights: The state dict.
+        fresh: Prefixes of parameter names, such as "image.aggregator". Parameters below them are left as they are.
+        file: The checkpoint that the weights come from, for messages.
+        place: Where the prefixes were given, for messages.
+
+    Raises:
+        InputError: A prefix begins no parameter's name, or a tensor that is to be loaded does not fit.
+    """
+    own = model.state_dict()
+    names = own.keys() | weights.keys()
+    for prefix in fresh:
+        if not any(_is_below(name, prefix) for name in names):
+            parts = {".".join(name.split(".")[:depth]) for name in names for depth in (1, 2, 3)}
+            raise InputError(f"{place}: {prefix!r} begins no parameter's name ({close_match(prefix, list(parts))})")
+    kept = {name for name in names if not any(_is_below(name, prefix) for prefix in fresh)}
+    expected = {name: value for name, value in own.items() if name in kept}
+    given = {name: value for name, value in weights.items() if name in kept}
+    if problem := misfit(expected, given):
+        parts = {_part(name) for name in kept if misfit(*({name: t[name]} if name in t else {} for t in (own, given)))}
+        hint = f"train.start_fresh=[{', '.join(sorted(parts))}] would leave these parts at their initialisation"
+        raise InputError(f"{file}: its weights do not fit this config: {problem}; {hint}")
+    model.load_state_dict({**own, **given})
+
+
+def _start_vocabulary(
+    config: Config, state: dict[str, Any], file: Path, training: Corpus
+) -> tuple[Words | None, Vocabulary | Pieces]:
+    """The checkpoint's vocabulary, and the new run's; the former is None where the text encoder starts afresh."""
+    extend = config.data.vocabulary.extend
+    place = f"{config.source('data.vocabulary.extend')}: data.vocabulary.extend"
+    if any(prefix in ("text", "text.encoder") for prefix in config.train.start_fresh):
+        if extend:
+            raise InputError(f"{place}: the text encoder starts afresh, so there is nothing to extend")
+        return None, build_vocabulary(config, training)
+    saved, given = saved_vocabulary(state), config.data.vocabulary.file
+    if given is None and isinstance(saved, MissingVocabulary) and reads_pieces(config):
+        given = config.model.text.encoder.arguments["model"]
+    known = match_vocabulary(config, saved, file, given)
+    if isinstance(known, MissingVocabulary):
+        raise InputError(
+            f"{file}: came without its vocabulary, {known.file} ({known.rows:,} rows); give it as data.vocabulary.file"
+        )
+    if isinstance(known, Pieces):
+        if extend:
+            raise InputError(f"{place}: a text model that has its own tokenizer learns no new words")
+        check_augmentation(config, known)
+        return known, known
+    return known, known.extended(training.captions, config.data.vocabulary.min_count) if extend else known
+
+
+def _extend_table(
+    weights: dict[str, Tensor], own: dict[str, Tensor], known: Words, words: Vocabulary | Pieces
+) -> dict[str, Tensor]:
+    """Weights whose table of words has the checkpoint's row for each known word, and the model's own for others."""
+    table, fresh = weights.get(_WORD_TABLE), own.get(_WORD_TABLE)
+    if known is words or not isinstance(known, Vocabulary) or table is None or fresh is None:
+        return weights
+    if table.shape[1:] != fresh.shape[1:]:
+        return weights  # whoever loads them says so
+    extended = fresh.clone()
+    for word, row in known.ids.items():
+        extended[words.ids[word]] = table[row]
+    return {**weights, _WORD_TABLE: extended}
+
+
+def _is_below(name: str, prefix: str) -> bool:
+    """Whether a dotted name is ``prefix`` or goes on below it."""
+    return name == prefix or name.startswith(f"{prefix}.")
+
+
+def _part(name: str) -> str:
+    """The part of a model that a parameter belongs to: "image.aggregator", or "similarity"."""
+    return ".".join(name.split(".")[: 1 if name.startswith("similarity.") else 2])
