@@ -1,6 +1,6 @@
 """What an aggregator is: the one contract that models and the assembly rely on."""
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
@@ -42,6 +42,5 @@ def traits_of(aggregator: nn.Module) -> AggregatorTraits:
     False
     """
     defaults = AggregatorTraits()
-    return AggregatorTraits(
-        **{name: getattr(aggregator, name, default) for name, default in defaults._asdict().items()}
-    )
+    told: dict[str, Any] = {name: getattr(aggregator, name, default) for name, default in defaults._asdict().items()}
+    return AggregatorTraits(**told)
