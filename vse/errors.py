@@ -86,5 +86,7 @@ def check_positive(name: str, value: float) -> None:
     Traceback (most recent call last):
     ValueError: temperature must be positive, got 0.0
     """
-    if not 0 < value < math.inf:
+    if not value > 0:
         raise ValueError(f"{name} must be positive, got {value}")
+    if value == math.inf:
+        raise ValueError(f"{name} must be finite, got {value}")
