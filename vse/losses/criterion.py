@@ -18,8 +18,10 @@ class Criterion(nn.Module):
         terms: Weight and term by name; a term may be a module with parameters of its own.
         ramp_epoch: The epoch in which the total rises from 0, counted from 0; None for none.
 
-    >>> criterion = Criterion(TripletLoss(), {"mmd": (0.01, mmd_loss)})
-    >>> criterion(scores, positives, image, text)["total"].backward()
+    >>> from vse.losses import TripletLoss
+    >>> same = Aggregated(torch.ones(2, 1, 4))
+    >>> sorted(Criterion(TripletLoss())(torch.eye(2), torch.eye(2, dtype=torch.bool), same, same))
+    ['ranking', 'total']
     """
 
     def __init__(
