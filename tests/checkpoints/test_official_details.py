@@ -2,7 +2,7 @@
 
 from argparse import Namespace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -78,7 +78,7 @@ def test_the_heads_of_dive(tmp_path: Path, backbone: str, cells: int, heads: int
         section = found["config"]["model"][side]["aggregator"]
         assert section["heads"] == heads and section["head_dim"] == 16 // heads
         torch.manual_seed(0)
-        position = "none" if side == "image" else "sine"
+        position: Literal["none", "sine"] = "none" if side == "image" else "sine"
         own = SetPrediction(width, DIM, 2, 1, heads, 16 // heads, ff_mult=2, position=position)
         own.load_state_dict(slots(width, 1, True, seed)[0].state_dict())
         features, mask, context = sets_of(3, 5, width)
@@ -112,10 +112,12 @@ def test_the_similarity_of_dive(tmp_path: Path, options: dict[str, Any], expecte
 def test_keep_ends_is_vse_2ads(tmp_path: Path) -> None:
     """Its training leaves <start> and <end> alone; VSE∞'s does not."""
     both = load(tmp_path, {"model": vse_2ad_states(), "args": Namespace()})
-    assert both.text.encoder.keep_ends is True
+    encoder: Any = both.text.encoder
+    assert encoder.keep_ends is True
     assert config_of({"model": vse_2ad_states(), "args": Namespace()})["model"]["text"]["encoder"]["keep_ends"] is True
     other = load(tmp_path, {"model": list(region_states()), "opt": Namespace()})
-    assert other.text.encoder.keep_ends is False
+    encoder = other.text.encoder
+    assert encoder.keep_ends is False
 
 
 WORDS = {"name": "bigru", "word_dim": 6, "directions": "average"}

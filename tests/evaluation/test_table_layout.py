@@ -44,7 +44,7 @@ def test_a_table_with_intervals() -> None:
     """Half an interval's width under its recall; RSUM's interval and difference as they are."""
     side = {"r1": [10.0, 13.0], "r5": [40.0, 44.2], "r10": [99.0, 100.0]}
     bootstrap = {"samples": 70, "i2t": side, "t2i": {**side, "r1": [1.0, 1.0]}, "rsum": [150.04, 170.0]}
-    bootstrap["difference"] = [-3.26, 4.0]
+    bootstrap["difference"] = [3.26, 14.0]
     expected = """
 run
                    R@1     R@5    R@10    MedR   MeanR
@@ -54,7 +54,7 @@ Text to image      1.0     2.0     3.0  1234.0  4321.0
   95 %            ±0.0    ±2.1    ±0.5
 RSUM             163.4
   95 %           150.0 to 170.0 (70 samples of the images)
-                  -3.3 to +4.0 against the first
+                  +3.3 to +14.0 against the first
 """
     assert lines(format_table({**METRICS, "bootstrap": bootstrap}, "run")) == lines(expected)
 
