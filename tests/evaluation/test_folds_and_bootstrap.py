@@ -10,8 +10,8 @@ from torch import Tensor
 
 from vse.data.corpora import Corpus
 from vse.errors import InputError
-from vse.evaluation import Member, ensemble, read_scores, report, save_scores, score
-from vse.protocols import bootstrap, check_split, evaluate_scores
+from vse.evaluation import Encoded, Member, ensemble, read_scores, report, save_scores, score
+from vse.protocols import bootstrap, check_samples, check_split, evaluate_scores
 from vse.similarity import chamfer, cosine, smooth_chamfer
 
 KS = (1, 5, 10)
@@ -122,6 +122,15 @@ def test_the_default_seed_is_zero() -> None:
     assert bootstrap([scores], of, "retrieval", 30) != bootstrap([scores], of, "retrieval", 30, seed=1)
 
 
+def test_how_many_samples_there_may_be() -> None:
+    scores, of = torch.eye(4), np.arange(4)
+    assert bootstrap([scores], of, "retrieval", 1)[0]["rsum"] == [600.0, 600.0]
+    for samples in (-1, 0, 10_001):
+        with pytest.raises(InputError, match=f"bootstrap needs 1 to 10,000 samples, got {samples}"):
+            bootstrap([scores], of, "retrieval", samples)
+    check_samples(10_000)
+
+
 def test_images_without_a_caption_are_no_queries() -> None:
     """They stay candidates of the captions."""
     of = np.array([0, 0, 2, 3, 3, 3, 5, 7, 8, 9, 10, 11])
@@ -198,6 +207,10 @@ def test_a_member_that_stands_for_two_models() -> None:
     both = ensemble(parts)
     torch.testing.assert_close(both.scores, (parts[0].scores + parts[1].scores + parts[2].scores) / 3)
     assert both.models == 6 and both.name == "ensemble of 6" and both.encoded == () and both.sets == {}
+    encoded = Encoded(cosine, torch.ones(6, 1, 2), torch.ones(9, 1, 2))
+    parts = [parts[0], parts[1]._replace(encoded=(encoded,))]
+    assert ensemble(parts).encoded == ()  # those of one are not those of all
+    assert ensemble([parts[1], parts[1]]).encoded == (encoded, encoded)
 
 
 def small_corpus(**changes: Any) -> Corpus:
