@@ -177,7 +177,14 @@ def test_vse_infty_regions() -> None:
         (vse_infty_grid, "resnet101", {}, "caffe_resnet101", "caffe", 512),
         (vse_infty_grid, "resnet50", {"backbone_source": "detector"}, "caffe_resnet50", "caffe", 512),
         (vse_infty_grid, "resnext50_32x4d", {"backbone_source": "wsl"}, "resnext50_32x4d", "imagenet", 512),
-        (vse_2ad_grid, "resnet50", {"input_scale_factor": 1.5}, "caffe_resnet50", "imagenet", 384),
+        (
+            vse_2ad_grid,
+            "resnet50",
+            {"input_scale_factor": 1.5, "backbone_source": "wsl"},
+            "caffe_resnet50",
+            "imagenet",
+            384,
+        ),
         (vse_2ad_grid, "resnext50_32x4d", {"backbone_source": "detector"}, "resnext50_32x4d", "imagenet", 256),
     ],
 )
