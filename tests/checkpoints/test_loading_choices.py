@@ -66,3 +66,11 @@ def test_weights_that_are_not_finite_are_not_converted(tmp_path: Path, wrong: fl
     with pytest.raises(InputError, match="model_best.pth: image.encoder.fc.weight is not finite"):
         convert(tmp_path / "model_best.pth", tmp_path / "converted.pt")
     assert not (tmp_path / "converted.pt").exists()
+
+
+@pytest.mark.parametrize("name", ["f30k_precomp_vocab.json", "coco_precomp_vocab.json"])
+def test_either_file_where_the_options_do_not_name_the_data(tmp_path: Path, name: str) -> None:
+    torch.save({"model": list(region_states()), "opt": Namespace(batch_size=4)}, tmp_path / "model_best.pth")
+    words = Vocabulary.read(words_file(tmp_path / name, 29))
+    found = load_model(tmp_path / "model_best.pth")[0].vocabulary
+    assert isinstance(found, Vocabulary) and found.words == words.words
