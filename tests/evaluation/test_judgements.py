@@ -5,8 +5,9 @@ import gzip
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import eccv_caption
 import numpy as np
@@ -25,9 +26,18 @@ PUBLISHED_CXC = os.environ.get("VSE_CXC")
 
 
 @pytest.fixture(scope="module")
-def coco() -> Corpus:
-    """The ids of COCO's 5K test; its images and captions are not needed."""
+def judged() -> Iterator[Any]:
+    """The package's object, made once: it reads its files anew each time, and nothing in it changes."""
     metrics = eccv_caption.Metrics()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(eccv_caption, "Metrics", lambda: metrics)
+        yield metrics
+
+
+@pytest.fixture(scope="module")
+def coco(judged: Any) -> Corpus:
+    """The ids of COCO's 5K test; its images and captions are not needed."""
+    metrics = judged
     captions = metrics.coco_ids.tolist()
     images = [metrics.coco_gts["t2i"][caption][0] for caption in captions[::5]]
     return Corpus("coco", images, ["a"] * 25_000, np.repeat(np.arange(5000), 5), images, captions)
@@ -46,8 +56,9 @@ def test_equal_to_the_package(coco: Corpus) -> None:
     images, captions = embed(5000, coco.image_of_caption)
     scores = score(cosine, images, captions, progress=False)
     ids, labels = np.array(coco.image_ids), np.array(coco.caption_ids)
-    i2t = {int(ids[i]): labels[scores[i].topk(100).indices.numpy()].tolist() for i in range(5000)}
-    t2i = {int(labels[j]): ids[scores[:, j].topk(100).indices.numpy()].tolist() for j in range(25_000)}
+    rows, columns = (matrix.topk(100, dim=1).indices.numpy() for matrix in (scores, scores.T.contiguous()))
+    i2t = dict(zip(ids.tolist(), labels[rows].tolist(), strict=True))
+    t2i = dict(zip(labels.tolist(), ids[columns].tolist(), strict=True))
     asked = ("cxc_recalls", "eccv_map_at_r", "eccv_rprecision", "eccv_r1", "coco_5k_recalls")
     theirs = eccv_caption.Metrics().compute_all_metrics(i2t, t2i, target_metrics=asked)
     member = Member("a", scores, {})
