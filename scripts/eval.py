@@ -25,22 +25,16 @@ def main() -> None:
     given = parser.parse_intermixed_args()
 
     from vse.evaluation.compare import compare
-    from vse.evaluation.tables import check_json_file, write_json
 
     overrides = [item for item in given.run if "=" in item and not Path(item).exists()]
     runs = [item for item in given.run if item not in overrides]
-    if given.json is not None:
-        check_json_file(given.json)
     places = {"vocabulary": given.vocabulary, "cxc": given.cxc, "scores_file": given.save_scores}
     ways = {"padding": given.padding, "samples": given.bootstrap, "published": given.published}
-    result = compare(runs, overrides, given.split, given.protocol, **places, **ways)
+    result = compare(runs, overrides, given.split, given.protocol, **places, **ways, json_file=given.json)
     print(result.tables)
     if given.markdown:
         print("\n" + result.markdown)
-    content = result.metrics if len(result.metrics) > 1 else next(iter(result.metrics.values()))
-    folder = [Path(runs[0]) / result.file] if len(runs) == 1 and Path(runs[0]).is_dir() else []
-    for path in [*([given.json] if given.json else []), *folder]:
-        write_json(path, content)
+    result.write()
 
 
 if __name__ == "__main__":

@@ -159,7 +159,7 @@ def test_bad_command_lines(cli: Cli, tiny: list[str], tmp_path: Path, corpus_fol
         ([run, "--json", f"{config}/x.json"], "no such folder; expected a folder for x.json"),
         ([run, "--json", "."], ".: expected the name of a file"),
         ([run, "--json", "/dev/null"], "/dev/null: expected the name of a file"),
-        ([run, "--json", run / "best.pt"], "best.pt: is there and holds no metrics"),
+        ([run, "--json", run / "best.pt"], "best.pt: is there already and holds no metrics"),
     ]
     for arguments, message in evaluation:
         outcome = cli("eval", *arguments)

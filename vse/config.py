@@ -131,6 +131,7 @@ class EvalConfig(Section):
     """Evaluation."""
 
     batch_size: PositiveInt = 256
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of encoding; the papers' numbers are fp32's
 
 
 class Config(Section):
