@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import WORDS
+from helpers import WORDS
 from test_official import region_states, save_vse_infty, words_file
 
+from vse.checkpoints.load import convert, load_model
 from vse.data.vocabulary import SPECIALS, MissingVocabulary, Vocabulary
 from vse.errors import InputError
-from vse.loading import convert, load_model
 
 
 def other_words(path: Path, count: int = 29) -> Path:

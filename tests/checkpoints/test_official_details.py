@@ -23,7 +23,7 @@ from test_official import (
 from torch import Tensor, nn
 
 from vse.aggregators import GPO, AdaptivePool, SetPrediction
-from vse.official import native_state
+from vse.checkpoints.official import native_state
 from vse.sets import lengths_to_mask
 from vse.similarity import chamfer, max_cosine, smooth_chamfer
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from vse.data.corpora import Corpus
+from vse.data.corpus import Corpus
 from vse.errors import InputError
-from vse.evaluation import Encoded, Member, ensemble, read_scores, report, save_scores, score
-from vse.protocols import bootstrap, check_samples, check_split, evaluate_scores
+from vse.evaluation.protocols import bootstrap, check_samples, check_split, evaluate_scores
+from vse.evaluation.score import Encoded, Member, ensemble, read_scores, report, save_scores, score
 from vse.similarity import chamfer, cosine, smooth_chamfer
 
 KS = (1, 5, 10)

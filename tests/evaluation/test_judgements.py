@@ -18,7 +18,6 @@ from torch import Tensor
 
 from vse.data.corpus import Corpus
 from vse.errors import InputError
-from vse.evaluation import judgements as module
 from vse.evaluation.encode import CorpusEmbeddings
 from vse.evaluation.ensemble import ensemble
 from vse.evaluation.judgements import (
@@ -31,6 +30,7 @@ from vse.evaluation.judgements import (
 )
 from vse.evaluation.protocols import PROTOCOLS, check_protocol, report
 from vse.evaluation.score import CorpusScores, score
+from vse.evaluation.score import judgements as module
 from vse.similarity import cosine, smooth_chamfer
 
 PUBLISHED_CXC = os.environ.get("VSE_CXC")

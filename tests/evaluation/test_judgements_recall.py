@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from vse.crisscrossed import Judgements, cxc_within, read_judgements
-from vse.data.corpora import Corpus
+from vse.data.corpus import Corpus
 from vse.errors import InputError
-from vse.evaluation import Encoded, Member, ensemble, report, score_within
+from vse.evaluation.judgements import Judgements, cxc_within, read_judgements
+from vse.evaluation.score import Encoded, Member, ensemble, report, score_within
 from vse.similarity import chamfer, order
 
 SIZE = 600  # more than what is ranked at a time

@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers import ROOT, Outcome, random_scores
+from vse.evaluation.score.folds import fold_metrics
 
 from vse.data.corpus import Corpus
 from vse.errors import InputError
-from vse.evaluation import tables
-from vse.evaluation.folds import fold_metrics
 from vse.evaluation.protocols import PROTOCOLS, Protocol, check_split, find_protocol, own_pairs, report
-from vse.evaluation.score import CorpusScores
+from vse.evaluation.score import CorpusScores, tables
 
 MakeRun = Callable[..., Path]
 

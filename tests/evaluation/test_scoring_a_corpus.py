@@ -5,16 +5,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import WORDS
+from helpers import WORDS
 
 from vse.aggregators import PIENet
-from vse.data.corpora import Corpus
+from vse.data.corpus import Corpus
 from vse.data.vocabulary import SPECIALS, Vocabulary
 from vse.encoders import BiGRU, Regions
 from vse.errors import InputError
-from vse.evaluation import evaluate, score_corpus
-from vse.health import set_health
+from vse.evaluation.score import evaluate, score_corpus
 from vse.model import Tower, VSEModel
+from vse.set_health import set_health
 from vse.similarity import max_cosine
 
 OF = np.array([3, 0, 0, 6, 1, 2, 4, 5, 6, 6, 2])

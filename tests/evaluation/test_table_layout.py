@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from vse.errors import InputError
-from vse.tables import Row, format_rows, format_table, label, mark, published_rows
+from vse.evaluation.tables import Row, format_rows, format_table, label, mark, published_rows
 
 LEFT = {"r1": 12.34, "r5": 45.06, "r10": 100.0, "medr": 6.0, "meanr": 17.25}
 RIGHT = {"r1": 1.0, "r5": 2.0, "r10": 3.0, "medr": 1234.0, "meanr": 4321.04}

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vse.health import Watch, set_health, training_health
 from vse.losses import AdaptiveContrastiveLoss, Criterion, InfoNCELoss, TripletLoss
+from vse.set_health import set_health
 from vse.sets import Aggregated
+from vse.training.watch import Watch, training_health
 
 GOOD = {"ranking": 0.1, "plateau": 0.4}
 STUCK = {"ranking": 0.4, "plateau": 0.4}
