@@ -126,8 +126,6 @@ def test_a_huge_file_is_not_read_into_memory(tmp_path: Path) -> None:
     assert np.array_equal(pickle.loads(pickle.dumps(features))[5], features[5])
 
 
-
-
 def test_karpathy(tmp_path: Path) -> None:
     root = karpathy_file(tmp_path / "tiny")
     train = karpathy(str(root), "train")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import vse
 from vse.checkpoints.native import load_checkpoint
-from vse.data.subwords import Pieces
+from vse.data.subwords import Subwords
 from vse.encoders import Bert
 from vse.errors import InputError
 from vse.sets import lengths_to_mask
@@ -199,7 +199,7 @@ def test_pieces(tiny_bert: Path) -> None:
     from transformers import AutoTokenizer
 
     reference = AutoTokenizer.from_pretrained(tiny_bert)
-    pieces = Pieces.read(str(tiny_bert))
+    pieces = Subwords.read(str(tiny_bert))
     for caption in ("A red dog runs over snow.", "Zebra-striped CAT, flies", "", "ünknown grass\u200b"):
         ids, words = pieces.encode_words(caption)
         assert ids.tolist() == pieces.encode(caption).tolist() == reference(caption).input_ids
@@ -215,7 +215,7 @@ def test_pieces(tiny_bert: Path) -> None:
     assert pieces.mask == reference.mask_token_id and len(pieces) == len(reference)
     assert not set(reference.all_special_ids) & set(pieces.plain.tolist())
     assert len(pieces.plain) == len(pieces) - len(reference.all_special_ids)
-    again = Pieces(**json.loads(json.dumps(pieces.state)))
+    again = Subwords(**json.loads(json.dumps(pieces.state)))
     assert again.encode("snowy dogs").tolist() == ids.tolist() and again.state == pieces.state
 
 
@@ -223,14 +223,14 @@ def test_bad_pieces(tmp_path: Path) -> None:
     from transformers import BertConfig
 
     with pytest.raises(InputError, match="not a tokenizer's JSON"):
-        Pieces("{}", None)
+        Subwords("{}", None)
     folder = write_transformer(tmp_path, BertConfig(**SMALL))
     with pytest.raises(InputError, match="has no tokenizer.json; expected the folder of a text model"):
-        Pieces.read(str(folder))
+        Subwords.read(str(folder))
     write_tokenizer(folder, WORDS)
     (folder / "tokenizer.json").write_text("{")
     with pytest.raises(InputError, match="cannot be read as a model of transformers"):
-        Pieces.read(str(folder))
+        Subwords.read(str(folder))
 
 
 @pytest.fixture
@@ -362,7 +362,7 @@ def test_captions_are_augmented_word_by_word(tiny_bert: Path, tmp_path: Path) ->
     from vse.data.batches import TrainingData
     from vse.data.formats import precomp
 
-    pieces = Pieces.read(str(tiny_bert))
+    pieces = Subwords.read(str(tiny_bert))
     corpus = precomp(str(write_precomp(tmp_path)), "train")
     data = TrainingData(corpus, pieces, 0.9, seed=1)
     batch = data[3, np.arange(60)]
@@ -389,7 +389,7 @@ def test_ids_beyond_the_count_of_pieces(tiny_bert: Path, tmp_path: Path) -> None
     content = json.loads((folder / "tokenizer.json").read_text())
     content["model"]["vocab"]["zzz"] = 5000
     (folder / "tokenizer.json").write_text(json.dumps(content))
-    pieces = Pieces.read(str(folder))
+    pieces = Subwords.read(str(folder))
     assert len(pieces) == 5001 and 5000 in pieces.plain and 4999 not in pieces.plain
     with pytest.raises(ValueError, match="its tokenizer has 5001 tokens, but the model knows 90"):
         encoder(folder, vocab_size=len(pieces))
@@ -408,5 +408,5 @@ def test_a_caption_without_tokens_is_named(tiny_bert: Path, tmp_path: Path) -> N
     captions = root / "precomp" / "train_caps.txt"
     lines = captions.read_text().splitlines()
     captions.write_text("\n".join([*lines[:3], "\u200b", *lines[4:]]) + "\n")
-    data = TrainingData(precomp(str(root), "train"), Pieces.read(str(folder)), 0.2, seed=1)
+    data = TrainingData(precomp(str(root), "train"), Subwords.read(str(folder)), 0.2, seed=1)
     assert isinstance(error := data[0, np.arange(8)], InputError) and "caption 3 has no tokens" in str(error)
