@@ -1,4 +1,3 @@
-from helpers import karpathy_file
 import json
 import pickle
 from collections.abc import Iterable
@@ -7,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import write_precomp
+from helpers import karpathy_file, write_precomp
 from PIL import Image
 
 from vse.data.corpus import Features
