@@ -171,7 +171,7 @@ class ClipTransform:
     torch.Size([4, 3, 224, 224])
     """
 
-    reads: ClassVar[Literal["frames"]] = "frames"
+    reads: ClassVar[Literal["pictures", "frames"]] = "frames"
 
     def __init__(
         self,

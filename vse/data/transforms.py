@@ -122,7 +122,7 @@ def to_bytes(steps: Sequence[nn.Module], antialias: bool) -> v2.Compose:
 class PictureTransform:
     """What a picture goes through: ``train`` draws from torch's global generator, ``evaluate`` draws nothing."""
 
-    reads: ClassVar[Literal["pictures"]] = "pictures"
+    reads: ClassVar[Literal["pictures", "frames"]] = "pictures"
     train: v2.Compose
     evaluate: v2.Compose
 
