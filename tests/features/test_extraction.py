@@ -141,7 +141,7 @@ def test_a_damaged_unfinished_array(size: int, tmp_path: Path) -> None:
     writer.write(0, {"ims": np.ones((2, 3), dtype=np.float32)})
     with open(tmp_path / ".unfinished_dev_ims.npy", "r+b") as file:
         file.truncate(size)
-    with pytest.raises(ValueError, match=".dev_unfinished.json: what it lists is damaged .*; remove it"):
+    with pytest.raises(ValueError, match=".dev_unfinished.json: an array that it lists is damaged .*; remove it"):
         RowWriter(tmp_path, "dev", 50, {"a": 1})
 
 
