@@ -6,16 +6,15 @@ are known, in :mod:`vse.build`: its constructor is its only schema.
 
 import json
 import os
-import re
 import types
 import typing
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
+from vse.config_files import find_base, find_config, parse_yaml, read_yaml
 from vse.errors import InputError, close_match
 
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -164,10 +163,20 @@ _DEFAULTS = {
 def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> Config:
     """Read a YAML file with its ``base:`` files, apply ``key=value`` overrides, validate.
 
-    Raises InputError with one line that names the file or override, the full key, what was given and what was
-    expected.
+    Args:
+        path: A config file, a run folder, or the name of a shipped config (see :func:`vse.config_files.find_config`).
+        overrides: Settings that differ from the file's, such as "train.epochs=5".
+
+    Returns:
+        The config, its components not yet checked (see :func:`vse.build.read_config`).
+
+    Raises:
+        InputError: with one line that names the file or override, the full key, what was given and what was expected.
+
+    >>> load_config("demo", ["train.epochs=1"]).train.epochs
+    1
     """
-    path = Path(path)
+    path = find_config(path)
     origin: dict[str, str] = {"": str(path)}
     content = _read(path, origin, ())
     return make_config(content, overrides, origin)
@@ -180,7 +189,7 @@ def make_config(content: dict[str, Any], overrides: typing.Sequence[str], origin
         key, equals, text = override.partition("=")
         if not equals or not all(key.split(".")):
             raise InputError(f"override {override!r}: expected key=value, such as train.epochs=5")
-        value = _parse(text, f"override {override!r}")
+        value = parse_yaml(text, f"override {override!r}")
         for part in reversed(key.split(".")):
             value = {part: value}
         given = merge(given, value, origin, f"override {override!r}")
@@ -236,56 +245,13 @@ def config_changes(saved: dict[str, Any], config: Config) -> list[str]:
     return [f"{key} ({old.get(key)} there, {new.get(key)} here)" for key in differ]
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML that reads 5e-4 as a number and refuses a key given twice."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)$|^[-+]?(\d[\d_]*\.[\d_]*|\.\d[\d_]*)$"),
-    list("-+0123456789."),
-)
-
-
-# A date in a config is a name, not a point in time.
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-    for first, resolvers in _Loader.yaml_implicit_resolvers.items()
-}
-
-
-def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
-    pairs = [(loader.construct_object(k, deep=True), loader.construct_object(v, deep=True)) for k, v in node.value]
-    keys = [key for key, _ in pairs]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", node.start_mark)
-    return {str(key): value for key, value in pairs}
-
-
-_Loader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
-
-
-def _parse(text: str, source: str) -> Any:
-    try:
-        return yaml.load(text, _Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "cannot be read"
-        raise InputError(f"{source}{where}: not valid YAML: {problem}") from None
-
-
 def _read(path: Path, origin: dict[str, str], children: tuple[Path, ...]) -> dict[str, Any]:
-    """Content of a config file over that of its base."""
-    asked_by = f"{children[-1]}: base: " if children else ""
+    """Content of a config file over that of its base; ``children`` are the files that led to it."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise InputError(f"{asked_by}{path}: no such config file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{asked_by}{path}: cannot be read as a config file ({error})") from None
-    content = _parse(text, str(path))
+        content = read_yaml(path)
+    except InputError as error:
+        asked_by = f"{children[-1]}: base: " if children else ""
+        raise InputError(f"{asked_by}{error}") from None
     if not isinstance(content, dict):
         raise InputError(
             f"{path}: expected a mapping of sections (run, data, model, ...), got {type(content).__name__}"
@@ -295,7 +261,7 @@ def _read(path: Path, origin: dict[str, str], children: tuple[Path, ...]) -> dic
     if base is not None:
         if not isinstance(base, str):
             raise InputError(f"{path}: base: expected the path of a config file, got {base!r}")
-        parent = path.parent / base
+        parent = find_base(base, path)
         if parent.resolve() in {p.resolve() for p in (*children, path)}:
             raise InputError(f"{path}: base: {base} leads back to this file")
         below = _read(parent, origin, (*children, path))
