@@ -151,9 +151,8 @@ def convert(parser: Parser, words: Sequence[str]) -> None:
     from vse.data.vocabulary import MissingVocabulary
 
     vocabulary = convert_checkpoint(arguments.checkpoint, arguments.output, arguments.overrides, arguments.vocabulary)
-    print(f"{arguments.output}: written, with {len(vocabulary):,} words")
-    if isinstance(vocabulary, MissingVocabulary):
-        print(f"The words themselves are missing; pass --vocabulary {vocabulary.file} to write them, too.")
+    note = f" that are missing (--vocabulary {vocabulary.file})" if isinstance(vocabulary, MissingVocabulary) else ""
+    print(f"{arguments.output}: written, with {len(vocabulary):,} words{note}")
 
 
 def configs(parser: Parser, words: Sequence[str]) -> None:
