@@ -96,7 +96,7 @@ RECIPES: dict[str, dict[str, Any]] = {  # the papers' and their released codes' 
     },
     "vse_2ad": {
         "loss.ranking": {"name": "adaptive_contrastive", "gamma": 1.25, "margin": 0.2, "temperature": 0.05}
-        | {"negatives": "adaptive", "released": False},
+        | {"negatives": "adaptive", "released": True},
         "optim": {"name": "adamw", "lr": 5e-4, "weight_decay": 0.01},
         "optim.schedule": {"name": "step", "milestones": [15], "factor": 0.1},
         "train": {"epochs": 25, "batch_size": 128, "clip_norm": 2.0},
@@ -188,7 +188,10 @@ PICTURES: dict[str, list[dict[str, Any]]] = {
         {k: v for k, v in RECIPES["pvse"].items() if k not in ("train", "model.image.encoder")},
         {"train": {"epochs": 100, "batch_size": 256}, "data.transform": {"name": "crop", "size": 224, "resize": 256}},
         {"model.image.encoder": {"backbone": "resnet152", "weights": "imagenet", "freeze_epochs": 50}},
+        {"model.image.encoder": {"train_norm": True}},
     ],
+    "pvse/tgif": [{"model.image.encoder": {"backbone": "resnet152", "freeze_epochs": 50, "train_norm": True}}],
+    "pvse/mrw": [{"model.image.encoder": {"backbone": "resnet152", "freeze_epochs": 50, "train_norm": True}}],
 }
 BATCHES = {"pvse/f30k": 128, "pvse/coco": 256}
 

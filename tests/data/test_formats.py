@@ -1,4 +1,3 @@
-from helpers import karpathy_file
 import json
 import pickle
 from collections.abc import Iterable
@@ -7,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import write_precomp
+from helpers import karpathy_file, write_precomp
 from PIL import Image
 
 from vse.data.corpus import Features
@@ -124,8 +123,6 @@ def test_a_huge_file_is_not_read_into_memory(tmp_path: Path) -> None:
     assert features.read(np.array([113_286])).sum() == 0
     assert len(pickle.dumps(features)) < 2_000_000
     assert np.array_equal(pickle.loads(pickle.dumps(features))[5], features[5])
-
-
 
 
 def test_karpathy(tmp_path: Path) -> None:

@@ -193,19 +193,6 @@ def test_learnable_similarity_and_temperature_are_trained_and_saved(
     assert cli("train", *tiny, *settings[:2]).code == 0  # goes on with all of it
 
 
-def test_a_plateau_is_remembered(cli: Cli, tiny: list[str], tmp_path: Path) -> None:
-    """The rate depends on every validation so far: going on equals never having stopped."""
-    settings = ["optim.schedule={name: plateau, patience: 0}", "optim.lr=0.02"]
-    tiny = [s for s in tiny if not s.startswith("optim.schedule")]
-    runs = [[*tiny, *settings, f"run.dir={tmp_path / name}"] for name in ("whole", "parts")]
-    assert cli("train", *runs[0], "train.epochs=6").code == 0
-    for epochs in (3, 6):
-        assert cli("train", *runs[1], f"train.epochs={epochs}").code == 0
-    assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
-    rates = {r["train"]["lr"] for r in read_jsonl(tmp_path / "whole" / "metrics.jsonl") if "train" in r}
-    assert len(rates) > 1, "RSUM never stagnated: the test shows nothing"
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
