@@ -124,7 +124,9 @@ def read_corpus(config: Config, split: str) -> Corpus:
     if split not in SPLITS:
         raise InputError(f"split {split!r}: {close_match(split, list(SPLITS))}")
     function = find_callable(_data_format(config), _CORPORA)
-    corpus: Corpus = function(config.data.root, split, **config.data.options)
+    corpus = function(config.data.root, split, **config.data.options)
+    if not isinstance(corpus, Corpus):
+        raise config.error("data.format", f"{config.data.format} must return a Corpus, got {type(corpus).__name__}")
     return corpus
 
 
@@ -376,13 +378,13 @@ def check_fit(config: Config, model: VSEModel, criterion: Criterion, batch: Batc
             text = model.text(batch.tokens, batch.token_mask)
             _check_embeddings(config, text.embeddings, len(batch.tokens))
         with errors_at(config, "model.similarity", similarity.arguments):
-            scores = _compare(model.similarity, image.embeddings, text.embeddings)
+            scores = _compare(similarity.name, model.similarity, image.embeddings, text.embeddings)
             _check_tensor(similarity.name, scores, (len(batch.images), len(batch.tokens)))
         with errors_at(config, "loss.ranking", ranking.arguments):
-            _check_tensor(ranking.name, criterion.ranking(scores, batch.positives), ())
+            _check_tensor(ranking.name, _call(ranking.name, criterion.ranking, scores, batch.positives), ())
         for name, (_, term) in criterion.terms.items():
             with errors_at(config, f"loss.terms.{name}", config.loss.terms[name].arguments):
-                _check_tensor(name, term(image, text), ())
+                _check_tensor(name, _call(name, term, image, text), ())
 
 
 def _embed_images(model: VSEModel, batch: Batch) -> Aggregated:
@@ -397,10 +399,20 @@ def _embed_images(model: VSEModel, batch: Batch) -> Aggregated:
     return result
 
 
-def _compare(similarity: Callable[..., Any], image: Tensor, text: Tensor) -> Any:
+def _call(name: str, component: Callable[..., Any], *inputs: Any) -> Any:
+    """What a component returns; ValueError when it does not take the inputs."""
+    called = component.forward if isinstance(component, nn.Module) else component
+    try:
+        inspect.signature(called).bind(*inputs)
+    except TypeError as error:
+        raise ValueError(f"{name} cannot be called with {len(inputs)} positional arguments ({error})") from None
+    return component(*inputs)
+
+
+def _compare(name: str, similarity: Callable[..., Any], image: Tensor, text: Tensor) -> Any:
     """The scores of embeddings; the ValueError for sets names the similarities that take them."""
     try:
-        return similarity(image, text)
+        return _call(name, similarity, image, text)
     except ValueError as error:
         if image.shape[1] == text.shape[1] == 1:
             raise
@@ -445,8 +457,10 @@ def build_optimiser(config: Config, model: VSEModel, criterion: Criterion) -> to
     named = [*model.named_parameters(), *((f"loss.{name}", p) for name, p in criterion.named_parameters())]
     named = [(name, p) for name, p in named if p.requires_grad]
     factors = {prefix: factor for prefix, factor in config.optim.factors.items() if factor is not None}
-    with errors_at(config, "optim.factors", factors):
+    try:
         groups = parameter_groups(named, config.optim.lr, factors)
+    except ValueError as error:
+        raise config.error("optim.factors", str(error)) from None
     settings = {"params": groups, "lr": config.optim.lr, "weight_decay": config.optim.weight_decay}
     optimiser: torch.optim.Optimizer = build_component(config, OPTIMISERS, "optim", settings)
     return optimiser
