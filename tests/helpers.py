@@ -142,3 +142,24 @@ def karpathy_file(folder: Path, **changes: Any) -> Path:
     (folder / "images").mkdir(parents=True)
     (folder / "dataset_tiny.json").write_text(json.dumps({"images": entries}))
     return folder
+
+
+def random_scores(images: int, per_image: int = 5, seed: int = 0) -> tuple[Tensor, np.ndarray]:
+    """Scores (images, captions) in which a caption's own image stands out, and the image of each caption."""
+    image_of_caption = np.repeat(np.arange(images), per_image)
+    scores = torch.randn(images, len(image_of_caption), generator=torch.Generator().manual_seed(seed))
+    scores[torch.from_numpy(image_of_caption), torch.arange(len(image_of_caption))] += 2.5
+    return scores, image_of_caption
+
+
+def positives_of(images: int, image_of_caption: np.ndarray) -> np.ndarray:
+    return np.arange(images)[:, None] == image_of_caption[None, :]
+
+
+def random_embeddings(image_of_caption: np.ndarray, k: int = 1, dim: int = 16) -> tuple[Tensor, Tensor]:
+    """Embedding sets of images and of captions, of which a caption's is somewhat like its image's."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(int(image_of_caption.max()) + 1, k, dim, generator=generator)
+    noise = torch.randn(len(image_of_caption), k, dim, generator=generator)
+    captions = images[torch.from_numpy(image_of_caption)] + 0.8 * noise
+    return nn.functional.normalize(images, dim=-1), nn.functional.normalize(captions, dim=-1)

@@ -143,13 +143,13 @@ def test_bad_command_lines(cli: Cli, tiny: list[str], tmp_path: Path, corpus_fol
         ([], "the following arguments are required: RUN; see"),
         ([run, "--split", "tset"], "split 'tset': did you mean 'test'?"),
         ([run, "--split", "testall"], "testall_ims.npy: no such file"),
-        ([run, "--protocol", "cocoa"], "--protocol cocoa: unknown (did you mean 'coco'?)"),
+        ([run, "--protocol", "cocoa"], "protocol 'cocoa': did you mean 'coco'?"),
         ([run, "model.embed_dim=16"], "its weights do not fit this config"),
         ([run, "--json", tmp_path / "none" / "x.json"], "none: no such folder; expected a folder for x.json"),
         ([run, "--json", f"{config}/x.json"], "no such folder; expected a folder for x.json"),
         ([run, "--json", "."], ".: expected the name of a file"),
         ([run, "--json", "/dev/null"], "/dev/null: expected the name of a file"),
-        ([run, "--json", run / "best.pt"], "best.pt: is there and holds no metrics"),
+        ([run, "--json", run / "best.pt"], "best.pt: is there already and holds no metrics"),
     ]
     for arguments, message in evaluation:
         outcome = cli("eval", *arguments)

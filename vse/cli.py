@@ -73,17 +73,9 @@ def evaluate(parser: Parser, words: Sequence[str]) -> None:
     arguments = parser.parse_intermixed_args(words)
 
     from vse.evaluation.compare import compare
-    from vse.evaluation.protocols import PROTOCOLS
-    from vse.evaluation.tables import check_json_file, write_json
 
-    if arguments.protocol not in PROTOCOLS:
-        raise InputError(
-            f"--protocol {arguments.protocol}: unknown ({close_match(arguments.protocol, list(PROTOCOLS))})"
-        )
     overrides = [item for item in arguments.run if "=" in item and not Path(item).exists()]
     runs = [item for item in arguments.run if item not in overrides]
-    if arguments.json is not None:
-        check_json_file(arguments.json)
     result = compare(
         runs,
         overrides,
@@ -95,15 +87,12 @@ def evaluate(parser: Parser, words: Sequence[str]) -> None:
         samples=arguments.bootstrap,
         published=arguments.published,
         scores_file=arguments.save_scores,
+        json_file=arguments.json,
     )
     print(result.tables)
     if arguments.markdown:
         print("\n" + result.markdown)
-    content = result.metrics if len(result.metrics) > 1 else next(iter(result.metrics.values()))
-    if arguments.json is not None:
-        write_json(arguments.json, content)
-    if len(runs) == 1 and Path(runs[0]).is_dir():
-        write_json(Path(runs[0]) / result.file, content)
+    result.write()
 
 
 def extract(parser: Parser, words: Sequence[str]) -> None:

@@ -135,6 +135,7 @@ class EvalConfig(Section):
     """Evaluation."""
 
     batch_size: Annotated[PositiveInt, MAY_CHANGE] = 256
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of encoding; the papers' numbers are fp32's
 
 
 class Config(Section):

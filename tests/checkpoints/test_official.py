@@ -525,12 +525,12 @@ def test_command_lines(cli: Cli, tmp_path: Path) -> None:
     for arguments, message in (
         (
             ["--published"],
-            "--published: the papers have nothing for retrieval; expected --protocol f30k",
+            "--published: the papers have no numbers for protocol retrieval; expected f30k",
         ),
-        (["--cxc", tmp_path], "--cxc is for models under --protocol cxc; got --protocol retrieval"),
+        (["--cxc", tmp_path], "--cxc is for --protocol cxc, got --protocol retrieval"),
         (
             ["--protocol", "eccv", "--bootstrap", "9"],
-            "--bootstrap is for R@K of a corpus's own pairs; got --protocol eccv",
+            "--bootstrap is for R@K of a corpus's own pairs, not for --protocol eccv",
         ),
         (["--protocol", "eccv"], "protocol eccv is for a split of 5,000 images, this one has 10"),
         (["--protocol", "cxc", "--cxc", tmp_path], "sis_test.csv: no such file, nor sis_test.csv.gz"),
