@@ -1,5 +1,6 @@
 """The commands, and the one line with exit code 2 that a user's mistake gets."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -170,7 +171,8 @@ def test_a_bug_keeps_its_traceback(cli: Cli, tiny: list[str], monkeypatch: pytes
 def test_one_line_in_a_process_of_its_own() -> None:
     """Nothing but the line: no warnings of imported libraries, no usage."""
     command = [sys.executable, "scripts/train.py", "configs/demo.yaml", "train.epoch=3"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == ""
     expected = "error: override 'train.epoch=3': train.epoch: unknown key (did you mean 'epochs'?)"
     assert done.stderr.splitlines() == [expected]

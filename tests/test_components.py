@@ -96,7 +96,7 @@ def test_parameters_of_functions_are_found_by_position(mine: str, small: list[st
         images=torch.randn(3, 6, 12),
         image_mask=None,
         tokens=torch.ones(4, 5, dtype=torch.long),
-        token_mask=None,
+        token_mask=torch.ones(4, 5, dtype=torch.bool),
         positives=torch.tensor([0, 1, 2, 2])[None] == torch.arange(3)[:, None],
     )
     criterion = build_criterion(config)
