@@ -260,7 +260,7 @@ def test_mistakes_are_one_line(run: list[str], cli: Cli, tmp_path: Path) -> None
     vectors = cli("train", *run, "data.vocabulary.vectors=glove.txt")
     assert "data.vocabulary.vectors: bert has no table of words to fill" in vectors.error
     picture = cli("train", *run, "model.image.encoder={name: bert}")
-    assert "bert reads pieces, but" in picture.error
+    assert "bert reads subwords, but" in picture.error
     filled = cli("train", *run, "model.text.encoder.architecture={model_type: bert}")
     assert "model.text.encoder.architecture: is filled in and cannot be set" in filled.error
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "bert" / "tokenizer.json"), pad_token="[PAD]")
