@@ -1,8 +1,6 @@
 """Numbers computed with the official codes, to their tolerances (tests/golden/README.md)."""
 
-import importlib.util
 import json
-import os
 import tempfile
 from argparse import Namespace
 from collections.abc import Callable
@@ -12,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT
+from golden_numbers import GOLDEN, fill, fill_all, load, official_tokens, recipe
 from torch import Tensor
 
 import vse
-from vse.aggregators import GPO, AdaptivePool, PIENet, SetPrediction
+from vse.aggregators import GPO, AdaptivePool, FSPool, GeM, PIENet, SetPrediction
 from vse.checkpoints.official import PIE_NET, ReleasedAdaptivePool, ReleasedSetPrediction, rename, set_prediction_names
 from vse.encoders import Grid
 from vse.losses import (
@@ -32,31 +30,9 @@ from vse.model import Tower, VSEModel
 from vse.sets import Aggregated, lengths_to_mask
 from vse.similarity import MatchProbability, chamfer, max_cosine, order, smooth_chamfer
 
-GOLDEN = Path(os.environ.get("VSE_GOLDEN_DIR", ROOT / "tests" / "golden"))
-
-
-def load_recipe() -> Any:
-    spec = importlib.util.spec_from_file_location("recipe", GOLDEN / "recipe.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-recipe = load_recipe()
-
-
-def load(path: Path) -> dict[str, Any]:
-    with np.load(path) as data:
-        return {k: torch.from_numpy(data[k]) if data[k].ndim else data[k].item() for k in data.files}
-
 
 def close(found: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(found.detach(), torch.as_tensor(expected, dtype=found.dtype), atol=1e-5, rtol=1e-4)
-
-
-def fill(shapes: dict[str, list[int]], prefix: str = "") -> dict[str, Tensor]:
-    return {name: torch.from_numpy(recipe.fill(prefix + name, tuple(shape))) for name, shape in shapes.items()}
 
 
 def check_gpo(golden: dict[str, Any]) -> None:
@@ -151,6 +127,29 @@ def check_set_prediction(state: str, released: bool = False, **options: Any) -> 
     return check
 
 
+def check_gem(golden: dict[str, Any]) -> None:
+    features = golden["features"]
+    mask = lengths_to_mask(golden["lengths"], features.shape[1])
+    for power in (1.0, 3.0, 6.5):
+        pool = GeM(power, golden["eps"])
+        pooled = pool(features, mask).embeddings[:, 0]
+        close(pooled, golden[f"pooled_p{power}"])
+        if f"grad_p_of_sum_p{power}" in golden:
+            close(torch.autograd.grad(pooled.sum(), pool.power)[0], golden[f"grad_p_of_sum_p{power}"])
+
+
+def check_fspool(golden: dict[str, Any]) -> None:
+    mask = lengths_to_mask(golden["lengths"], golden["features"].shape[1])
+    for pieces in (20, 4):
+        pool = FSPool(golden["features"].shape[-1], pieces)
+        pool.load_state_dict(official_state(f"fspool_pieces{pieces}"))
+        features = golden["features"].clone().requires_grad_()
+        pooled = pool(features, mask).embeddings[:, 0]
+        close(pooled, golden[f"pooled_pieces{pieces}"])
+        gradient = torch.autograd.grad(pooled.sum(), features)[0]
+        close(gradient, golden[f"grad_features_of_sum_pieces{pieces}"])
+
+
 def check_set_similarity(golden: dict[str, Any]) -> None:
     images, texts = golden["images"], golden["texts"]
     close(max_cosine(images, texts), golden["max"])
@@ -240,10 +239,7 @@ def official_checkpoint(name: str) -> dict[str, Any]:
     about = about_model(name)
     if name.startswith("vse_infty"):
         text_about = about if "bigru" in name or "bert" in name else about_model("vse_infty_bigru")
-        image, text = (
-            {f"module.{key}": value for key, value in fill(state, prefix).items()}
-            for state, prefix in zip(text_about["state"], text_about["fill_prefix"], strict=True)
-        )
+        image, text = ({f"module.{key}": value for key, value in state.items()} for state in fill_all(text_about))
         options: dict[str, Any] = {"data_name": "f30k_precomp", "embed_size": 1024, "batch_size": 128}
         if text_about is not about:
             image = {f"module.{key}": value for key, value in fill(about["state"]).items()}
@@ -278,9 +274,8 @@ def check_tower(tower: Tower, inputs: Tensor, mask: Tensor | None, expected: Ten
 
 
 def golden_text(about: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    lengths = about["text_lengths"]
-    tokens = torch.from_numpy(recipe.draw_tokens(about["text_seed"], lengths, about["vocab_size"]))
-    return tokens, lengths_to_mask(torch.tensor(lengths))
+    tokens, lengths = official_tokens(about, about["vocab_size"])
+    return tokens, lengths_to_mask(lengths)
 
 
 def check_model(name: str, padding: str = "masked") -> Callable[[dict[str, Any]], None]:
@@ -341,6 +336,9 @@ CHECKS: dict[str, Callable[[dict[str, Any]], None]] = {
     "components/gpo": check_gpo,
     "components/adpool_full": check_adaptive(AdaptivePool),
     "components/adpool_padded": check_adaptive(ReleasedAdaptivePool),
+    "components/gem": check_gem,
+    "components/fspool_full": check_fspool,
+    "components/fspool_padded": check_fspool,
     "components/pie_net_k1": check_pie_net("pie_net_k1", 1),
     "components/pie_net_k3": check_pie_net("pie_net_k3", 3),
     "components/set_prediction_text_full": check_set_prediction("set_prediction_text", position="sine"),

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vse.build import Words, build_model, reads_pieces, resolve
+from vse.build import Words, build_model, reads_subwords, resolve
 from vse.checkpoints.native import (
     evaluation_state,
     find_checkpoint,
@@ -18,9 +18,9 @@ from vse.checkpoints.native import (
     saved_vocabulary,
 )
 from vse.checkpoints.official import released_padding
-from vse.components import at, naming
+from vse.components import errors_at
 from vse.config import Config, make_config
-from vse.data.subwords import Pieces
+from vse.data.subwords import Subwords
 from vse.data.vocabulary import MissingVocabulary, Vocabulary
 from vse.encoders.base import traits_of
 from vse.errors import InputError, misfit
@@ -65,11 +65,11 @@ def load_model(
     words = _choose_vocabulary(config, state, file, vocabulary, keep_own)
     model = build_model(config, state["in_dim"], words, saved_architectures(state))
     weights = add_mask_row(state["model"], words)
-    if any(key.startswith("model.similarity") for key in config._origin):  # another one, with its own parameters
+    if config.given("model.similarity"):  # another one, with its own parameters
         weights = {key: value for key, value in weights.items() if not key.startswith("similarity.")}
         weights |= {key: value for key, value in model.state_dict().items() if key.startswith("similarity.")}
     load_weights(model, weights, file)
-    with naming(config, "model.similarity", config.model.similarity.arguments), torch.no_grad():
+    with errors_at(config, "model.similarity", config.model.similarity.arguments), torch.no_grad():
         model.similarity(torch.zeros(1, 1, 1), torch.zeros(1, 1, 1))
     return model.eval(), config, file
 
@@ -113,9 +113,7 @@ def load_weights(model: nn.Module, weights: dict[str, Any], file: Path) -> None:
 
 def config_of_checkpoint(state: dict[str, Any], path: Path, overrides: Sequence[str] = ()) -> Config:
     """Config that a checkpoint carries, with overrides; it may name modules outside the package, but no functions."""
-    config = make_config(state["config"], overrides, {"": str(path)})
-    config._trusted = False
-    return resolve(config)
+    return resolve(make_config(state["config"], overrides, {"": str(path)}, trusted=False))
 
 
 def _choose_vocabulary(
@@ -123,11 +121,11 @@ def _choose_vocabulary(
 ) -> Words:
     """The vocabulary that the user gives, or the checkpoint's own, or one that is found beside it or its data."""
     saved = saved_vocabulary(state)
-    key = "model.text.encoder.model" if reads_pieces(config) else "data.vocabulary.file"
+    key = "model.text.encoder.model" if reads_subwords(config) else "data.vocabulary.file"
     if keep_own and not isinstance(saved, MissingVocabulary):
         given = None
-    if given is None and key in config._origin:
-        given = at(config, key)
+    if given is None and config.given(key):
+        given = config.value(key)
     return match_vocabulary(config, saved, file, given)
 
 
@@ -147,7 +145,7 @@ def match_vocabulary(config: Config, saved: Words, file: Path, given: str | Path
     Raises:
         InputError: ``given`` cannot be read, or is not the vocabulary that the weights were trained with.
     """
-    read: Any = Pieces.read if reads_pieces(config) else Vocabulary.read
+    read: Any = Subwords.read if reads_subwords(config) else Vocabulary.read
     if given is not None:
         words: Words = read(str(given))
         if not _fits(words, len(saved)):

@@ -17,7 +17,7 @@ from torch import Tensor
 from vse.build import Words
 from vse.checkpoints.official import native_state
 from vse.config import Config
-from vse.data.subwords import Pieces
+from vse.data.subwords import Subwords
 from vse.data.vocabulary import MissingVocabulary, Vocabulary
 from vse.encoders.base import traits_of
 from vse.errors import InputError, first_line
@@ -115,7 +115,7 @@ def saved_vocabulary(state: Mapping[str, Any]) -> Words:
     if isinstance(vocabulary, dict) and "rows" in vocabulary:
         return MissingVocabulary(**vocabulary)
     try:
-        return Pieces(**vocabulary) if isinstance(vocabulary, dict) else Vocabulary(vocabulary)
+        return Subwords(**vocabulary) if isinstance(vocabulary, dict) else Vocabulary(vocabulary)
     except ValueError as error:
         raise InputError(f"the checkpoint's vocabulary: {error}") from None
 

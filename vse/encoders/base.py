@@ -51,14 +51,14 @@ class EncoderTraits(NamedTuple):
     embedding: nn.Embedding | None = None  # the table of word vectors
 
 
-def traits_of(encoder: nn.Module) -> EncoderTraits:
+def traits_of(encoder: object) -> EncoderTraits:
     """What an encoder tells of itself; this is the only place that knows the defaults.
 
     >>> traits_of(nn.Identity()).drop
     0.0
     """
     defaults = EncoderTraits()
-    told = {name: getattr(encoder, name, default) for name, default in defaults._asdict().items()}
+    told: dict[str, Any] = {name: getattr(encoder, name, default) for name, default in defaults._asdict().items()}
     if isinstance(told["reads"], str):
         told["reads"] = (told["reads"],)
     return EncoderTraits(**told)

@@ -28,7 +28,7 @@ class Bert(nn.Module):
     torch.Size([1, 4, 1024])
     """
 
-    reads = "pieces"  # what the data must provide
+    reads = "subwords"  # what the data must provide
 
     def __init__(
         self,

@@ -173,4 +173,4 @@ class Training:
 
     def validate(self) -> dict[str, Any]:
         """Metrics on the dev split."""
-        return evaluate(self.model, self.dev_corpus, self.config.eval.batch_size, self.config.run.precision)
+        return evaluate(self.model, self.dev_corpus, self.config.eval.batch_size, self.config.eval.precision)

@@ -1,6 +1,6 @@
 """How a run begins: anew, from another run's checkpoint, or where it stopped."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ from vse.build import (
     build_vocabulary,
     check_augmentation,
     fill_word_vectors,
-    reads_pieces,
+    reads_subwords,
     resolve,
 )
 from vse.checkpoints.load import add_mask_row, match_vocabulary
@@ -27,7 +27,7 @@ from vse.checkpoints.native import (
 )
 from vse.config import Config, config_changes, make_config
 from vse.data.corpus import Corpus
-from vse.data.subwords import Pieces
+from vse.data.subwords import Subwords
 from vse.data.vocabulary import MissingVocabulary, Vocabulary
 from vse.errors import InputError, close_match, misfit
 from vse.files import sha256
@@ -40,7 +40,7 @@ class Start(NamedTuple):
     """What a run begins with."""
 
     model: VSEModel
-    vocabulary: Vocabulary | Pieces
+    vocabulary: Vocabulary | Subwords
     source: Source | None  # the checkpoint that the run started from, if there was one
 
 
@@ -95,7 +95,7 @@ def start(config: Config, training: Corpus, in_dim: int | None, state: TrainingS
         ("data.vocabulary.extend", config.data.vocabulary.extend),
     ):
         if given:
-            raise InputError(f"{config.source(key)}: {key}: needs a train.start_from, which is not set")
+            raise config.error(key, "needs a train.start_from, which is not set")
     words = build_vocabulary(config, training)
     return Start(build_model(config, in_dim, words), words, None)
 
@@ -116,15 +116,13 @@ def start_from(config: Config, path: str, training: Corpus, in_dim: int | None) 
     Raises:
         InputError: The checkpoint cannot be read, or a part of it does not fit the config's model.
     """
-    file = find_checkpoint(path)
+    try:
+        file = find_checkpoint(path)
+    except InputError as error:
+        raise config.error("train.start_from", str(error)) from None
     state = load_checkpoint(file)
-    fresh = config.train.start_fresh
     known, words = _start_vocabulary(config, state, file, training)
-    architectures = {
-        side: architecture
-        for side, architecture in saved_architectures(state).items()
-        if not any(_is_below(f"{side}.encoder", prefix) or _is_below(prefix, f"{side}.encoder") for prefix in fresh)
-    }
+    architectures = {side: a for side, a in saved_architectures(state).items() if not _has_fresh_encoder(config, side)}
     model = build_model(config, in_dim, words, architectures)
     vectors = config.data.vocabulary.vectors
     if vectors is not None and "text" in architectures and config.data.vocabulary.extend:
@@ -133,67 +131,89 @@ def start_from(config: Config, path: str, training: Corpus, in_dim: int | None) 
     if known is not None:
         weights = add_mask_row(weights, known)
         weights = _extend_table(weights, model.state_dict(), known, words)
-    load_parts(model, weights, fresh, file, f"{config.source('train.start_fresh')}: train.start_fresh")
+    load_parts(config, model, weights, file)
     return Start(model, words, {"path": str(file), "sha256": sha256(file)})
 
 
-def load_parts(model: VSEModel, weights: dict[str, Tensor], fresh: Sequence[str], file: Path, place: str) -> None:
-    """Load a state dict into all of a model but the parts that start afresh.
+def load_parts(config: Config, model: VSEModel, weights: dict[str, Tensor], file: Path) -> None:
+    """Load a state dict into all of a model but the parts of ``train.start_fresh``, which are left as they are.
 
     Args:
+        config: The config, with beginnings of parameter names, such as "image.aggregator", in ``train.start_fresh``.
         model: The model.
         weights: The state dict.
-        fresh: Prefixes of parameter names, such as "image.aggregator". Parameters below them are left as they are.
         file: The checkpoint that the weights come from, for messages.
-        place: Where the prefixes were given, for messages.
 
     Raises:
         InputError: A prefix begins no parameter's name, or a tensor that is to be loaded does not fit.
     """
-    own = model.state_dict()
+    fresh, own = config.train.start_fresh, model.state_dict()
     names = own.keys() | weights.keys()
     for prefix in fresh:
         if not any(_is_below(name, prefix) for name in names):
             parts = {".".join(name.split(".")[:depth]) for name in names for depth in (1, 2, 3)}
-            raise InputError(f"{place}: {prefix!r} begins no parameter's name ({close_match(prefix, list(parts))})")
+            problem = f"{prefix!r} begins no parameter's name ({close_match(prefix, list(parts))})"
+            raise config.error("train.start_fresh", problem)
     kept = {name for name in names if not any(_is_below(name, prefix) for prefix in fresh)}
     expected = {name: value for name, value in own.items() if name in kept}
     given = {name: value for name, value in weights.items() if name in kept}
     if problem := misfit(expected, given):
-        parts = {_part(name) for name in kept if misfit(*({name: t[name]} if name in t else {} for t in (own, given)))}
-        hint = f"train.start_fresh=[{', '.join(sorted(parts))}] would leave these parts at their initialisation"
-        raise InputError(f"{file}: its weights do not fit this config: {problem}; {hint}")
+        wrong = {name for name in kept if misfit(_only(name, expected), _only(name, given))}
+        raise InputError(
+            f"{file}: its weights do not fit this config: {problem}; {_hint(_part(name) for name in wrong)}"
+        )
     model.load_state_dict({**own, **given})
+
+
+def _only(name: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensors[name]} if name in tensors else {}
+
+
+def _hint(parts: Iterable[str]) -> str:
+    """How to go on with parts that do not fit."""
+    return f"train.start_fresh=[{', '.join(sorted(set(parts)))}] would leave what does not fit at its initialisation"
+
+
+def _has_fresh_encoder(config: Config, side: str) -> bool:
+    """Whether a side's encoder, or a part of it, starts afresh: perhaps from a file of published weights."""
+    encoder = f"{side}.encoder"
+    return any(_is_below(encoder, prefix) or _is_below(prefix, encoder) for prefix in config.train.start_fresh)
 
 
 def _start_vocabulary(
     config: Config, state: dict[str, Any], file: Path, training: Corpus
-) -> tuple[Words | None, Vocabulary | Pieces]:
+) -> tuple[Words | None, Vocabulary | Subwords]:
     """The checkpoint's vocabulary, and the new run's; the former is None where the text encoder starts afresh."""
     extend = config.data.vocabulary.extend
-    place = f"{config.source('data.vocabulary.extend')}: data.vocabulary.extend"
     if any(prefix in ("text", "text.encoder") for prefix in config.train.start_fresh):
         if extend:
-            raise InputError(f"{place}: the text encoder starts afresh, so there is nothing to extend")
+            raise config.error("data.vocabulary.extend", "the text encoder starts afresh: there is nothing to extend")
         return None, build_vocabulary(config, training)
     saved, given = saved_vocabulary(state), config.data.vocabulary.file
-    if given is None and isinstance(saved, MissingVocabulary) and reads_pieces(config):
-        given = config.model.text.encoder.arguments["model"]
+    if isinstance(saved, MissingVocabulary):
+        if given is None and reads_subwords(config):
+            given = config.value("model.text.encoder.model")
+    elif isinstance(saved, Subwords) != reads_subwords(config):
+        name = config.model.text.encoder.name
+        raise InputError(f"{file}: its text encoder reads another kind of tokens than {name}; {_hint(['text'])}")
     known = match_vocabulary(config, saved, file, given)
     if isinstance(known, MissingVocabulary):
         raise InputError(
             f"{file}: came without its vocabulary, {known.file} ({known.rows:,} rows); give it as data.vocabulary.file"
         )
-    if isinstance(known, Pieces):
+    if isinstance(known, Subwords):
         if extend:
-            raise InputError(f"{place}: a text model that has its own tokenizer learns no new words")
+            problem = f"{config.model.text.encoder.name} has a tokenizer of its own and learns no new words"
+            raise config.error("data.vocabulary.extend", problem)
         check_augmentation(config, known)
         return known, known
-    return known, known.extended(training.captions, config.data.vocabulary.min_count) if extend else known
+    if not extend:
+        return known, known
+    return known, known.extended(training.captions, config.data.vocabulary.min_count)
 
 
 def _extend_table(
-    weights: dict[str, Tensor], own: dict[str, Tensor], known: Words, words: Vocabulary | Pieces
+    weights: dict[str, Tensor], own: dict[str, Tensor], known: Words, words: Vocabulary | Subwords
 ) -> dict[str, Tensor]:
     """Weights whose table of words has the checkpoint's row for each known word, and the model's own for others."""
     table, fresh = weights.get(_WORD_TABLE), own.get(_WORD_TABLE)

@@ -1,0 +1,108 @@
+"""Real processes, joined by gloo: gathering, averaging and agreeing against what one process computes."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.multiprocessing.spawn import start_processes
+
+from vse import distributed
+
+
+def _enter(rank: int, world: int, file: str, check: Callable[[], None]) -> None:
+    torch.set_num_threads(1)
+    os.environ["LOCAL_RANK"] = str(rank)
+    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world)
+    check()
+    distributed.finish()
+
+
+def in_processes(world: int, folder: Path, check: Callable[[], None]) -> None:
+    """Run ``check`` in ``world`` processes; what it raises in one of them is raised here."""
+    start_processes(_enter, (world, str(folder / "meeting"), check), nprocs=world, start_method="fork")
+
+
+def test_shares_are_near_equal_and_complete() -> None:
+    assert distributed.shares(8, 3) == [3, 3, 2]
+    assert distributed.shares(2, 3) == [1, 1, 0]
+    for total in range(20):
+        for count in range(1, 6):
+            sizes = distributed.shares(total, count)
+            assert sum(sizes) == total and max(sizes) - min(sizes) <= 1
+
+
+def test_one_process_does_nothing() -> None:
+    rows = torch.randn(3, 2)
+    assert distributed.gather(rows, 3) is rows
+    assert distributed.share(5) == slice(0, 5)
+    assert distributed.agree(True, False) == [True, False]
+    assert distributed.collect("own") == ["own"] and distributed.broadcast(1) == 1
+    assert distributed.is_main() and distributed.world_size() == 1 and distributed.rank() == 0
+
+
+def _loss(rows: Tensor, scale: Tensor) -> Tensor:
+    """A statistic of the whole batch, with a parameter of its own."""
+    return (rows @ rows.T * scale).logsumexp(1).mean()
+
+
+def _trained(rows: Tensor, total: int) -> tuple[Tensor, list[Tensor]]:
+    """Loss and averaged gradients of a small encoder of some rows, of a parameter of the loss, and of an unused one."""
+    torch.manual_seed(0)
+    encoder = nn.Linear(4, 3, dtype=torch.float64)
+    scale = nn.Parameter(torch.tensor(0.7, dtype=torch.float64))
+    unused = nn.Parameter(torch.zeros(2, dtype=torch.float64))
+    loss = _loss(distributed.gather(encoder(rows), total), scale)
+    loss.backward()
+    distributed.average_gradients([*encoder.parameters(), scale, unused])
+    assert unused.grad is None
+    return loss.detach(), [p.grad for p in (*encoder.parameters(), scale) if p.grad is not None]
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes_compute_what_one_computes(tmp_path: Path, world: int) -> None:
+    rows = torch.randn(7, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    loss, gradients = _trained(rows, 7)
+
+    def check() -> None:
+        own = rows[distributed.share(7)]
+        assert torch.equal(distributed.gather(own, 7), rows)
+        own_loss, own_gradients = _trained(own, 7)
+        assert (own_loss - loss).abs() < 1e-12
+        for found, expected in zip(own_gradients, gradients, strict=True):
+            assert (found - expected).abs().max() < 1e-12
+        last = distributed.rank() == world - 1
+        assert distributed.agree(last, False, True) == [True, False, True]
+        assert distributed.collect(distributed.rank()) == list(range(world))
+        assert distributed.broadcast({"from": distributed.rank()}) == {"from": 0}
+
+    in_processes(world, tmp_path, check)
+
+
+def test_a_gradient_missing_in_one_process_counts_as_zero(tmp_path: Path) -> None:
+    def check() -> None:
+        parameter = nn.Parameter(torch.ones(3))
+        if distributed.rank() == 1:
+            parameter.sum().backward()
+        distributed.average_gradients([parameter])
+        assert parameter.grad is not None and torch.equal(parameter.grad, torch.full((3,), 0.5))
+
+    in_processes(2, tmp_path, check)
+
+
+def test_gradients_of_several_types_and_buckets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "_BUCKET", 4)
+
+    def check() -> None:
+        kinds = (torch.float32, torch.float64)
+        parameters = [nn.Parameter(torch.zeros(size, dtype=kind)) for size in (3, 2, 6) for kind in kinds]
+        for number, parameter in enumerate(parameters):
+            parameter.grad = torch.full_like(parameter, float(number + 10 * distributed.rank()))
+        distributed.average_gradients(parameters)
+        for number, parameter in enumerate(parameters):
+            assert parameter.grad is not None and (parameter.grad == number + 5).all()
+
+    in_processes(2, tmp_path, check)

@@ -1,0 +1,117 @@
+"""Training steps of our configs beside those of the official codes (tests/golden/README.md, "trajectories")."""
+
+import json
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from golden_numbers import GOLDEN, fill_all, load, official_tokens, recipe
+from helpers import ROOT, write_pictures, write_precomp
+from torch import Tensor
+
+from vse.build import read_config
+from vse.checkpoints.official import native_state
+from vse.config import flatten
+from vse.data.batches import Batch
+from vse.sets import lengths_to_mask
+from vse.training.trainer import Training
+
+TRAJECTORIES = sorted(file.stem for file in (GOLDEN / "trajectories").glob("*.npz"))
+TOLERANCES = {"losses": 1e-4, "gradient_norms": 1e-3, "learning_rates": 1e-6}  # relative
+LOOSE = {"losses": 3e-3, "gradient_norms": 3e-2, "learning_rates": 1e-6}  # BatchNorm over six pictures
+PARTS = {"mmd": "mmd_loss", "uniformity": "unif_loss", "diversity": "div_loss"}  # our name of a term: the official one
+
+
+def write_corpus(folder: Path, about: dict[str, Any]) -> tuple[int, int]:
+    """Write a corpus of noise, as wide as the golden batches; return its numbers of training images and captions.
+
+    No step reads it: it only lets the Training object build what the golden batches need.
+    """
+    shape = about["batches"][0]["image_shape"]
+    if len(shape) == 4:
+        write_pictures(folder, train=12, others=2)
+        return 12, 24
+    write_precomp(folder, train=20, others=2, width=shape[-1])
+    return 20, 100
+
+
+def write_vocabulary(file: Path, size: int) -> None:
+    """A vocabulary file of some ``size`` words: no golden caption has a text."""
+    words = ["<pad>", "<start>", "<end>", "<unk>", "<mask>", *(f"word{i}" for i in range(size - 5))]
+    file.write_text(json.dumps({"word2idx": {word: i for i, word in enumerate(words)}}))
+
+
+def start_training(about: dict[str, Any], folder: Path) -> Training:
+    """The run of the config that must follow, at its start, with the official code's weights."""
+    file = ROOT / "configs" / f"{about['config']}.yaml"
+    images, captions = write_corpus(folder / "data", about)
+    write_vocabulary(folder / "vocabulary.json", about["vocab_size"])
+    overrides = [*about["overrides"], f"data.root={folder / 'data'}", f"run.dir={folder / 'run'}", "run.device=cpu"]
+    overrides += [f"data.vocabulary.file={folder / 'vocabulary.json'}", "data.workers=0"]
+    config = read_config(file, overrides)
+    overrides += [f"{name}=0.0" for name in flatten(config.model_dump()) if name.endswith((".drop", ".dropout"))]
+    samples = images if config.data.sampling == "image" else captions
+    training = Training(read_config(file, [*overrides, f"train.batch_size={samples // about['steps_per_epoch']}"]))
+    assert len(training.sampler) == about["steps_per_epoch"]
+    official = native_state({"model": fill_all(about), "args": Namespace(**about.get("options", {}))})
+    assert official is not None
+    training.model.load_state_dict(official["model"])
+    return training
+
+
+def official_batch(about: dict[str, Any], step: int) -> Batch:
+    """A batch as the official code had it: nothing is padded but shorter captions."""
+    recipe_of_batch = about["batches"][step]
+    images = torch.from_numpy(recipe.draw(recipe_of_batch["image_seed"], tuple(recipe_of_batch["image_shape"])))
+    tokens, lengths = official_tokens(recipe_of_batch, about["vocab_size"])
+    image_of_caption = torch.arange(len(tokens)) // about.get("captions_per_image", 1)
+    positives = torch.arange(len(images))[:, None] == image_of_caption
+    return Batch(images, None, tokens, lengths_to_mask(lengths, tokens.shape[1]), positives)
+
+
+def follow(training: Training, about: dict[str, Any]) -> list[dict[str, Tensor]]:
+    """Take the golden steps; what each of them logs, and the learning rates that it used."""
+    logged = []
+    for number in range(about["steps"]):
+        training.epoch, training.step = divmod(number, about["steps_per_epoch"])
+        if training.step == 0:
+            training.start_epoch()
+        found = training.train_step(official_batch(about, number))
+        rates = {round(group["lr"], 12) for group in training.optimiser.param_groups}
+        logged.append({**found, "rates": torch.tensor(sorted(rates), dtype=torch.float64)})
+    return logged
+
+
+def check_close(found: list[Tensor], expected: Tensor, tolerance: float) -> None:
+    torch.testing.assert_close(torch.stack(found).double(), expected.double(), rtol=tolerance, atol=0)
+
+
+def distinct(rates: Tensor) -> Tensor:
+    """The different learning rates of a step: the official codes have several groups with the same one."""
+    return torch.tensor(sorted({round(float(rate), 12) for rate in rates}), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("name", TRAJECTORIES)
+def test_trajectory(name: str, tmp_path: Path) -> None:
+    about = json.loads((GOLDEN / "trajectories" / f"{name}.json").read_text())
+    golden = load(GOLDEN / "trajectories" / f"{name}.npz")
+    tolerances = LOOSE if about["system"] == "pvse" else TOLERANCES
+    logged = follow(start_training(about, tmp_path), about)
+    check_close([step["total"] for step in logged], golden["losses"], tolerances["losses"])
+    check_close([step["gradient_norm"] for step in logged], golden["gradient_norms"], tolerances["gradient_norms"])
+    expected_rates = torch.stack([distinct(rates) for rates in golden["learning_rates"]])
+    check_close([step["rates"] for step in logged], expected_rates, tolerances["learning_rates"])
+    if "t2i_loss" in golden:
+        golden["ranking_loss"] = golden["t2i_loss"] + golden["i2t_loss"]
+    if "ranking_loss" in golden:
+        check_close([step["ranking"] for step in logged], golden["ranking_loss"], tolerances["losses"])
+    for ours, theirs in PARTS.items():
+        if theirs in golden:
+            check_close([step[ours] for step in logged], golden[theirs], tolerances["losses"])
+
+
+def test_there_are_trajectories() -> None:
+    """An empty folder would skip every test above."""
+    assert TRAJECTORIES, f"{GOLDEN / 'trajectories'}: no .npz file"
