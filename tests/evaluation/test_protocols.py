@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import ROOT, Outcome, random_scores
+from helpers import ROOT, Outcome, corpus_of_ids, random_scores
 
 from vse.data.corpus import Corpus
 from vse.errors import InputError
@@ -20,8 +20,7 @@ MakeRun = Callable[..., Path]
 
 
 def corpus(images: int, per_image: int, clips: bool = False) -> Corpus:
-    of = np.repeat(np.arange(images), per_image)
-    return Corpus("small", range(images), ["a"] * len(of), of, range(images), range(len(of)), video=clips)
+    return corpus_of_ids(np.repeat(np.arange(images), per_image), clips)
 
 
 def test_the_table_is_consistent() -> None:
