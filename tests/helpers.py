@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vse.aggregators import GPO
+from vse.data.corpus import Corpus
 from vse.data.vocabulary import SPECIALS
 
 ROOT = Path(__file__).parents[1]
@@ -163,3 +164,51 @@ def random_embeddings(image_of_caption: np.ndarray, k: int = 1, dim: int = 16) -
     noise = torch.randn(len(image_of_caption), k, dim, generator=generator)
     captions = images[torch.from_numpy(image_of_caption)] + 0.8 * noise
     return nn.functional.normalize(images, dim=-1), nn.functional.normalize(captions, dim=-1)
+
+
+def uneven_captions(images: int, captions: int, seed: int = 0) -> np.ndarray:
+    """The image of each caption: at least one caption for each image, many for some, in no order."""
+    rng = np.random.default_rng(seed)
+    favourites = rng.integers(0, max(1, images // 4), captions - images)
+    return rng.permutation(np.concatenate([np.arange(images), favourites]))
+
+
+def noisy_scores(image_of_caption: np.ndarray, signal: np.ndarray, seed: int) -> Tensor:
+    """Scores whose positives stand out by their image's ``signal``."""
+    scores = torch.randn(len(signal), len(image_of_caption), generator=torch.Generator().manual_seed(seed))
+    rows, columns = torch.from_numpy(image_of_caption), torch.arange(len(image_of_caption))
+    scores[rows, columns] += torch.from_numpy(signal[image_of_caption]).float()
+    return scores
+
+
+def slow_ranks(scores: Tensor, image_of_caption: np.ndarray, folds: int = 1) -> dict[str, list[tuple[int, int]]]:
+    """For each direction, each query's image and its rank among its fold's candidates."""
+    size = len(scores) // folds
+    values, fold_of = scores.numpy(), image_of_caption // size
+    ranks: dict[str, list[tuple[int, int]]] = {"i2t": [], "t2i": []}
+    for image in range(len(scores)):
+        candidates = fold_of == image // size
+        own = candidates & (image_of_caption == image)
+        if own.any():
+            best = values[image, own].max()
+            ranks["i2t"].append((image, int((values[image, candidates & ~own] >= best).sum())))
+    for caption, image in enumerate(image_of_caption.tolist()):
+        first = image // size * size
+        column = values[first : first + size, caption]
+        ranks["t2i"].append((image, int((column >= values[image, caption]).sum()) - 1))
+    return ranks
+
+
+def corpus_of_ids(image_of_caption: np.ndarray, clips: bool = False, **changes: Any) -> Corpus:
+    """A corpus that can be scored but not encoded: it has ids and no images."""
+    images, captions = int(image_of_caption.max()) + 1, len(image_of_caption)
+    values: dict[str, Any] = {
+        "name": "small",
+        "images": range(images),
+        "captions": [f"caption {i}" for i in range(captions)],
+        "image_of_caption": image_of_caption,
+        "image_ids": [100 + i for i in range(images)],
+        "caption_ids": [5000 - i for i in range(captions)],
+        "video": clips,
+    }
+    return Corpus(**(values | changes))

@@ -7,20 +7,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import ROOT, Outcome, random_scores
-from vse.evaluation.score.folds import fold_metrics
+from helpers import ROOT, Outcome, corpus_of_ids, random_scores
 
 from vse.data.corpus import Corpus
 from vse.errors import InputError
+from vse.evaluation import tables
+from vse.evaluation.folds import fold_metrics
 from vse.evaluation.protocols import PROTOCOLS, Protocol, check_split, find_protocol, own_pairs, report
-from vse.evaluation.score import CorpusScores, tables
+from vse.evaluation.score import CorpusScores
 
 MakeRun = Callable[..., Path]
 
 
 def corpus(images: int, per_image: int, clips: bool = False) -> Corpus:
-    of = np.repeat(np.arange(images), per_image)
-    return Corpus("small", range(images), ["a"] * len(of), of, range(images), range(len(of)), video=clips)
+    return corpus_of_ids(np.repeat(np.arange(images), per_image), clips)
 
 
 def test_the_table_is_consistent() -> None:
