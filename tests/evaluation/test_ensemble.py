@@ -40,7 +40,9 @@ def test_it_counts_models_and_keeps_embeddings() -> None:
     first, second = scored("a", embeddings=(embeddings,)), scored("b", 1, embeddings=(embeddings,) * 2, models=2)
     assert ensemble([first, second]).models == 3 and len(ensemble([first, second]).embeddings) == 3
     assert ensemble([first, second]).name == "ensemble of 3"
-    assert ensemble([first, scored("c")]).embeddings == ()  # the scores of one of them are all that there is
+    assert all(part is embeddings for part in ensemble([first, second]).embeddings)
+    for members in ([first, scored("c")], [scored("c"), first]):
+        assert ensemble(members).embeddings == ()  # the scores of one of them are all that there is
 
 
 def test_members_weigh_the_same_however_many_models_they_are() -> None:
@@ -55,6 +57,7 @@ def test_scores_come_back_from_their_file(tmp_path: Path, corpus: Corpus) -> Non
     save_scores(tmp_path / "a.npz", saved, corpus)
     found = read_scores(tmp_path / "a.npz", corpus)
     assert torch.equal(found.scores, saved.scores) and found.models == 2 and found.name == str(tmp_path / "a.npz")
+    assert found.embeddings == () and ensemble([found, scored("b", 1)]).name == "ensemble of 3"
 
 
 @pytest.mark.parametrize(

@@ -164,6 +164,7 @@ def test_recalls_are_those_of_sorted_lists(group: np.ndarray | None) -> None:
     found = cxc_within(lambda rows: scores[rows], ids, np.array(ids)[np.array(places)], group)
     assert_in_the_middle(found)
     assert found == pytest.approx(slow_recalls(scores, positives))
+    assert bool((scores.diagonal() == 9.0).all())  # the caller's scores are as they were
 
 
 def test_each_pair_counts_both_ways() -> None:
@@ -263,16 +264,21 @@ def write_pairs(folder: Path, images: list[float], captions: list[float]) -> Non
             writer.writerows([pattern.format(i), pattern.format(7 * i + 1), s, "x"] for i, s in enumerate(scores))
 
 
-def test_a_pair_at_the_threshold_is_positive(tmp_path: Path) -> None:
+def test_a_pair_at_the_threshold_is_positive(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """From 2.5 on for images, from 3 on for captions; nothing below, and in the order of the file."""
-    images, captions = [2.5] * 30, [3.0] * 20
+    images, captions = [2.5] * 21_816, [3.0] * 16_184  # as many as are published
     write_pairs(tmp_path, [2.49, *images, 0.0], [2.99, *captions, 2.5])
     found = read_judgements(tmp_path)
-    for pairs, count in ((found.images, 30), (found.captions, 20)):
+    for pairs, count in ((found.images, 21_816), (found.captions, 16_184)):
         first = np.arange(1, count + 1)
         assert np.array_equal(pairs, np.stack([first, 7 * first + 1], axis=1))
+    assert capsys.readouterr().err == ""
+    write_pairs(tmp_path, [*images, 2.5], captions[1:])
+    read_judgements(tmp_path)
+    first_line, second_line = capsys.readouterr().err.splitlines()
+    assert "sis_test.csv: 21,817 pairs have" in first_line and "sts_test.csv: 16,183 pairs have" in second_line
     write_pairs(tmp_path, [*images, 5.01], captions)
-    with pytest.raises(InputError, match="sis_test.csv: line 32: "):
+    with pytest.raises(InputError, match="sis_test.csv: line 21818: "):
         read_judgements(tmp_path)
 
 

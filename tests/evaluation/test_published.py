@@ -16,9 +16,9 @@ def clips(per_clip: int) -> Corpus:
     return corpus_of_ids(np.repeat(np.arange(4), per_clip), clips=True, name="gifs")
 
 
-def rows_of(protocol: str, data: str, per_image: int = 1) -> list[Row]:
+def rows_of(protocol: str, data: str) -> list[Row]:
     results = published_results(PROTOCOLS[protocol], data)
-    return published_rows(results, PROTOCOLS[protocol], clips(per_image))[0]
+    return published_rows(results, PROTOCOLS[protocol], clips(1))[0]
 
 
 def test_every_result_can_be_printed() -> None:
@@ -74,6 +74,8 @@ def test_where_the_papers_have_nothing() -> None:
         published_results(PROTOCOLS["retrieval"], "precomp")
     with pytest.raises(InputError, match="video on synthetic_clips; expected the data msrvtt, vatex, tgif, mrw"):
         published_results(PROTOCOLS["video"], "synthetic_clips")
+    with pytest.raises(InputError, match="--published: the papers have no numbers for protocol video on precomp"):
+        published_results(PROTOCOLS["video"], "precomp")
 
 
 @pytest.mark.parametrize(

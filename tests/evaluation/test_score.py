@@ -96,6 +96,13 @@ def test_one_nan_is_enough(model: VSEModel) -> None:
         score_corpus(model, corpus, 4, progress=False)
 
 
+def test_a_model_that_gives_nan(model: VSEModel) -> None:
+    with torch.no_grad():
+        next(model.text.parameters()).fill_(torch.nan)
+    with pytest.raises(InputError, match="small: the model gives NaN; its weights have diverged"):
+        score_corpus(model, small_corpus(Images()), 4, progress=False)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_embeddings_are_scored_in_float32(dtype: torch.dtype) -> None:
     """So that pairs which half precision cannot tell apart keep their order."""
@@ -106,6 +113,7 @@ def test_half_precision_embeddings_are_scored_in_float32(dtype: torch.dtype) -> 
         assert found.dtype == torch.float32
         expected = similarity(images.double(), captions.double())
         torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
+        assert torch.equal(found, similarity(images.float(), captions.float()))
 
 
 def test_blocks_change_nothing(make_run: MakeRun, data_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,9 +37,7 @@ class EncoderTraits(NamedTuple):
     An encoder sets those that apply to it as attributes of the same names.
     """
 
-    reads: tuple[
-        str, ...
-    ] = ()  # of "features", "pictures", "frames", "words", "subwords"; () = what the tower is given
+    reads: tuple[str, ...] = ()  # "features", "pictures", "frames", "words", "subwords"; () = what the tower is given
     dim: int | None = None  # width of the local features
     context_dim: int | None = None  # width of the context
     in_dim: int | None = None  # width of the precomputed features that it reads
@@ -58,7 +56,7 @@ def traits_of(encoder: nn.Module) -> EncoderTraits:
     0.0
     """
     defaults = EncoderTraits()
-    told = {name: getattr(encoder, name, default) for name, default in defaults._asdict().items()}
+    told: dict[str, Any] = {name: getattr(encoder, name, default) for name, default in defaults._asdict().items()}
     if isinstance(told["reads"], str):
         told["reads"] = (told["reads"],)
     return EncoderTraits(**told)
