@@ -180,7 +180,7 @@ def image_width(*corpora: Corpus) -> int | None:
 
 def reads_pieces(config: Config) -> bool:
     """Whether the text encoder comes with its tokenizer."""
-    return _reads(config, "text", "") == ("pieces",)
+    return _reads(config, "text", "") == ("subwords",)
 
 
 def saved_vocabulary(state: Any) -> Words:
@@ -201,9 +201,9 @@ def build_model(config: Config, in_dim: int | None, vocabulary: Words, state: di
     fresh = state is None
     known: Any = {"image": None, "text": None} if state is None else state.get("architectures", {})
     given: dict[str, Any] = {} if in_dim is None else {"in_dim": in_dim}
-    gives: tuple[str, ...] = ("pieces" if isinstance(vocabulary, Pieces) else "words",)
+    gives: tuple[str, ...] = ("subwords" if isinstance(vocabulary, Pieces) else "words",)
     if isinstance(vocabulary, MissingVocabulary):
-        gives = ("words", "pieces")
+        gives = ("words", "subwords")
     tokens = {"vocab_size": len(vocabulary), "architecture": known.get("text", {})}
     image = _build_tower(
         config,
@@ -333,7 +333,8 @@ def _build_tower(config: Config, side: str, gives: tuple[str, ...], widths: dict
     if side == "text" and getattr(aggregator, "grid", None) is not None:
         place = f"{key}.aggregator.grid"
         raise InputError(f"{config.source(place)}: {place}: is for a picture's cells, but the text tower has tokens")
-    return Tower(encoder, aggregator)
+    with naming(config, key):
+        return Tower(encoder, aggregator)
 
 
 def _build_encoder(config: Config, side: str, gives: tuple[str, ...], widths: dict[str, Any], fresh: bool) -> Any:
