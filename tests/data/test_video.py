@@ -217,7 +217,7 @@ def test_freezing_a_clips_backbone() -> None:
         (lambda: Video(7, in_dim=3), "dim must be even to concatenate two directions, got 7"),
         (lambda: Video(8, in_dim=3, dropout=1.0), r"dropout must be in \[0, 1\), got 1.0"),
         (lambda: Video(8, in_dim=3, context="first"), "context must be one of"),  # type: ignore[arg-type]
-        (lambda: Video(8, backbone="resnet18", freeze_epochs=-1), "freeze_epochs must not be negative"),
+        (lambda: Video(8, backbone="resnet18", freeze_epochs=-1), "freeze_epochs must be at least 0, got -1"),
         (lambda: Video(8, in_dim=3)(torch.zeros(2, 4, 5)), "features must be 3 wide, got 5"),
         (lambda: Video(8, backbone="resnet18")(torch.zeros(2, 3, 32, 32)), r"got \(2, 3, 32, 32\)"),
         (
