@@ -17,7 +17,7 @@ from vse.errors import check_at_least
 from vse.sets import Aggregated, pad
 
 if TYPE_CHECKING:
-    from vse.data.subwords import Pieces
+    from vse.data.subwords import Subwords
     from vse.data.vocabulary import MissingVocabulary, Vocabulary
 
 Progress = bool | Callable[[int], object]
@@ -109,7 +109,7 @@ class VSEModel(nn.Module):
         image: Tower,
         text: Tower,
         similarity: Callable[[Tensor, Tensor], Tensor],
-        vocabulary: "Vocabulary | Pieces | MissingVocabulary | None" = None,
+        vocabulary: "Vocabulary | Subwords | MissingVocabulary | None" = None,
         transform: Transform | None = None,
     ) -> None:
         super().__init__()

@@ -32,7 +32,7 @@ from torch import nn
 import vse
 from vse.aggregators import GPO, AdaptivePool, SetPrediction
 from vse.checkpoints.official import native_state
-from vse.data.subwords import Pieces
+from vse.data.subwords import Subwords
 from vse.data.vocabulary import SPECIALS, MissingVocabulary, Vocabulary
 from vse.encoders import Bert, Grid, Regions
 from vse.errors import InputError
@@ -455,7 +455,7 @@ def test_bert_needs_its_tokenizer(tmp_path: Path) -> None:
     folder.mkdir()
     write_tokenizer(folder, WORDS)
     found = load(tmp_path, content)
-    assert isinstance(found.vocabulary, Pieces) and found.encode_texts(["a dog"]).shape == (1, 1, DIM)
+    assert isinstance(found.vocabulary, Subwords) and found.encode_texts(["a dog"]).shape == (1, 1, DIM)
     other = tmp_path / "other"
     other.mkdir()
     write_tokenizer(other, WORDS[1:])  # ids that mean other words
@@ -525,12 +525,12 @@ def test_command_lines(cli: Cli, tmp_path: Path) -> None:
     for arguments, message in (
         (
             ["--published"],
-            "--published: the papers have nothing for retrieval; expected --protocol f30k",
+            "--published: the papers have no numbers for protocol retrieval; expected f30k",
         ),
-        (["--cxc", tmp_path], "--cxc is for models under --protocol cxc; got --protocol retrieval"),
+        (["--cxc", tmp_path], "--cxc is for --protocol cxc, got --protocol retrieval"),
         (
             ["--protocol", "eccv", "--bootstrap", "9"],
-            "--bootstrap is for R@K of a corpus's own pairs; got --protocol eccv",
+            "--bootstrap is for R@K of a corpus's own pairs, not for --protocol eccv",
         ),
         (["--protocol", "eccv"], "protocol eccv is for a split of 5,000 images, this one has 10"),
         (["--protocol", "cxc", "--cxc", tmp_path], "sis_test.csv: no such file, nor sis_test.csv.gz"),

@@ -5,54 +5,67 @@ import gzip
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import eccv_caption
 import numpy as np
 import pytest
 import torch
-from helpers import WORDS, Outcome, save_vse_infty, words_file
+from helpers import WORDS, Outcome, random_embeddings, save_vse_infty, words_file
 from torch import Tensor
 
 from vse.data.corpus import Corpus
 from vse.errors import InputError
-from vse.evaluation.judgements import Judgements, cxc_metrics, cxc_within, eccv_metrics, read_judgements
-from vse.evaluation.score import Encoded, Member, ensemble, report, score, score_within
+from vse.evaluation.encode import CorpusEmbeddings
+from vse.evaluation.ensemble import ensemble
+from vse.evaluation.judgements import (
+    Judgements,
+    cxc_metrics,
+    cxc_within,
+    eccv_metrics,
+    read_judgements,
+    within_metrics,
+)
+from vse.evaluation.protocols import PROTOCOLS, check_protocol, report
+from vse.evaluation.score import CorpusScores, score
+from vse.evaluation.score import judgements as module
 from vse.similarity import cosine, smooth_chamfer
 
 PUBLISHED_CXC = os.environ.get("VSE_CXC")
 
 
 @pytest.fixture(scope="module")
-def coco() -> Corpus:
-    """The ids of COCO's 5K test; its images and captions are not needed."""
+def judged() -> Iterator[Any]:
+    """The package's object, made once: it reads its files anew each time, and nothing in it changes."""
     metrics = eccv_caption.Metrics()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(eccv_caption, "Metrics", lambda: metrics)
+        yield metrics
+
+
+@pytest.fixture(scope="module")
+def coco(judged: Any) -> Corpus:
+    """The ids of COCO's 5K test; its images and captions are not needed."""
+    metrics = judged
     captions = metrics.coco_ids.tolist()
     images = [metrics.coco_gts["t2i"][caption][0] for caption in captions[::5]]
     return Corpus("coco", images, ["a"] * 25_000, np.repeat(np.arange(5000), 5), images, captions)
 
 
-def embed(count: int, of: np.ndarray, k: int = 1, dim: int = 16) -> tuple[Tensor, Tensor]:
-    """Embedding sets of images and captions that are somewhat alike."""
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(count, k, dim, generator=generator)
-    captions = images[torch.from_numpy(of)] + 0.8 * torch.randn(len(of), k, dim, generator=generator)
-    return (torch.nn.functional.normalize(x, dim=-1) for x in (images, captions))  # type: ignore[return-value]
-
-
 def test_equal_to_the_package(coco: Corpus) -> None:
     """The package itself, given full rankings."""
-    images, captions = embed(5000, coco.image_of_caption)
+    images, captions = random_embeddings(coco.image_of_caption)
     scores = score(cosine, images, captions, progress=False)
     ids, labels = np.array(coco.image_ids), np.array(coco.caption_ids)
-    i2t = {int(ids[i]): labels[scores[i].topk(100).indices.numpy()].tolist() for i in range(5000)}
-    t2i = {int(labels[j]): ids[scores[:, j].topk(100).indices.numpy()].tolist() for j in range(25_000)}
+    rows, columns = (matrix.topk(100, dim=1).indices.numpy() for matrix in (scores, scores.T.contiguous()))
+    i2t = dict(zip(ids.tolist(), labels[rows].tolist(), strict=True))
+    t2i = dict(zip(labels.tolist(), ids[columns].tolist(), strict=True))
     asked = ("cxc_recalls", "eccv_map_at_r", "eccv_rprecision", "eccv_r1", "coco_5k_recalls")
     theirs = eccv_caption.Metrics().compute_all_metrics(i2t, t2i, target_metrics=asked)
-    member = Member("a", scores, {})
-    eccv, cxc = (report(member, coco, protocol) for protocol in ("eccv", "cxc"))
-    own = report(member, coco, "coco_5k")
+    member = CorpusScores("a", scores)
+    eccv, cxc, own = (report(member, coco, PROTOCOLS[name]) for name in ("eccv", "cxc", "coco_5k"))
     for side in ("i2t", "t2i"):
         assert 5 < eccv[side]["map_at_r"] < 95
         for key in ("map_at_r", "rprecision", "r1"):
@@ -65,7 +78,7 @@ def test_equal_to_the_package(coco: Corpus) -> None:
 def test_a_collapsed_model_scores_nothing(coco: Corpus) -> None:
     scores = torch.full((5000, 25_000), 0.3)
     for protocol in ("eccv", "cxc"):
-        metrics = report(Member("a", scores, {}), coco, protocol)
+        metrics = report(CorpusScores("a", scores), coco, PROTOCOLS[protocol])
         assert max(value for side in metrics.values() for value in side.values()) == 0.0
 
 
@@ -73,22 +86,19 @@ def test_ids_that_do_not_fit_are_named(coco: Corpus) -> None:
     scores, of = torch.zeros(5000, 25_000), coco.image_of_caption
     images, captions = list(coco.image_ids), list(coco.caption_ids)
     for args, message in (
-        ((["x.jpg", *images[1:]], captions), "image id 'x.jpg' is no COCO id, a number"),
-        (([999999999, *images[1:]], captions), r"image id 999999999 is not of COCO's 5K test \(1 are not\)"),
+        ((["x.jpg", *images[1:]], captions), "image id 'x.jpg' is no COCO id; expected a number"),
+        (([999999999, *images[1:]], captions), r"image id 999999999 is not in COCO's 5K test \(1 of 5,000 are not\)"),
         ((images, list(range(10**9, 10**9 + 25_000))), r"caption id 1000000000 is not .*25,000.*\{split\}_capids.txt"),
-        ((images[:-1], captions), rf"image id {images[-1]} of COCO's 5K test is not in this corpus"),
-        ((images, [captions[5], *captions[1:5], captions[0], *captions[6:]]), "caption id .* describes image"),
+        ((images[:-1], captions), rf"this corpus lacks image id {images[-1]} of COCO's 5K test \(1 are missing\)"),
+        ((images, [captions[5], *captions[1:5], captions[0], *captions[6:]]), "describes image .* in COCO, but image"),
     ):
         for judge in (cxc_metrics, eccv_metrics):
             with pytest.raises(InputError, match=message):
                 judge(scores, args[0], args[1], of)
-    more = Corpus("more", range(5000), ["a"] * 25_010, np.arange(25_010) // 6, range(5000), range(25_010))
-    for protocol in ("cxc", "coco_5k", "coco"):
-        with pytest.raises(InputError, match="25,000 captions, this split has 25,010; .* data.options.per_image=5"):
-            report(Member("a", scores, {}), more, protocol)
-    small = Corpus("small", range(10), ["a"] * 10, np.arange(10), range(10), range(10))
-    with pytest.raises(InputError, match="protocol cxc is for a split of 5,000 images, this one has 10"):
-        report(Member("a", scores, {}), small, "cxc")
+    with pytest.raises(InputError, match="small: image id 'x.jpg' is no COCO id; expected a number"):
+        check_protocol(
+            PROTOCOLS["eccv"], Corpus("small", coco.images, coco.captions, of, ["x.jpg", *images[1:]], captions)
+        )
 
 
 def test_the_package_is_asked_for(coco: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,60 +148,82 @@ def test_within_one_kind(group: np.ndarray | None) -> None:
 
 
 def write_judgements(folder: Path, corpus: Corpus) -> Path:
-    """Files with as many positives as the published ones, and some other pairs."""
+    """Files in the published layout, with 200 positive pairs of images, 160 of captions, and 50 other pairs each."""
     rng = np.random.default_rng(1)
     folder.mkdir()
     for name, kind, pattern, ids, least, count in (
-        ("sis_test.csv", "image", "COCO_val2014_{:012d}.jpg", corpus.image_ids, 2.5, 21_816),
-        ("sts_test.csv", "caption", "COCO_val2014:sentid:{}", corpus.caption_ids, 3.0, 16_184),
+        ("sis_test.csv", "image", "COCO_val2014_{:012d}.jpg", corpus.image_ids, 2.5, 200),
+        ("sts_test.csv", "caption", "COCO_val2014:sentid:{}", corpus.caption_ids, 3.0, 160),
     ):
         with open(folder / name, "w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow([f"{kind}1", f"{kind}2", "agg_score", "sampling_method"])
-            for place in range(count + 500):
+            for place in range(count + 50):
                 a, b = rng.choice(len(ids), 2, replace=False)
                 score = rng.uniform(least, 5) if place < count else rng.uniform(0, least - 0.1)
                 writer.writerow([pattern.format(ids[a]), pattern.format(ids[b]), f"{score:.2f}", "x"])
     return folder
 
 
-def test_judgements(coco: Corpus, tmp_path: Path) -> None:
-    folder = write_judgements(tmp_path / "cxc", coco)
-    pairs = read_judgements(folder)
-    rows = list(csv.DictReader(open(folder / "sis_test.csv")))
-    assert len(pairs.images) == 21_816 and len(rows) == 22_316
+@pytest.fixture
+def judged(tmp_path: Path) -> Path:
+    labels = Corpus("ids", range(500), ["a"] * 500, np.arange(500), range(7, 507), range(9000, 9500))
+    return write_judgements(tmp_path / "cxc", labels)
+
+
+def test_judgements(judged: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pairs = read_judgements(judged)
+    rows = list(csv.DictReader(open(judged / "sis_test.csv")))
+    assert len(pairs.images) == 200 and len(rows) == 250
     assert pairs.images[0].tolist() == [int(rows[0][f"image{i}"][-16:-4]) for i in (1, 2)]
-    assert len(pairs.captions) == 16_184 and set(pairs.captions.ravel()) <= set(coco.caption_ids)
-    plain = (folder / "sts_test.csv").read_bytes()
-    (folder / "sts_test.csv").unlink()
-    with gzip.open(folder / "sts_test.csv.gz", "wb") as file:
+    assert len(pairs.captions) == 160 and set(pairs.captions.ravel()) <= set(range(9000, 9500))
+    plain = (judged / "sts_test.csv").read_bytes()
+    (judged / "sts_test.csv").unlink()
+    with gzip.open(judged / "sts_test.csv.gz", "wb") as file:
         file.write(plain)
-    assert np.array_equal(read_judgements(folder).captions, pairs.captions)
+    assert np.array_equal(read_judgements(judged).captions, pairs.captions)
+    for name in ("sts_test.csv.gz", "sis_test.csv"):
+        (judged / name).unlink()
+        with pytest.raises(InputError, match="sis_test.csv: no such file, nor|sts_test.csv: no such file, nor sts_te"):
+            read_judgements(judged)
+
+
+def test_another_number_of_positives_is_worth_a_warning(
+    judged: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only that: a corrected or reduced file of judgements can be used."""
+    read_judgements(judged)
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("warning: ") and "sis_test.csv: 200 pairs have an agg_score of at least 2.5" in first
+    assert "sts_test.csv: 160 pairs have" in second and second.endswith("; in the published file 16,184 have")
+    monkeypatch.setattr(module, "_IMAGES", module._IMAGES._replace(published=200))
+    monkeypatch.setattr(module, "_CAPTIONS", module._CAPTIONS._replace(published=160))
+    read_judgements(judged)
+    assert capsys.readouterr().err == ""
+
+
+def test_damaged_judgements(judged: Path) -> None:
+    plain = (judged / "sts_test.csv").read_bytes()
+    (judged / "sts_test.csv").unlink()
+    head = plain.split(b"\r\n")[0]
     for content, message in (
-        (b"\x1f\x8b junk", "sts_test.csv.gz: cannot be read after line 1"),
-        (gzip.compress(b"a,b\n1,2\n"), "sts_test.csv.gz: lacks the column agg_score, caption1, caption2"),
-        (
-            gzip.compress(plain.replace(b"sentid:", b"sentid:x", 3)),
-            "sts_test.csv.gz: line 2: expected caption1",
-        ),
-        (gzip.compress(plain.replace(b"sentid:", b"sentid:" + b"9" * 30, 1)), "sts_test.csv.gz: line 2: expected"),
-        (gzip.compress(plain.split(b"\n")[0] + b"\n:1,:2,nan,x"), "sts_test.csv.gz: line 2: .* agg_score of 0 to 5"),
-        (gzip.compress(plain.split(b"\n")[0] + b"\n:1,:2,93,x"), "sts_test.csv.gz: line 2: .* agg_score of 0 to 5"),
-        (gzip.compress(plain.split(b"\n")[0] + b"\n:1,:2"), "sts_test.csv.gz: line 2: .* agg_score of 0 to 5"),
-        (gzip.compress(plain.split(b"\n")[0]), "sts_test.csv.gz: holds 0 pairs with .*; the published"),
-        (gzip.compress(plain)[:-20], "sts_test.csv.gz: cannot be read after line"),
-        (gzip.compress(plain)[:40] + bytes(90), "sts_test.csv.gz: cannot be read after line"),
+        (b"\x1f\x8b junk", "cannot be read after line 1"),
+        (gzip.compress(b"a,b\n1,2\n"), "lacks the column agg_score, caption1, caption2"),
+        (gzip.compress(plain.replace(b"sentid:", b"sentid:x", 3)), "line 2: expected caption1"),
+        (gzip.compress(plain.replace(b"sentid:", b"sentid:" + b"9" * 30, 1)), "line 2: expected"),
+        (gzip.compress(head + b"\n:1,:2,nan,x"), "line 2: .* agg_score of 0 to 5"),
+        (gzip.compress(head + b"\n:1,:2,93,x"), "line 2: .* agg_score of 0 to 5"),
+        (gzip.compress(head + b"\n:1,:2"), "line 2: .* agg_score of 0 to 5"),
+        (gzip.compress(head), "holds no pair with an agg_score of at least 3.0"),
+        (gzip.compress(plain)[:-20], "cannot be read after line"),
+        (gzip.compress(plain)[:40] + bytes(90), "cannot be read after line"),
     ):
-        (folder / "sts_test.csv.gz").write_bytes(content)
-        with pytest.raises(InputError, match=message):
-            read_judgements(folder)
-    (folder / "sts_test.csv").write_bytes(plain[:-4000])  # cut off: a plain file has no end to tell
-    with pytest.raises(InputError, match="sts_test.csv: (line|holds)"):
-        read_judgements(folder)
-    (folder / "sts_test.csv").unlink()
-    (folder / "sts_test.csv.gz").unlink()
-    with pytest.raises(InputError, match="sts_test.csv: no such file, nor sts_test.csv.gz; expected Crisscrossed"):
-        read_judgements(folder)
+        (judged / "sts_test.csv.gz").write_bytes(content)
+        with pytest.raises(InputError, match=f"sts_test.csv.gz: {message}"):
+            read_judgements(judged)
+    (judged / "sts_test.csv").write_bytes(plain[:-12])  # a plain file that is cut off within a line
+    with pytest.raises(InputError, match="sts_test.csv: line 211: expected caption1 and caption2"):
+        read_judgements(judged)
 
 
 def test_an_ensemble_within_one_kind(coco: Corpus) -> None:
@@ -201,21 +233,22 @@ def test_an_ensemble_within_one_kind(coco: Corpus) -> None:
     judgements = Judgements(np.array([[0, 1], [5, 9], [7, 50]]), np.array([[0, 20], [33, 44]]))
     members = []
     for k, similarity in ((1, cosine), (2, smooth_chamfer)):
-        images, captions = embed(60, of, k, dim=4)
+        images, captions = random_embeddings(of, k, dim=4)
         scores = score(similarity, images, captions, progress=False)
-        members.append(Member(f"{k}", scores, {}, (Encoded(similarity, images, captions),)))
+        embeddings = CorpusEmbeddings(similarity, images, captions)
+        members.append(CorpusScores(f"{k}", scores, embeddings=(embeddings,)))
     both = ensemble(members)
     assert both.models == 2 and both.name == "ensemble of 2"
-    found = score_within(both, small, judgements)
+    found = within_metrics(both, small, judgements)
     for side, ids, pairs, group in (
         ("images", small.image_ids, judgements.images, None),
         ("captions", small.caption_ids, judgements.captions, of),
     ):
-        embeddings = [(m.encoded[0].similarity, getattr(m.encoded[0], side)) for m in members]
-        mean = torch.stack([similarity(x, x) for similarity, x in embeddings]).mean(0)
+        sets = [(m.embeddings[0].similarity, getattr(m.embeddings[0], side)) for m in members]
+        mean = torch.stack([similarity(x, x) for similarity, x in sets]).mean(0)
         expected = cxc_within(lambda rows, mean=mean: mean[rows], ids, pairs, group)  # type: ignore[misc]
         assert found["i2i" if side == "images" else "t2t"] == pytest.approx(expected)
-    assert ensemble([members[0]._replace(encoded=()), members[1]]).encoded == ()
+    assert ensemble([members[0]._replace(embeddings=()), members[1]]).embeddings == ()
 
 
 def test_command_line(cli: Callable[..., Outcome], coco: Corpus, tmp_path: Path) -> None:
@@ -241,7 +274,7 @@ def test_command_line(cli: Callable[..., Outcome], coco: Corpus, tmp_path: Path)
     assert "mAP@R" in outcome.out and re.search(r"DivE .*published, single\) +36.0 +- +- +51.0", outcome.out)
     (precomp / "testall_capids.txt").unlink()
     outcome = cli(*command, "--protocol", "cxc")
-    assert outcome.code == 2 and "testall: caption id 0 is not of COCO's 5K test" in outcome.error
+    assert outcome.code == 2 and "testall: caption id 0 is not in COCO's 5K test" in outcome.error
     assert "testall_capids" in outcome.error.replace("{split}", "testall") and "encoding" not in outcome.err
 
 

@@ -9,7 +9,9 @@ import torch
 from distributions import check_module, gru
 from torch import Tensor
 
-from vse.encoders import Video
+from vse.aggregators import GPO
+from vse.encoders import Regions, Video
+from vse.model import Tower
 from vse.sets import lengths_to_mask
 
 
@@ -128,3 +130,15 @@ def test_every_parameter_is_used() -> None:
     assert result.context is not None
     result.context.sum().backward()
     assert all(p.grad is not None for p in encoder.parameters())
+
+
+def test_gpo_over_frames_ignores_padding() -> None:
+    """VSE∞ on frame features is its region model: the mask is all there is to it."""
+    torch.manual_seed(0)
+    tower = Tower(Regions(6, 8), GPO()).eval()
+    clips = [torch.randn(n, 6) for n in (4, 2)]
+    padded = torch.zeros(2, 4, 6)
+    padded[0], padded[1, :2] = clips
+    together = tower(padded, lengths_to_mask(torch.tensor([4, 2]))).embeddings
+    for row, clip in enumerate(clips):
+        torch.testing.assert_close(tower(clip[None]).embeddings[0], together[row], atol=1e-5, rtol=0)
