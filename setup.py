@@ -1,4 +1,4 @@
-"""The packages of the wheel: all of vse, and the configs, which a checkout has beside it; all else is in pyproject.toml."""
+"""The packages of the wheel: all of vse, and the configs, which a checkout has beside it."""
 
 from setuptools import find_packages, setup
 
