@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -24,12 +24,11 @@ from vse.components import (
 )
 from vse.config import Config, OptimConfig, load_config
 from vse.data.batches import Batch
-from vse.data.clips import Clip, Clips, FrameFeatures
-from vse.data.corpus import SPLITS, Corpus
-from vse.data.formats import CORPORA
-from vse.data.subwords import Pieces as Subwords
-from vse.data.transforms import TRANSFORMS, Pictures
-from vse.data.video_formats import VIDEO_CORPORA
+from vse.data.clips import ClipTransform
+from vse.data.corpus import SPLITS, Corpus, ImageSource, Kind
+from vse.data.formats import FORMATS
+from vse.data.subwords import Subwords
+from vse.data.transforms import TRANSFORMS
 from vse.data.vocabulary import MissingVocabulary, Vocabulary
 from vse.data.word_vectors import read_vectors
 from vse.encoders import ENCODERS
@@ -41,8 +40,7 @@ from vse.optim import OPTIMISERS, SCHEDULES, Schedule, parameter_groups
 from vse.sets import Aggregated
 from vse.similarity import SIMILARITIES
 
-_CORPORA = CORPORA | VIDEO_CORPORA
-_TRANSFORMS = TRANSFORMS | {"clip": Clip}
+_TRANSFORMS = TRANSFORMS | {"clip": ClipTransform}
 Words = Vocabulary | Subwords | MissingVocabulary
 
 
@@ -98,7 +96,7 @@ def _components(config: Config) -> Iterator[tuple[NamedComponent, Mapping[str, A
     yield component_at(config, "optim.schedule"), SCHEDULES, 0
     for name in config.loss.terms:
         yield _term(config, name), REGULARISERS, 2  # what the towers return
-    yield _data_format(config), _CORPORA, 2  # root and split
+    yield _data_format(config), FORMATS, 2  # root and split
 
 
 def _beside(component: NamedComponent) -> tuple[str, ...]:
@@ -120,45 +118,68 @@ def _data_format(config: Config) -> NamedComponent:
 
 
 def read_corpus(config: Config, split: str) -> Corpus:
-    """One split of the config's data, as it lies there: pictures and clips are paths."""
+    """Read one split of the config's data as it is stored, before any transform.
+
+    Args:
+        config: The config.
+        split: The split.
+
+    Raises:
+        InputError: There is no such split, or something is missing or wrong; the file is named.
+    """
     if split not in SPLITS:
         raise InputError(f"split {split!r}: {close_match(split, list(SPLITS))}")
-    function = find_callable(_data_format(config), _CORPORA)
+    function = find_callable(_data_format(config), FORMATS)
     corpus = function(config.data.root, split, **config.data.options)
     if not isinstance(corpus, Corpus):
         raise config.error("data.format", f"{config.data.format} must return a Corpus, got {type(corpus).__name__}")
+    if not isinstance(corpus.images, ImageSource):  # of a format outside the package
+        found = type(corpus.images).__name__
+        problem = f"{config.data.format} gives images as {found}; expected a source of images, such as PictureFiles"
+        raise config.error("data.format", problem)
     return corpus
 
 
 def build_corpus(config: Config, split: str) -> Corpus:
-    """One split of the config's data, fit for its model.
+    """Read one split of the config's data, fit for its model.
 
-    Raises InputError, naming the file, when something is missing or wrong.
+    Args:
+        config: The config.
+        split: The split.
+
+    Raises:
+        InputError: Something is missing or wrong, or the image encoder reads another kind; the file is named.
     """
     corpus = read_corpus(config, split)
     images = corpus.images
-    has = "features" if hasattr(images, "width") else "frames" if isinstance(images, Clips) else "pictures"
     name = config.model.image.encoder.name
-    reads = _reads(config, "image", has)
-    if has not in reads and reads[0] in ("features", "pictures", "frames"):  # what reads captions is refused as a tower
-        raise InputError(f"model.image.encoder.name: {name} reads {' or '.join(reads)}, but {corpus.name} has {has}")
-    if isinstance(images, FrameFeatures) and config.data.transform is not None:
-        return replace(corpus, images=images.sampled(build_transform(config, "frames"), config.run.seed))
-    if has == "features":
+    reads = _reads(config, "image", images.kind)
+    if images.kind not in reads and reads[0] in get_args(Kind):  # what reads captions is refused as a tower
+        raise InputError(
+            f"model.image.encoder.name: {name} reads {' or '.join(reads)}, but {corpus.name} has {images.kind}"
+        )
+    if images.takes is None or (images.kind == "features" and config.data.transform is None):
         return corpus
-    transform = build_transform(config, has)
-    pictures = Pictures(images, transform, config.run.seed, config.data.workers)
-    pictures.check()
-    return replace(corpus, images=pictures)
+    transform = build_transform(config, images.takes)
+    return replace(corpus, images=images.transformed(transform, config.run.seed, config.data.workers))
 
 
 def build_transform(config: Config, kind: str) -> Any:
-    """The config's transform, for "pictures" or "frames". Raises InputError when it has none, or another's."""
+    """Build the config's transform.
+
+    Args:
+        config: The config.
+        kind: What it is for, "pictures" or "frames".
+
+    Raises:
+        InputError: The config has no transform, or one for something else.
+    """
     if config.data.transform is None:
         known = close_match("", [name for name, transform in _TRANSFORMS.items() if transform.reads == kind])
         raise config.error("data.transform", f"missing, and {kind} need one ({known})")
     transform = build_component(config, _TRANSFORMS, "data.transform")
-    if (made_for := getattr(transform, "reads", kind)) != kind:
+    made_for = getattr(transform, "reads", kind)  # a transform of another package need not say
+    if made_for != kind:
         problem = f"{config.data.transform.name} is for {made_for}, but {config.data.format} has {kind}"
         raise config.error("data.transform.name", problem)
     return transform
@@ -241,19 +262,15 @@ def check_augmentation(config: Config, subwords: Subwords) -> None:
 
 
 def image_width(*corpora: Corpus) -> int | None:
-    """Width of the corpora's features, None for pictures. Raises InputError when they differ."""
+    """Return the width of the corpora's features, None for pictures and clips. Raises InputError when they differ."""
+    first = corpora[0]
     for corpus in corpora:
-        if hasattr(corpus.images, "width") != hasattr(corpora[0].images, "width"):
-            raise InputError(f"{corpora[0].name} and {corpus.name}: one has features, the other has none")
-        if not hasattr(corpus.images, "width"):
-            continue
-        if corpus.images.width != corpora[0].images.width:
-            raise InputError(
-                f"{corpora[0].name} has features {corpora[0].images.width} wide, "
-                f"but {corpus.name} has them {corpus.images.width} wide"
-            )
-    width = getattr(corpora[0].images, "width", None)
-    return None if width is None else int(width)
+        own, width = first.images.width, corpus.images.width
+        if (own is None) != (width is None):
+            raise InputError(f"{first.name} and {corpus.name}: one has features, the other has none")
+        if own != width:
+            raise InputError(f"{first.name} has features {own} wide, but {corpus.name} has them {width} wide")
+    return first.images.width
 
 
 def reads_subwords(config: Config) -> bool:

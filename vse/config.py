@@ -70,6 +70,7 @@ class VocabularyConfig(Section):
     min_count: PositiveInt = 4
     file: Annotated[FilePath | None, MAY_CHANGE] = None
     vectors: Annotated[FilePath | None, MAY_CHANGE] = None
+    extend: bool = False  # add the training captions' words to the vocabulary of the checkpoint that a run starts from
 
 
 class DataConfig(Section):

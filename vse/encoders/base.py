@@ -37,9 +37,7 @@ class EncoderTraits(NamedTuple):
     An encoder sets those that apply to it as attributes of the same names.
     """
 
-    reads: tuple[
-        str, ...
-    ] = ()  # of "features", "pictures", "frames", "words", "subwords"; () = what the tower is given
+    reads: tuple[str, ...] = ()  # "features", "pictures", "frames", "words", "subwords"; () = what the tower is given
     dim: int | None = None  # width of the local features
     context_dim: int | None = None  # width of the context
     in_dim: int | None = None  # width of the precomputed features that it reads
