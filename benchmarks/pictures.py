@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vse.data.transforms import Crop, Pictures, Square
+from vse.data.transforms import Crop, PictureFiles, Square
 
 BATCH = 32
 
@@ -28,13 +28,13 @@ def main() -> None:
     paths = sorted(itertools.islice((p for p in parser.parse_args().folder.rglob("*.jpg")), 400))
     torch.set_num_threads(1)
     for transform, size in ((Square(512), 512), (Square(224), 224), (Crop(224, 256), 224)):
-        pictures = Pictures(paths, transform)
+        pictures = PictureFiles(paths, transform)
 
         def plain(indices: np.ndarray, side: int = size) -> object:
             opened = [Image.open(paths[i]).convert("RGB") for i in indices]
             return [picture.resize((side, side), Image.Resampling.BILINEAR) for picture in opened]
 
-        def train(indices: np.ndarray, source: Pictures = pictures) -> object:
+        def train(indices: np.ndarray, source: PictureFiles = pictures) -> object:
             return source.read(indices, epoch=0)
 
         readers = {"Pillow": plain, "evaluation": pictures.read, "training": train}

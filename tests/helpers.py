@@ -64,6 +64,72 @@ def write_pictures(folder: Path, train: int = 12, others: int = 6) -> Path:
     return folder
 
 
+def grey_frames(count: int, size: tuple[int, int] = (40, 30)) -> list[Image.Image]:
+    """Pictures of one grey each, brighter and brighter: frame i has the value 10 * i."""
+    return [Image.new("RGB", size, (10 * i,) * 3) for i in range(count)]
+
+
+def write_gif(path: Path, count: int, duration: int | list[int] = 40) -> Path:
+    """A clip of :func:`grey_frames`, each shown for ``duration`` milliseconds."""
+    first, *others = grey_frames(count)
+    first.save(path, save_all=True, append_images=others, duration=duration)
+    return path
+
+
+def write_clips(folder: Path, ids: list[str]) -> None:
+    """Frame features, 6 wide, of two to five frames."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for clip in ids:
+        np.save(folder / f"{clip}.npy", rng.standard_normal((rng.integers(2, 6), 6)).astype(np.float32))
+
+
+def sentence(rng: np.random.Generator) -> str:
+    return " ".join(rng.choice(WORDS, 4))
+
+
+def write_dataset(kind: str, root: Path, train: int = 12, others: int = 6) -> Path:
+    """A small corpus in the published format, with frame features; MRW has one sentence a clip, the others two."""
+    rng = np.random.default_rng(0)
+    sizes = {"train": train, "val": others, "test": others}
+    per_clip = 1 if kind == "mrw" else 2
+    clips = {part: [f"{part}_{i}" for i in range(size)] for part, size in sizes.items()}
+    root.mkdir()
+    everything = [clip for part in clips.values() for clip in part]
+    write_clips(root / "features", everything)
+    if kind == "tgif":
+        rows = [f"https://host/x/{clip}.gif\t{sentence(rng)}\t33" for clip in everything for _ in range(per_clip)]
+        (root / "tgif-v1.0.tsv").write_text("\n".join(rows) + "\n")
+        for part, names in clips.items():
+            (root / f"{part}.txt").write_text("".join(f"https://host/x/{clip}.gif\n" for clip in names))
+    elif kind == "mrw":
+        entries = [{"id": clip, "sentence": sentence(rng), "title": "mrw"} for clip in everything]
+        (root / "mrw-v1.0.json").write_text(json.dumps(entries))
+        for part, names in clips.items():
+            (root / "split").mkdir(exist_ok=True)
+            (root / "split" / f"{'valid' if part == 'val' else part}.tsv").write_text(
+                "".join(f"{clip}\t{i}\n" for i, clip in enumerate(names))
+            )
+    elif kind == "msrvtt":
+        for file, parts in (("train_val", {"train": "train", "val": "validate"}), ("test", {"test": "test"})):
+            places = [(clip, split) for part, split in parts.items() for clip in clips[part]]
+            videos = [{"video_id": clip, "split": split, "id": i} for i, (clip, split) in enumerate(places)]
+            sentences = [
+                {"caption": sentence(rng), "video_id": video["video_id"], "sen_id": i}
+                for i in range(per_clip)
+                for video in videos
+            ]
+            (root / f"{file}_videodatainfo.json").write_text(json.dumps({"videos": videos, "sentences": sentences}))
+    else:
+        names_of = {"train": "training_v1.0", "val": "validation_v1.0", "test": "public_test_english_v1.1"}
+        for part, name in names_of.items():
+            texts = [[sentence(rng) for _ in range(per_clip)] for _ in clips[part]]
+            pairs = zip(clips[part], texts, strict=True)
+            content = [{"videoID": clip, "enCap": captions, "chCap": ["x"]} for clip, captions in pairs]
+            (root / f"vatex_{name}.json").write_text(json.dumps(content))
+    return root
+
+
 def write_transformer(folder: Path, config: Any, weights: bool = False) -> Path:
     """A folder of a `transformers` model, as published ones are: its config, with or without (random) weights."""
     from transformers import AutoModel

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -13,12 +13,11 @@ from vse.aggregators import AGGREGATORS
 from vse.components import at, check, construct, find, find_callable, make, naming
 from vse.config import Config, OptimConfig, load_config
 from vse.data.batches import Batch
-from vse.data.clips import Clip, Clips, FrameFeatures
-from vse.data.corpus import SPLITS, Corpus
-from vse.data.formats import CORPORA
-from vse.data.subwords import Pieces
-from vse.data.transforms import TRANSFORMS, Pictures
-from vse.data.video_formats import VIDEO_CORPORA
+from vse.data.clips import ClipTransform
+from vse.data.corpus import SPLITS, Corpus, Kind
+from vse.data.formats import FORMATS
+from vse.data.subwords import Subwords
+from vse.data.transforms import TRANSFORMS
 from vse.data.vocabulary import MissingVocabulary, Vocabulary
 from vse.data.word_vectors import read_vectors
 from vse.encoders import ENCODERS
@@ -28,9 +27,8 @@ from vse.model import Tower, VSEModel
 from vse.optim import OPTIMISERS, SCHEDULES, Schedule, parameter_groups
 from vse.similarity import SIMILARITIES
 
-_CORPORA = CORPORA | VIDEO_CORPORA
-_TRANSFORMS = TRANSFORMS | {"clip": Clip}
-Words = Vocabulary | Pieces | MissingVocabulary
+_TRANSFORMS = TRANSFORMS | {"clip": ClipTransform}
+Words = Vocabulary | Subwords | MissingVocabulary
 _TOWER_TABLES: dict[str, Any] = {"encoder": ENCODERS, "aggregator": AGGREGATORS}
 
 
@@ -60,7 +58,7 @@ def resolve(config: Config) -> Config:
         arguments = check(config, f"loss.terms.{name}", name, function, term.arguments, ("image", "text"), ("weight",))
         content["loss"]["terms"][name].update(arguments)
     name = config.data.format
-    function = find(config, _CORPORA, "data.format", name)
+    function = find(config, FORMATS, "data.format", name)
     content["data"]["options"] = check(
         config, "data.options", name, function, config.data.options, ("root", "split"), ()
     )
@@ -73,44 +71,63 @@ def resolve(config: Config) -> Config:
 
 
 def read_corpus(config: Config, split: str) -> Corpus:
-    """One split of the config's data, as it lies there: pictures and clips are paths."""
+    """Read one split of the config's data as it is stored, before any transform.
+
+    Args:
+        config: The config.
+        split: The split.
+
+    Raises:
+        InputError: There is no such split, or something is missing or wrong; the file is named.
+    """
     if split not in SPLITS:
         raise InputError(f"split {split!r}: {close_match(split, list(SPLITS))}")
-    function = find_callable(config, _CORPORA, "data.format", config.data.format)
+    function = find_callable(config, FORMATS, "data.format", config.data.format)
     corpus: Corpus = function(config.data.root, split, **config.data.options)
     return corpus
 
 
 def build_corpus(config: Config, split: str) -> Corpus:
-    """One split of the config's data, fit for its model.
+    """Read one split of the config's data, fit for its model.
 
-    Raises InputError, naming the file, when something is missing or wrong.
+    Args:
+        config: The config.
+        split: The split.
+
+    Raises:
+        InputError: Something is missing or wrong, or the image encoder reads another kind; the file is named.
     """
     corpus = read_corpus(config, split)
     images = corpus.images
-    has = "features" if hasattr(images, "width") else "frames" if isinstance(images, Clips) else "pictures"
     name = config.model.image.encoder.name
-    reads = _reads(config, "image", has)
-    if has not in reads and reads[0] in ("features", "pictures", "frames"):  # what reads captions is refused as a tower
-        raise InputError(f"model.image.encoder.name: {name} reads {' or '.join(reads)}, but {corpus.name} has {has}")
-    if isinstance(images, FrameFeatures) and config.data.transform is not None:
-        return replace(corpus, images=images.sampled(build_transform(config, "frames"), config.run.seed))
-    if has == "features":
+    reads = _reads(config, "image", images.kind)
+    if images.kind not in reads and reads[0] in get_args(Kind):  # what reads captions is refused as a tower
+        raise InputError(
+            f"model.image.encoder.name: {name} reads {' or '.join(reads)}, but {corpus.name} has {images.kind}"
+        )
+    if images.takes is None or (images.kind == "features" and config.data.transform is None):
         return corpus
-    transform = build_transform(config, has)
-    pictures = Pictures(images, transform, config.run.seed, config.data.workers)
-    pictures.check()
-    return replace(corpus, images=pictures)
+    transform = build_transform(config, images.takes)
+    return replace(corpus, images=images.transformed(transform, config.run.seed, config.data.workers))
 
 
 def build_transform(config: Config, kind: str) -> Any:
-    """The config's transform, for "pictures" or "frames". Raises InputError when it has none, or another's."""
+    """Build the config's transform.
+
+    Args:
+        config: The config.
+        kind: What it is for, "pictures" or "frames".
+
+    Raises:
+        InputError: The config has no transform, or one for something else.
+    """
     if config.data.transform is None:
         known = close_match("", [name for name, transform in _TRANSFORMS.items() if transform.reads == kind])
         file = config._origin.get("data.transform", config._origin.get("", "config"))
         raise InputError(f"{file}: data.transform: missing, and {kind} need one ({known})")
     transform = make(config, _TRANSFORMS, "data.transform")
-    if (made_for := getattr(transform, "reads", kind)) != kind:
+    made_for = getattr(transform, "reads", kind)  # a transform of another package need not say
+    if made_for != kind:
         place = "data.transform.name"
         problem = f"{config.data.transform.name} is for {made_for}, but {config.data.format} has {kind}"
         raise InputError(f"{config.source(place)}: {place}: {problem}")
@@ -132,7 +149,7 @@ def _reads(config: Config, side: str, otherwise: str) -> tuple[str, ...]:
     return (reads,) if isinstance(reads, str) else tuple(reads)
 
 
-def build_vocabulary(config: Config, training: Corpus, state: dict[str, Any] | None = None) -> Vocabulary | Pieces:
+def build_vocabulary(config: Config, training: Corpus, state: dict[str, Any] | None = None) -> Vocabulary | Subwords:
     """Vocabulary of a run's ``state``, or the text model's own, or from the config's file, or of the training captions.
 
     Raises InputError when the caption augmentation needs a mask that the text model does not know.
@@ -148,7 +165,7 @@ def build_vocabulary(config: Config, training: Corpus, state: dict[str, Any] | N
             place = "data.vocabulary.file"
             raise InputError(f"{config.source(place)}: {place}: {text.name} has its own vocabulary; got {file}")
         with naming(config, f"{key}.model"):
-            pieces = Pieces.read(text.arguments["model"])
+            pieces = Subwords.read(text.arguments["model"])
         if drop := text.arguments.get("drop"):
             lacks = "mask token to put in the place of words" if pieces.mask is None else "notion of words"
             if pieces.mask is None or len(np.unique(pieces.encode_words("two dogs")[1][1:-1])) < 2:
@@ -163,19 +180,15 @@ def build_vocabulary(config: Config, training: Corpus, state: dict[str, Any] | N
 
 
 def image_width(*corpora: Corpus) -> int | None:
-    """Width of the corpora's features, None for pictures. Raises InputError when they differ."""
+    """Return the width of the corpora's features, None for pictures and clips. Raises InputError when they differ."""
+    first = corpora[0]
     for corpus in corpora:
-        if hasattr(corpus.images, "width") != hasattr(corpora[0].images, "width"):
-            raise InputError(f"{corpora[0].name} and {corpus.name}: one has features, the other has none")
-        if not hasattr(corpus.images, "width"):
-            continue
-        if corpus.images.width != corpora[0].images.width:
-            raise InputError(
-                f"{corpora[0].name} has features {corpora[0].images.width} wide, "
-                f"but {corpus.name} has them {corpus.images.width} wide"
-            )
-    width = getattr(corpora[0].images, "width", None)
-    return None if width is None else int(width)
+        own, width = first.images.width, corpus.images.width
+        if (own is None) != (width is None):
+            raise InputError(f"{first.name} and {corpus.name}: one has features, the other has none")
+        if own != width:
+            raise InputError(f"{first.name} has features {own} wide, but {corpus.name} has them {width} wide")
+    return first.images.width
 
 
 def reads_pieces(config: Config) -> bool:
@@ -188,7 +201,7 @@ def saved_vocabulary(state: Any) -> Words:
     if isinstance(state, dict) and "rows" in state:
         return MissingVocabulary(**state)
     try:
-        return Pieces(**state) if isinstance(state, dict) else Vocabulary(state)
+        return Subwords(**state) if isinstance(state, dict) else Vocabulary(state)
     except ValueError as error:
         raise InputError(f"the checkpoint's vocabulary: {error}") from None
 
@@ -201,7 +214,7 @@ def build_model(config: Config, in_dim: int | None, vocabulary: Words, state: di
     fresh = state is None
     known: Any = {"image": None, "text": None} if state is None else state.get("architectures", {})
     given: dict[str, Any] = {} if in_dim is None else {"in_dim": in_dim}
-    gives: tuple[str, ...] = ("pieces" if isinstance(vocabulary, Pieces) else "words",)
+    gives: tuple[str, ...] = ("pieces" if isinstance(vocabulary, Subwords) else "words",)
     if isinstance(vocabulary, MissingVocabulary):
         gives = ("words", "pieces")
     tokens = {"vocab_size": len(vocabulary), "architecture": known.get("text", {})}
@@ -213,7 +226,7 @@ def build_model(config: Config, in_dim: int | None, vocabulary: Words, state: di
         fresh,
     )
     text = _build_tower(config, "text", gives, tokens, fresh)
-    if isinstance(vocabulary, Pieces):
+    if isinstance(vocabulary, Subwords):
         vocabulary.cut(getattr(text.encoder, "max_length", None))
     transform = None if config.data.transform is None else make(config, _TRANSFORMS, "data.transform")
     model = VSEModel(image, text, make(config, SIMILARITIES, "model.similarity"), vocabulary, transform)

@@ -66,6 +66,7 @@ class VocabularyConfig(Section):
     min_count: PositiveInt = 4
     file: FilePath | None = None
     vectors: FilePath | None = None
+    extend: bool = False  # add the training captions' words to the vocabulary of the checkpoint that a run starts from
 
 
 class DataConfig(Section):

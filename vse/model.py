@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from vse.sets import Aggregated, pad
 
 if TYPE_CHECKING:
-    from vse.data.clips import Clip
-    from vse.data.subwords import Pieces
+    from vse.data.clips import ClipTransform
+    from vse.data.subwords import Subwords
     from vse.data.transforms import Crop, Square
     from vse.data.vocabulary import MissingVocabulary, Vocabulary
 
@@ -61,8 +61,8 @@ class VSEModel(nn.Module):
         image: Tower,
         text: Tower,
         similarity: Callable[[Tensor, Tensor], Tensor],
-        vocabulary: "Vocabulary | Pieces | MissingVocabulary | None" = None,
-        transform: "Square | Crop | Clip | None" = None,
+        vocabulary: "Vocabulary | Subwords | MissingVocabulary | None" = None,
+        transform: "Square | Crop | ClipTransform | None" = None,
     ) -> None:
         super().__init__()
         self.image = image

@@ -32,7 +32,7 @@ from torch import nn
 import vse
 from vse.aggregators import GPO, AdaptivePool, SetPrediction
 from vse.checkpoints.official import native_state
-from vse.data.subwords import Pieces
+from vse.data.subwords import Subwords
 from vse.data.vocabulary import SPECIALS, MissingVocabulary, Vocabulary
 from vse.encoders import Bert, Grid, Regions
 from vse.errors import InputError
@@ -455,7 +455,7 @@ def test_bert_needs_its_tokenizer(tmp_path: Path) -> None:
     folder.mkdir()
     write_tokenizer(folder, WORDS)
     found = load(tmp_path, content)
-    assert isinstance(found.vocabulary, Pieces) and found.encode_texts(["a dog"]).shape == (1, 1, DIM)
+    assert isinstance(found.vocabulary, Subwords) and found.encode_texts(["a dog"]).shape == (1, 1, DIM)
     other = tmp_path / "other"
     other.mkdir()
     write_tokenizer(other, WORDS[1:])  # ids that mean other words

@@ -1,11 +1,16 @@
+import dataclasses
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
-from helpers import write_precomp
+from helpers import write_dataset, write_pictures, write_precomp
 
 from vse.data.batches import Batch, BatchSampler, TrainingData, make_loader
-from vse.data.corpus import Corpus
-from vse.data.formats import precomp
+from vse.data.corpus import ArrayFeatures, Corpus, Features
+from vse.data.formats import karpathy, precomp
+from vse.data.transforms import Crop
+from vse.data.video_formats import vatex
 from vse.data.vocabulary import Vocabulary
 from vse.errors import InputError
 
@@ -96,9 +101,54 @@ def test_augmentation_differs_by_epoch_and_caption(corpus: Corpus) -> None:
 
 
 def test_a_mistake_in_the_data_is_returned(corpus: Corpus) -> None:
-    file = corpus.images.path
-    features = np.load(file)
+    assert isinstance(corpus.images, Features)
+    features = np.load(corpus.images.path)
     features[2] = np.inf
-    np.save(file, features)
+    np.save(corpus.images.path, features)
     corpus.images._array = None
     assert isinstance(data(corpus)[0, np.array([10])], InputError)
+
+
+def read_batch(data: TrainingData, epoch: int, captions: list[int]) -> Batch:
+    batch = data[epoch, np.array(captions)]
+    assert isinstance(batch, Batch)
+    return batch
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Corpus:
+    """Four pictures with two captions each, as a run on pictures has them: augmented."""
+    corpus = karpathy(str(write_pictures(tmp_path / "data", train=4, others=1)), "train")
+    return dataclasses.replace(corpus, images=corpus.images.transformed(Crop(16, 20), seed=1, threads=0))
+
+
+def test_pictures_are_augmented_anew_in_every_epoch(pictures: Corpus) -> None:
+    data = TrainingData(pictures, Vocabulary.build(pictures.captions), 0.0, seed=1)
+    first, second, third = (read_batch(data, epoch, [0, 2, 4, 6]).images for epoch in (0, 1, 2))
+    assert first.shape == (4, 3, 16, 16)
+    for one, other in ((first, second), (first, third), (second, third)):
+        assert not any(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    assert torch.equal(read_batch(data, 1, [0, 2, 4, 6]).images, second)
+
+
+def test_equal_captions_are_augmented_differently() -> None:
+    """What is dropped from a caption depends on which one it is, not only on its words and its epoch."""
+    captions = ["a red dog runs over the green grass"] * 20
+    zeros = ArrayFeatures(np.zeros((20, 1, 2), np.uint8))
+    corpus = Corpus("twenty", zeros, captions, np.arange(20), range(20), range(20))
+    data = TrainingData(corpus, Vocabulary.build(captions), 0.5, seed=1)
+    batch = read_batch(data, 0, list(range(20)))
+    rows = {tuple(tokens[mask].tolist()) for tokens, mask in zip(batch.tokens, batch.token_mask, strict=True)}
+    assert len(rows) > 10
+    alone = read_batch(data, 0, [7])
+    assert torch.equal(alone.tokens[0], batch.tokens[7, batch.token_mask[7]])
+
+
+def test_clips_of_different_lengths_share_a_batch(tmp_path: Path) -> None:
+    corpus = vatex(str(write_dataset("vatex", tmp_path / "v")), "train")
+    data = TrainingData(corpus, Vocabulary.build(corpus.captions), 0.0, seed=1)
+    batch = data[0, np.arange(8)]
+    assert not isinstance(batch, InputError) and batch.image_mask is not None
+    lengths = [len(corpus.images[i]) for i in range(4)]
+    assert batch.image_mask.sum(1).tolist() == lengths and batch.images.shape == (4, max(lengths), 6)
+    assert (batch.images[~batch.image_mask] == 0).all()

@@ -64,15 +64,17 @@ def test_the_result_is_kept_until_file_or_words_change(tmp_path: Path, cache: Pa
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (["dog 1 2", "cat 1 2"], "line 1: a word and 2 numbers, expected 3"),
-        (["2 4", "dog 1 2 3 4"], "line 2: a word and 4 numbers, expected 3"),
+        (["dog 1 2", "cat 1 2"], "line 1 has a word and 2 numbers, expected 3"),
+        (["2 4", "dog 1 2 3 4"], "line 2 has a word and 4 numbers, expected 3"),
         (["the 1 2 3", "a 1 2 3", "dog 1 x 3"], "line 3: expected a word and 3 numbers"),
     ],
 )
 def test_bad_files(tmp_path: Path, lines: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         read_vectors(write(tmp_path / "v.txt", lines), ["dog", "cat"], 3)
-    with pytest.raises(InputError, match=r"none.txt: no such file; expected word vectors as text, .*glove.6B.3d.txt"):
+    with pytest.raises(
+        InputError, match=r"none.txt: no such file; get GloVe.*nlp.stanford.edu/projects/glove, or run .*vectors=null"
+    ):
         read_vectors(tmp_path / "none.txt", ["dog"], 3)
 
 

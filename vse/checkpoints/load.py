@@ -13,7 +13,7 @@ from vse.checkpoints.native import find_checkpoint, load_checkpoint, save_checkp
 from vse.checkpoints.official import released_padding
 from vse.components import at, naming
 from vse.config import Config, config_changes, make_config
-from vse.data.subwords import Pieces
+from vse.data.subwords import Subwords
 from vse.data.vocabulary import MissingVocabulary, Vocabulary
 from vse.errors import InputError, misfit
 from vse.files import check_target
@@ -113,7 +113,7 @@ def _choose_vocabulary(
 ) -> Words:
     """The vocabulary that is given, or the checkpoint's own; one that it lacks is looked for beside it and its data."""
     saved = saved_vocabulary(state["vocabulary"])
-    read: Any = Pieces.read if reads_pieces(config) else Vocabulary.read
+    read: Any = Subwords.read if reads_pieces(config) else Vocabulary.read
     key = "model.text.encoder.model" if reads_pieces(config) else "data.vocabulary.file"
     if keep_own and not isinstance(saved, MissingVocabulary):
         given = None

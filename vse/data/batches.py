@@ -13,22 +13,30 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vse.data.corpus import Corpus
-from vse.data.subwords import Pieces
+from vse.data.subwords import Subwords
 from vse.data.vocabulary import Vocabulary, augment
-from vse.errors import InputError
+from vse.errors import InputError, check_choice, check_probability
 from vse.sets import pad
 
 _ORDER, _AUGMENT = 1, 2  # random streams: no two purposes share one
 
 
 class Batch(NamedTuple):
-    """What one training step needs."""
+    """What one training step needs.
 
-    images: Tensor  # (A, regions or frames, width), pictures (A, 3, height, width) or (A, frames, 3, height, width)
-    image_mask: Tensor | None  # (A, regions or frames)
-    tokens: Tensor  # (C, length)
-    token_mask: Tensor  # (C, length)
-    positives: Tensor  # (A, C) bool
+    Attributes:
+        images: Features (A, elements, width), pictures (A, 3, height, width) or clips (A, frames, 3, height, width).
+        image_mask: (A, elements) bool, True for real elements; None when all are real.
+        tokens: (C, length) ids of the captions' words or subwords.
+        token_mask: (C, length) bool, True for real tokens.
+        positives: (A, C) bool: which caption describes which image.
+    """
+
+    images: Tensor
+    image_mask: Tensor | None
+    tokens: Tensor
+    token_mask: Tensor
+    positives: Tensor
 
     def to(self, device: torch.device) -> "Batch":
         """Copy to a device."""
@@ -42,11 +50,25 @@ class Batch(NamedTuple):
 class BatchSampler(Sampler[tuple[int, np.ndarray]]):
     """Caption indices of every batch of an epoch: a function of seed and epoch alone.
 
-    ``sampling`` "pair" shuffles captions; "image" shuffles images and takes all captions of each. An incomplete last
-    batch is left out, unless it is the only one. Set ``epoch`` and ``first`` before iterating.
+    An incomplete last batch is left out, unless it is the only one. Before iterating, set ``epoch``, and ``first``, the
+    number of the batch to begin with.
+
+    Args:
+        image_of_caption: (captions,) the index of each caption's image.
+        images: Number of images.
+        batch_size: Number of captions in a batch, or of images where they are sampled.
+        sampling: "pair" shuffles captions; "image" shuffles images and takes all captions of each.
+        seed: The seed of the shuffling.
+
+    Raises:
+        ValueError: ``sampling`` is unknown.
+
+    >>> [captions.tolist() for _, captions in BatchSampler(np.array([0, 0, 1, 1]), 2, 1, "image", seed=0)]
+    [[0, 1], [2, 3]]
     """
 
     def __init__(self, image_of_caption: np.ndarray, images: int, batch_size: int, sampling: str, seed: int) -> None:
+        check_choice("sampling", sampling, ("pair", "image"))
         self.captions_of_image: list[np.ndarray] | None = None
         self.count = len(image_of_caption)
         if sampling == "image":
@@ -78,11 +100,27 @@ class TrainingData(Dataset[Batch | InputError]):
 
     Augmentation is drawn from seed, epoch and caption index, so it does not depend on the loader's workers. A mistake
     in the data is returned, not raised: an exception that crosses the loader becomes a page of text.
+
+    Args:
+        corpus: Images and captions.
+        vocabulary: What turns captions into ids.
+        drop: Probability with which each word of a caption is changed, see :func:`vse.data.vocabulary.augment`.
+        seed: The seed of these changes.
+        keep_ends: Whether a caption's first and last token stay as they are.
+
+    Raises:
+        ValueError: ``drop`` is outside [0, 1), or the vocabulary has no mask to put in the place of words.
+
+    >>> TrainingData(corpus, vocabulary, drop=0.2, seed=1)[0, np.array([3, 7])].positives.shape
+    torch.Size([2, 2])
     """
 
     def __init__(
-        self, corpus: Corpus, vocabulary: Vocabulary | Pieces, drop: float, seed: int, keep_ends: bool = False
+        self, corpus: Corpus, vocabulary: Vocabulary | Subwords, drop: float, seed: int, keep_ends: bool = False
     ) -> None:
+        check_probability("drop", drop)
+        if drop and vocabulary.mask is None:
+            raise ValueError(f"drop must be 0 for a vocabulary without a mask token, got {drop}")
         self.corpus = corpus
         self.vocabulary = vocabulary
         self.drop = drop
@@ -107,7 +145,7 @@ class TrainingData(Dataset[Batch | InputError]):
         return Batch(features, image_mask, tokens, mask, positives)
 
     def sample(self) -> Batch:
-        """A small batch, the same every time. Raises InputError for a mistake in the data."""
+        """Return a small batch, the same every time. Raises InputError for a mistake in the data."""
         batch = self[0, np.arange(min(2, len(self.corpus.captions)))]
         if isinstance(batch, InputError):
             raise batch
@@ -123,13 +161,20 @@ class TrainingData(Dataset[Batch | InputError]):
             raise InputError(f"{self.corpus.name}: caption {self.corpus.caption_ids[index]} has no tokens")
         if self.drop == 0:
             return ids
-        assert self.vocabulary.mask is not None  # the build has seen to it
+        assert self.vocabulary.mask is not None  # the constructor has checked it
         rng = np.random.default_rng((_AUGMENT, self.seed, epoch, index))
         return augment(ids, words, self.drop, rng, self.vocabulary.mask, self.vocabulary.plain)
 
 
 def make_loader(data: TrainingData, sampler: BatchSampler, workers: int, pin_memory: bool) -> DataLoader[Any]:
-    """Loader of whole batches; it draws nothing from the global generators."""
+    """Make the loader of whole batches; it draws nothing from the global generators.
+
+    Args:
+        data: What makes the batches.
+        sampler: What each batch holds.
+        workers: Number of processes that make batches; 0 makes them in this one.
+        pin_memory: Whether batches are copied to page-locked memory, from where a GPU copies faster.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores: the user's choice
         return DataLoader(
@@ -145,11 +190,17 @@ def make_loader(data: TrainingData, sampler: BatchSampler, workers: int, pin_mem
 
 
 def _leave_signals_to_the_parent(_: int) -> None:
-    """A signal to the whole process group must not end the workers: the parent saves, then ends them itself."""
+    """A signal to the whole process group must not end the workers: the parent saves, then ends them itself.
+
+    Not every system can do all of this. Windows has no SIGHUP. Neither it nor macOS can tell who sent a SIGTERM, so
+    there SIGTERM ends a worker at once, whoever sent it.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_exit_when_the_parent_asks, daemon=True).start()
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_exit_when_the_parent_asks, daemon=True).start()
 
 
 def _exit_when_the_parent_asks() -> None:

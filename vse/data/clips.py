@@ -1,34 +1,56 @@
 """Clips: frames from GIF files, folders of pictures or arrays, and which of them are shown."""
 
 import contextlib
+import io
+import math
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from vse.data.transforms import open_picture, seeded, to_tensor
-from vse.errors import InputError, first_line
+from vse.data.corpus import Kind
+from vse.data.transforms import PictureFiles, Transform, open_picture, seeded, to_bytes
+from vse.errors import InputError, check_at_least, first_line
 
 _PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif"}
+_SHORTEST, _UNTOLD = 2, 10  # hundredths of a second; browsers show a frame of less than 2 for 10
 
 
-class Clips(list[Path]):
-    """A corpus's clips: GIF files, or folders of pictures in the order of their names."""
+class ClipFiles(PictureFiles):
+    """Clips as a corpus's images: GIF files, or folders of pictures in the order of their names.
+
+    >>> ClipFiles(["a.gif"]).transformed(ClipTransform(frames=4), seed=1, threads=0).read(np.array([0])).shape
+    (1, 4, 3, 224, 224)
+    """
+
+    kind: ClassVar[Kind] = "frames"
+    takes: ClassVar[Literal["pictures", "frames"]] = "frames"
+    _one: ClassVar[str] = "clip"
 
 
 def sample_frames(total: int, count: int, train: bool, max_skip: int = 3, trim: int = 0) -> np.ndarray:
-    """Which ``count`` of a clip's ``total`` frames are shown, in order (PVSE, Song & Soleymani 2019, released code).
+    """Choose the frames of a clip that are shown (PVSE, Song & Soleymani 2019, released code).
 
-    In training every s-th from a random start, s uniform in 1..``max_skip``, drawn from torch's global generator; in
-    evaluation the first ``count`` of every s-th, with the largest s that gives as many, without ``trim`` frames at both
-    ends as far as that leaves one. A clip that is too short repeats its last frame.
+    Training shows every s-th frame from a random start, s uniform in 1..``max_skip``. Evaluation shows the first
+    ``count`` of every s-th frame, with the largest s that gives as many. A clip that is too short repeats its last
+    frame.
+
+    Args:
+        total: Number of frames that the clip has.
+        count: Number of frames to show.
+        train: Whether to choose at random, with torch's global generator.
+        max_skip: The largest s in training.
+        trim: Number of frames left out at both ends in evaluation, as far as that leaves one.
+
+    Returns:
+        (count,) numbers of frames, in order.
 
     >>> sample_frames(total=9, count=3, train=False).tolist(), sample_frames(total=2, count=3, train=False).tolist()
     ([0, 3, 6], [0, 1, 1])
@@ -44,20 +66,112 @@ def sample_frames(total: int, count: int, train: bool, max_skip: int = 3, trim: 
     return np.concatenate([shown, np.repeat(shown[-1:], count - len(shown))])
 
 
-class Clip:
-    """Some frames of a clip, cropped and coloured alike (PVSE, Song & Soleymani 2019).
+def frames_at_rate(durations: Sequence[int], fps: float) -> np.ndarray:
+    """Find the frames that a clip shows at the times 0, 1/fps, 2/fps, ...
 
-    ``frames`` of them are shown, see :func:`sample_frames` for ``max_skip`` and ``trim``. Training takes one random
-    resized crop, flip (probability 0.5) and jitter of brightness, contrast and hue (``jitter``) for the whole clip, or,
-    without ``augment``, what evaluation takes: frames resized to ``resize``, their centre of ``size``. Of precomputed
-    frame features it chooses the frames and does nothing else. Raises ValueError for sizes and numbers below 1,
-    ``resize`` below ``size``, a negative ``trim``, ``jitter`` outside [0, 0.5].
+    A clip faster than ``fps`` loses frames, a slower one repeats some.
 
-    >>> Clip(frames=4).read([Image.new("RGB", (320, 240))] * 9).shape
+    Args:
+        durations: How long each frame is shown, in hundredths of a second.
+        fps: Frames per second.
+
+    Returns:
+        The number of the frame at each of these times.
+
+    >>> frames_at_rate([5, 5, 5, 5, 5], fps=10).tolist()
+    [0, 2, 4]
+    """
+    ends = np.cumsum(durations)
+    times = 100 * np.arange(math.ceil(ends[-1] * fps / 100)) / fps
+    return np.minimum(np.searchsorted(ends, times, side="right"), len(ends) - 1)
+
+
+def gif_durations(content: bytes) -> list[int]:
+    """Read how long a GIF file shows each of its frames, in hundredths of a second, without decoding a picture.
+
+    A frame that is said to last less than 2 lasts 10, as in browsers.
+
+    Args:
+        content: The file's bytes.
+
+    Raises:
+        ValueError: These are not the bytes of a GIF file.
+    """
+    if content[:3] != b"GIF":
+        raise ValueError("only a GIF file tells its frame rate")
+    position = 13 + _colours(content[10])
+    durations, duration = [], 0
+    while content[position : position + 1] in (b"!", b","):
+        if content[position] == ord("!"):
+            if content[position + 1] == 0xF9:  # what controls the next picture
+                duration = int.from_bytes(content[position + 4 : position + 6], "little")
+            position = _after_blocks(content, position + 2)
+        else:
+            durations.append(duration if duration >= _SHORTEST else _UNTOLD)
+            duration = 0
+            position = _after_blocks(content, position + 11 + _colours(content[position + 9]))
+    return durations
+
+
+def _colours(flags: int) -> int:
+    """Length of the colour table that a GIF's flags announce."""
+    return 3 << ((flags & 7) + 1) if flags & 0x80 else 0
+
+
+def _after_blocks(content: bytes, position: int) -> int:
+    """Where a GIF goes on after a chain of blocks, each of which begins with its length; the last is empty."""
+    while content[position]:
+        position += content[position] + 1
+    return position + 1
+
+
+class FrameTransform(Transform, Protocol):
+    """What a transform of clips has beside the members of every transform.
+
+    Attributes:
+        fps: Frames per second at which a clip is seen before its frames are chosen; None sees every frame.
+    """
+
+    fps: float | None
+
+    def choose(self, total: int, train: bool) -> np.ndarray:
+        """Choose which of ``total`` frames are shown, at random in training."""
+        ...
+
+    def evaluate(self, frame: Image.Image) -> Tensor:
+        """Turn one frame into bytes (3, height, width), as evaluation sees it."""
+        ...
+
+
+class ClipTransform:
+    """Some frames of a clip, all cropped and coloured alike (PVSE, Song & Soleymani 2019).
+
+    Training takes one random resized crop, one flip (probability 0.5) and one jitter of brightness, contrast and hue
+    for the whole clip. Evaluation resizes the frames and takes their centre. Of precomputed frame features the
+    transform chooses the frames and does nothing else.
+
+    Args:
+        frames: Number of frames shown, see :func:`sample_frames`.
+        size: Height and width in pixels of what :meth:`read` gives, bytes (frames, 3, size, size).
+        resize: The length to which evaluation resizes the shorter side before it takes the centre.
+        augment: Whether training crops, flips and jitters. Without, its frames look as in evaluation.
+        jitter: Strength of the jitter, in [0, 0.5].
+        max_skip: See :func:`sample_frames`.
+        trim: See :func:`sample_frames`; counted in frames at ``fps``, where that is given.
+        fps: Frames per second at which a clip is seen before its frames are chosen (PVSE, section 3.5: 8). None takes
+            every frame. A GIF file tells its rate. A folder of pictures and precomputed features do not, and are
+            refused: extract them at this rate and leave ``fps`` out. A list of pictures is taken to be at this rate.
+        antialias: Whether resizing blurs away what is too fine for the new size.
+
+    Raises:
+        ValueError: A size, number or rate is not positive, ``resize`` is below ``size``, ``trim`` is negative, or
+            ``jitter`` is outside [0, 0.5].
+
+    >>> ClipTransform(frames=4).read([Image.new("RGB", (320, 240))] * 9).shape
     torch.Size([4, 3, 224, 224])
     """
 
-    reads = "frames"
+    reads: ClassVar[Literal["pictures", "frames"]] = "frames"
 
     def __init__(
         self,
@@ -68,74 +182,119 @@ class Clip:
         jitter: float = 0.1,
         max_skip: int = 3,
         trim: int = 0,
+        fps: float | None = None,
+        antialias: bool = True,
     ) -> None:
-        if min(frames, max_skip) < 1 or trim < 0:
-            raise ValueError(
-                f"frames and max_skip must be at least 1 and trim not negative, got {frames}, {max_skip} and {trim}"
-            )
-        if not 1 <= size <= resize:
-            raise ValueError(f"size must be at least 1 and resize not below it, got {size} and {resize}")
+        for name, value, least in (("frames", frames, 1), ("max_skip", max_skip, 1), ("trim", trim, 0)):
+            check_at_least(name, value, least)
+        check_at_least("size", size, 1)
+        check_at_least("resize", resize, size)
         if not 0 <= jitter <= 0.5:
             raise ValueError(f"jitter must be in [0, 0.5], got {jitter}")
-        self.frames, self.max_skip, self.trim = frames, max_skip, trim
-        self.evaluate = v2.Compose([v2.Resize(resize), v2.CenterCrop(size)])
-        colours = v2.ColorJitter(brightness=jitter, contrast=jitter, hue=jitter)
-        random = v2.Compose([v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), colours])
-        self.train = random if augment else self.evaluate
+        if fps is not None and not 0 < fps < math.inf:
+            raise ValueError(f"fps must be positive, got {fps}")
+        self.frames, self.max_skip, self.trim, self.fps = frames, max_skip, trim, fps
+        self.evaluate = to_bytes([v2.Resize(resize, antialias=antialias), v2.CenterCrop(size)], antialias)
+        random: list[nn.Module] = [
+            v2.RandomResizedCrop(size, antialias=antialias),
+            v2.RandomHorizontalFlip(),
+            v2.ColorJitter(brightness=jitter, contrast=jitter, hue=jitter),
+        ]
+        self.train = to_bytes(random, antialias) if augment else self.evaluate
 
     def choose(self, total: int, train: bool) -> np.ndarray:
-        """Which frames of ``total`` are shown."""
+        """Choose which of ``total`` frames are shown, at random in training."""
         return sample_frames(total, self.frames, train, self.max_skip, self.trim)
 
     def read(self, source: Any, train: bool = False) -> Tensor:
-        """Bytes (frames, 3, size, size) of a GIF file, a folder of pictures, or a list of pictures.
+        """Read bytes (frames, 3, size, size) of a clip.
 
-        Raises InputError that names the file when it is missing or damaged, or when its frames differ in size.
+        Args:
+            source: A GIF file, a folder of pictures, or a list of PIL pictures.
+            train: Whether to choose frames at random and to augment.
+
+        Raises:
+            InputError: The clip is missing or damaged, its frames differ in size, or its rate is not known.
         """
-        pictures = read_frames(source, lambda total: self.choose(total, train))
+        pictures = read_frames(source, lambda total: self.choose(total, train), self.fps)
         if len({picture.size for picture in pictures}) > 1:
             raise InputError(f"{_name(source)}: its frames differ in size")
         transform = self.train if train else self.evaluate
-        return torch.stack([to_tensor(picture) for picture in transform(pictures)])  # one list: one crop for all
+        return torch.stack(transform(pictures))  # one list: one crop for all
 
 
-def iterate_frames(path: Path) -> Iterator[Image.Image]:
-    """All frames of a GIF file or a folder, one in memory at a time. Raises InputError that names it."""
+def iterate_frames(path: Path, fps: float | None = None) -> Iterator[Image.Image]:
+    """Give the frames of a clip one by one, with one in memory at a time.
+
+    Args:
+        path: A GIF file or a folder of pictures.
+        fps: Frames per second; None gives every frame.
+
+    Raises:
+        InputError: The clip is missing or damaged, or its rate is not known.
+    """
     if path.is_dir():
-        yield from map(open_picture, list_frames(path))
+        yield from map(open_picture, _files_at(path, fps))
         return
-    with _naming(path), Image.open(path) as clip:
-        for index in range(getattr(clip, "n_frames", 1)):
-            clip.seek(index)
-            yield open_picture(clip.copy())
+    with _opened(path, fps) as (clip, numbers):
+        for number in numbers:
+            yield _frame(clip, number)
 
 
-def read_frames(source: Any, choose: Callable[[int], np.ndarray]) -> list[Image.Image]:
-    """RGB frames of a clip, those that ``choose(total)`` names, each decoded once. Raises InputError that names it."""
+def read_frames(source: Any, choose: Callable[[int], np.ndarray], fps: float | None = None) -> list[Image.Image]:
+    """Read some frames of a clip, each decoded once.
+
+    Args:
+        source: A GIF file, a folder of pictures, or a list of PIL pictures.
+        choose: Given the number of frames, tells which to read.
+        fps: Frames per second at which the clip is seen; None sees every frame.
+
+    Returns:
+        The chosen frames in RGB.
+
+    Raises:
+        InputError: The clip is missing or damaged, or its rate is not known.
+    """
     if not isinstance(source, str | Path):
         if not isinstance(source, Sequence) or not source:
             raise InputError(f"expected a GIF file, a folder, or a list of pictures, got {type(source).__name__}")
         return [open_picture(source[i]) for i in choose(len(source))]
     path = Path(source)
     if path.is_dir():
-        files = list_frames(path)
-        indices = choose(len(files))
-        decoded = {int(i): open_picture(files[i]) for i in np.unique(indices)}
-        return [decoded[int(i)] for i in indices]
-    with _naming(path), Image.open(path) as clip:
-        indices = choose(getattr(clip, "n_frames", 1))
-        decoded = {}
-        for index in np.unique(indices):
-            clip.seek(int(index))
-            decoded[int(index)] = open_picture(clip.copy())
-    return [decoded[int(i)] for i in indices]
+        files = _files_at(path, fps)
+        chosen = choose(len(files))
+        decoded = {int(i): open_picture(files[i]) for i in np.unique(chosen)}
+        return [decoded[int(i)] for i in chosen]
+    with _opened(path, fps) as (clip, numbers):
+        chosen = np.asarray(numbers)[choose(len(numbers))]
+        decoded = {int(number): _frame(clip, int(number)) for number in np.unique(chosen)}
+    return [decoded[int(number)] for number in chosen]
+
+
+def _files_at(folder: Path, fps: float | None) -> list[Path]:
+    """A folder's pictures; that they are asked for at a rate is a mistake."""
+    if fps is not None:
+        raise InputError(
+            f"{folder}: a folder of pictures does not tell its frame rate, so fps={fps:g} cannot be met; "
+            f"extract its frames at that rate and set data.transform.fps=null"
+        )
+    return list_frames(folder)
 
 
 @contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Whatever goes wrong while a clip is decoded is one InputError that names it."""
+def _opened(path: Path, fps: float | None) -> Iterator[tuple[Image.Image, Sequence[int]]]:
+    """An open clip and the numbers of the frames that it shows; an error inside becomes one that names the clip."""
     try:
-        yield
+        content = path.read_bytes()
+        with Image.open(io.BytesIO(content)) as clip:
+            count = getattr(clip, "n_frames", 1)
+            numbers: Sequence[int] = range(count)
+            if fps is not None:
+                durations = gif_durations(content)
+                if len(durations) != count:
+                    raise ValueError(f"it tells the durations of {len(durations)} frames and has {count}")
+                numbers = frames_at_rate(durations, fps).tolist()
+            yield clip, numbers
     except FileNotFoundError:
         raise InputError(f"{path}: no such clip") from None
     except MemoryError:
@@ -144,8 +303,13 @@ def _naming(path: Path) -> Iterator[None]:
         raise InputError(f"{path}: not a GIF or other clip that can be read ({first_line(error)})") from None
 
 
+def _frame(clip: Image.Image, number: int) -> Image.Image:
+    clip.seek(number)
+    return open_picture(clip.copy())
+
+
 def list_frames(folder: Path) -> list[Path]:
-    """Pictures of a folder, frame 2 before frame 10. Raises InputError when there are none."""
+    """List the pictures of a folder, frame 2 before frame 10. Raises InputError when there are none."""
     files = [file for file in folder.iterdir() if file.suffix.lower() in _PICTURES and not file.name.startswith(".")]
     if not files:
         raise InputError(f"{folder}: holds no pictures; expected a clip's frames")
@@ -155,14 +319,26 @@ def list_frames(folder: Path) -> list[Path]:
 class FrameFeatures:
     """Precomputed features of clips' frames: a folder of ``{id}.npy`` or one .npz, (frames, width) for each id.
 
-    They are read as they are asked for; ``sampling`` chooses frames, otherwise all are given. Raises InputError, naming
-    the file, for what is missing, of another shape or width, truncated, or not finite.
+    Args:
+        place: The folder or the .npz file.
+        ids: The clips' ids.
+        sampling: What chooses a clip's frames; None gives all of them.
+        seed: The seed of the choice in training.
+
+    Raises:
+        InputError: A file is missing or damaged, or holds another shape, another width, NaN or Inf.
+
+    >>> FrameFeatures(Path("features"), ["video7010"]).read(np.array([0]))[0].shape
+    (28, 2048)
     """
 
-    def __init__(self, place: Path, ids: Sequence[str], sampling: Clip | None = None, seed: int = 0) -> None:
+    kind: ClassVar[Kind] = "features"
+    takes: ClassVar[Literal["frames"]] = "frames"
+
+    def __init__(self, place: Path, ids: Sequence[str], sampling: FrameTransform | None = None, seed: int = 0) -> None:
         self.place, self.ids, self.sampling, self.seed = place, ids, sampling, seed
         self._archive: tuple[int, Any] | None = None
-        self.width = 0
+        self.width: int | None = None
         self.width = self._load(0).shape[1]
 
     def __len__(self) -> int:
@@ -175,12 +351,37 @@ class FrameFeatures:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_archive": None}  # a loader process opens the file itself
 
-    def sampled(self, sampling: Clip, seed: int) -> "FrameFeatures":
-        """The same, with some frames chosen."""
-        return FrameFeatures(self.place, self.ids, sampling, seed)
+    def transformed(self, transform: Any, seed: int, threads: int) -> "FrameFeatures":
+        """Return the same features, of some frames of each clip.
+
+        Args:
+            transform: A :class:`FrameTransform`, whose choice of frames is used.
+            seed: The seed of the choice in training.
+            threads: Not used: there is nothing to decode.
+
+        Raises:
+            InputError: The transform asks for a frame rate, which features do not tell.
+        """
+        if transform.fps is not None:
+            raise InputError(
+                f"{self.place}: frame features do not tell their frame rate, so fps={transform.fps:g} cannot be met; "
+                f"extract them at that rate and set data.transform.fps=null"
+            )
+        return FrameFeatures(self.place, self.ids, transform, seed)
 
     def read(self, indices: np.ndarray, epoch: int | None = None) -> list[np.ndarray]:
-        """Features (frames, width) float32 of some clips; frames chosen at random when given an epoch."""
+        """Read the features of some clips.
+
+        Args:
+            indices: Which clips, (n,) whole numbers.
+            epoch: The training epoch, in which frames are chosen at random; None chooses as evaluation does.
+
+        Returns:
+            (frames, width) float32 for each clip.
+
+        Raises:
+            InputError: A file is missing or damaged.
+        """
         return [self._read(int(index), epoch) for index in indices]
 
     def _read(self, index: int, epoch: int | None) -> np.ndarray:
@@ -218,16 +419,25 @@ class FrameFeatures:
         if array.ndim != 2 or not np.issubdtype(array.dtype, np.floating) or 0 in array.shape:
             found = f"{array.dtype} of shape {array.shape}"
             raise InputError(f"{file}: expected floats (frames, width) for clip {label}, found {found}")
-        if self.width and array.shape[1] != self.width:
+        if self.width is not None and array.shape[1] != self.width:
             raise InputError(f"{file}: clip {label} is {array.shape[1]} wide, the others {self.width}")
         return array
 
 
-def find_clips(root: Path, place: str, ids: Sequence[str]) -> Clips | FrameFeatures:
-    """Clips or frame features of ``ids`` in ``root/place``, whatever lies there.
+def find_clips(root: Path, place: str, ids: Sequence[str]) -> ClipFiles | FrameFeatures:
+    """Find the clips or frame features of some ids, whatever lies there.
 
-    A folder of ``{id}.gif``, of folders ``{id}/`` with pictures, or of ``{id}.npy``; or a file ``place`` (with or
-    without its .npz) of arrays. Raises InputError, naming the place and the first id that is missing.
+    Args:
+        root: The data set's folder.
+        place: In ``root``, a folder of ``{id}.gif``, of folders ``{id}/`` with pictures, or of ``{id}.npy``; or an .npz
+            file of arrays, with or without its ending.
+        ids: The clips' ids.
+
+    Raises:
+        InputError: The place or a clip is missing; the first one is named.
+
+    >>> find_clips(Path("data/tgif"), "gifs", ["tumblr_nk172bbdPI1u1lr18o1_250"]).kind
+    'frames'
     """
     for file in (root / place, root / f"{place}.npz"):
         if file.is_file() and file.suffix != ".npz":
@@ -245,7 +455,7 @@ def find_clips(root: Path, place: str, ids: Sequence[str]) -> Clips | FrameFeatu
     missing = [clip for clip in ids if clip + ending not in found]
     if missing:
         raise InputError(f"{folder}: has no {missing[0] + ending}, nor {len(missing) - 1} others of {len(ids)} clips")
-    return FrameFeatures(folder, ids) if ending == ".npy" else Clips(folder / (clip + ending) for clip in ids)
+    return FrameFeatures(folder, ids) if ending == ".npy" else ClipFiles([folder / (clip + ending) for clip in ids])
 
 
 def _name(source: Any) -> str:

@@ -1,33 +1,118 @@
 """What a corpus and a source of images are."""
 
-import tokenize
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 
+from vse.data.reading import NOT_NPY
 from vse.errors import InputError, first_line
 
-# What numpy raises for a damaged file.
-NOT_NPY = (ValueError, OSError, EOFError, SyntaxError, OverflowError, TypeError, MemoryError, tokenize.TokenError)
-
+if TYPE_CHECKING:
+    from vse.data.transforms import Transform
 
 SPLITS = ("train", "dev", "test", "testall")
+Kind = Literal["features", "pictures", "frames"]
+
+
+class ImageSource(Protocol):
+    """The images of a corpus, read as they are asked for: precomputed features, pictures, or clips.
+
+    Whatever has these members is a source of images; a new data format may bring its own. The package's are
+    :class:`Features`, :class:`ArrayFeatures`, :class:`vse.data.clips.FrameFeatures`,
+    :class:`vse.data.transforms.PictureFiles` and :class:`vse.data.clips.ClipFiles`.
+    """
+
+    @property
+    def kind(self) -> Kind:
+        """What :meth:`read` gives, and what the image encoder must read.
+
+        For each image, "features" are (elements, width), "pictures" (3, height, width) and "frames" (frames, 3, height,
+        width).
+        """
+        ...
+
+    @property
+    def width(self) -> int | None:
+        """The width of the features, None for pictures and frames."""
+        ...
+
+    @property
+    def takes(self) -> Literal["pictures", "frames"] | None:
+        """The kind of transform that :meth:`transformed` is given, None for a source that no transform applies to.
+
+        Pictures and frames need a transform before they can be read. Features need none.
+        """
+        ...
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        ...
+
+    def __getitem__(self, index: int) -> Any:
+        """Return one image as it is stored: its features (elements, width), or the path of its file or folder."""
+        ...
+
+    def read(self, indices: np.ndarray, epoch: int | None = None) -> np.ndarray | list[np.ndarray]:
+        """Read some images.
+
+        Args:
+            indices: Which images, (n,) whole numbers.
+            epoch: The training epoch; random crops and the like depend on it and on nothing else but the seed and the
+                image's index. None reads what evaluation shows.
+
+        Returns:
+            One array for all of them, or, where their lengths may differ, a list of arrays.
+
+        Raises:
+            InputError: A file is missing or damaged.
+        """
+        ...
+
+    def transformed(self, transform: "Transform", seed: int, threads: int) -> "ImageSource":
+        """Return the same images, read through a transform.
+
+        Args:
+            transform: One of the kind that :attr:`takes` names.
+            seed: The seed of random crops and the like.
+            threads: How many threads may decode side by side.
+
+        Raises:
+            InputError: Files are missing, or the transform does not fit them.
+        """
+        ...
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Images and the captions that describe them. Raises InputError when the parts do not fit."""
+    """Images and the captions that describe them.
 
-    name: str  # what messages call it: the file or folder it came from
-    images: Any  # indexable and lazily read: Features, FrameFeatures, Clips, or picture paths
+    Attributes:
+        name: What messages call the corpus: the file or folder that it came from.
+        images: The images, see :class:`ImageSource`.
+        captions: The captions.
+        image_of_caption: (captions,) the index of the image that each caption describes.
+        image_ids: One unique id for each image.
+        caption_ids: One unique id for each caption.
+        video: Whether the images are clips, as pictures, as frames or as features.
+
+    Raises:
+        InputError: A part is empty, the parts differ in length, an id is repeated, or a caption is not valid text.
+
+    >>> corpus = Corpus("mine", PictureFiles(["a.jpg"]), ["a dog", "a pet"], np.array([0, 0]), ["a"], [1, 2])
+    >>> corpus.positives.tolist()
+    [[True, True]]
+    """
+
+    name: str
+    images: ImageSource
     captions: list[str]
-    image_of_caption: np.ndarray  # (captions,) index of each caption's image
-    image_ids: Sequence[Any]  # unique
+    image_of_caption: np.ndarray
+    image_ids: Sequence[Any]
     caption_ids: Sequence[Any]
-    video: bool = False  # whether the images are clips
+    video: bool = False
 
     def __post_init__(self) -> None:
         if not len(self.images) or not self.captions:
@@ -36,20 +121,20 @@ class Corpus:
             raise InputError(
                 f"{self.name}: {len(self.images)} images but {len(set(self.image_ids))} different image ids"
             )
-        if len(set(self.caption_ids)) != len(self.caption_ids):
-            raise InputError(
-                f"{self.name}: {len(self.captions)} captions but {len(set(self.caption_ids))} different caption ids"
-            )
-        for label, caption in zip(self.caption_ids, self.captions, strict=False):
-            try:
-                caption.encode()
-            except UnicodeEncodeError:  # half an emoji, as "\\ud83d" in a JSON file
-                raise InputError(f"{self.name}: caption {label} is no valid text: {caption!r}"[:300]) from None
         if not len(self.image_of_caption) == len(self.caption_ids) == len(self.captions):
             raise InputError(
                 f"{self.name}: {len(self.captions)} captions but {len(self.caption_ids)} caption ids and "
                 f"{len(self.image_of_caption)} image indices"
             )
+        if len(set(self.caption_ids)) != len(self.caption_ids):
+            raise InputError(
+                f"{self.name}: {len(self.captions)} captions but {len(set(self.caption_ids))} different caption ids"
+            )
+        for label, caption in zip(self.caption_ids, self.captions, strict=True):
+            try:
+                caption.encode()
+            except UnicodeEncodeError:  # half an emoji, as "\\ud83d" in a JSON file
+                raise InputError(f"{self.name}: caption {label} is not valid text: {caption!r}"[:300]) from None
 
     @property
     def positives(self) -> np.ndarray:
@@ -58,11 +143,23 @@ class Corpus:
 
 
 class Features:
-    """Precomputed features, read from a memory-mapped .npy file (rows, regions, width) as they are asked for.
+    """Precomputed features in a memory-mapped .npy file (rows, regions, width), read as they are asked for.
 
-    Raises InputError, naming the file, when the header is not that of a 3-D float array or the file is truncated; and,
-    naming file and image, when a row that is read holds NaN or Inf.
+    Args:
+        path: The file, float32 or float16.
+        rows: The row of each image, all rows in their order by default.
+        ids: The images' ids, for error messages.
+
+    Raises:
+        InputError: The file is missing or truncated, or is not a 3-D array of floats; when reading, a row holds NaN or
+            Inf.
+
+    >>> Features(Path("dev_ims.npy")).read(np.array([3, 1])).shape
+    (2, 36, 2048)
     """
+
+    kind: ClassVar[Kind] = "features"
+    takes: ClassVar[None] = None
 
     def __init__(self, path: Path, rows: np.ndarray | None = None, ids: Sequence[Any] = ()) -> None:
         self.path = path
@@ -75,7 +172,7 @@ class Features:
             )
         self.rows = np.arange(len(array)) if rows is None else rows
         self.ids = ids
-        self.width = array.shape[2]
+        self.width: int | None = array.shape[2]
 
     def _open(self) -> np.ndarray:
         if self._array is None:
@@ -99,7 +196,7 @@ class Features:
         return self.read(np.array([index]))[0]
 
     def read(self, indices: np.ndarray, epoch: int | None = None) -> np.ndarray:
-        """Features (n, regions, width) float32 of some images, the same in every epoch."""
+        """Read the features (n, regions, width) float32 of some images; they are the same in every epoch."""
         values = self._open()[self.rows[indices]].astype(np.float32, copy=False)
         bad = ~np.isfinite(values).all((1, 2))
         if bad.any():
@@ -108,18 +205,29 @@ class Features:
             raise InputError(f"{self.path}: NaN or Inf in the features of {label} (row {int(self.rows[index])})")
         return values
 
+    def transformed(self, transform: "Transform", seed: int, threads: int) -> "Features":
+        """Return this source: no transform applies to features of regions."""
+        return self
+
     def same_rows(self, first: int, second: int) -> bool:
-        """Whether two rows of the file are equal."""
+        """Return whether two rows of the file are equal."""
         array = self._open()
         return np.array_equal(array[first], array[second], equal_nan=True)
 
 
 class ArrayFeatures:
-    """Features (images, regions, width) held in memory as bytes, read as float32 in [-1, 1]."""
+    """Features (images, regions, width) held in memory as bytes, read as float32 in [-1, 1].
+
+    >>> ArrayFeatures(np.zeros((5, 16, 48), dtype=np.uint8))[0].shape
+    (16, 48)
+    """
+
+    kind: ClassVar[Kind] = "features"
+    takes: ClassVar[None] = None
 
     def __init__(self, array: np.ndarray) -> None:
         self.array = array
-        self.width = array.shape[2]
+        self.width: int | None = array.shape[2]
 
     def __len__(self) -> int:
         return len(self.array)
@@ -129,5 +237,9 @@ class ArrayFeatures:
         return self.read(np.array([index]))[0]
 
     def read(self, indices: np.ndarray, epoch: int | None = None) -> np.ndarray:
-        """Features (n, regions, width) float32 of some images, the same in every epoch."""
+        """Read the features (n, regions, width) float32 of some images; they are the same in every epoch."""
         return self.array[indices].astype(np.float32) / 127.5 - 1
+
+    def transformed(self, transform: "Transform", seed: int, threads: int) -> "ArrayFeatures":
+        """Return this source: no transform applies to features of regions."""
+        return self

@@ -1,4 +1,4 @@
-"""Captions as the pieces that a pretrained text model knows."""
+"""Captions as the subwords that a pretrained text model knows."""
 
 import json
 from typing import Any
@@ -9,14 +9,18 @@ from vse.encoders.pretrained import read_tokenizer
 from vse.errors import InputError, first_line
 
 
-class Pieces:
+class Subwords:
     """A fast tokenizer of ``transformers``, with all that a checkpoint needs of it.
 
-    ``content``: the JSON of the ``tokenizers`` library; ``mask``: the id that stands for a hidden piece, if there is
-    one; ``max_length``: the number of pieces, specials included, after which a caption is cut off. Raises InputError
-    for a content that is no tokenizer.
+    Args:
+        content: The JSON of the ``tokenizers`` library.
+        mask: The id that stands for a hidden subword, if there is one.
+        max_length: Number of subwords, specials included, after which a caption is cut off.
 
-    >>> Pieces.read("bert-base-uncased").encode("two dogs").tolist()
+    Raises:
+        InputError: The content is not that of a tokenizer.
+
+    >>> Subwords.read("bert-base-uncased").encode("two dogs").tolist()
     [101, 2048, 6077, 102]
     """
 
@@ -39,13 +43,13 @@ class Pieces:
         self.plain = np.array(sorted(self._ids - special), dtype=np.int64)
 
     @classmethod
-    def read(cls, model: str) -> "Pieces":
-        """Tokenizer of a folder, or of a model on the hub. Raises InputError that names it."""
+    def read(cls, model: str) -> "Subwords":
+        """Read the tokenizer of a folder, or of a model on the hub. Raises InputError that names it."""
         return cls(*read_tokenizer(model))
 
     @property
     def state(self) -> dict[str, Any]:
-        """Plain values to make it from again: ``Pieces(**state)``."""
+        """Plain values to make it from again: ``Subwords(**state)``."""
         return {"content": self.content, "mask": self.mask, "max_length": self.max_length}
 
     def __len__(self) -> int:
@@ -53,18 +57,18 @@ class Pieces:
         return max(self._ids) + 1
 
     def cut(self, max_length: int | None) -> None:
-        """Cut captions off after this many pieces, too: a model has no positions for more."""
+        """Cut captions off after this many subwords, too: a model has no positions for more."""
         lengths = [length for length in (self.max_length, max_length) if length is not None]
         if lengths:
             self.max_length = min(lengths)
             self.tokenizer.enable_truncation(self.max_length)
 
     def encode(self, caption: str) -> np.ndarray:
-        """Ids (L,) int64 of a caption's pieces between the model's own specials."""
+        """Return the ids (L,) int64 of a caption's subwords between the model's own specials."""
         return np.array(self.tokenizer.encode(caption).ids, dtype=np.int64)
 
     def encode_words(self, caption: str) -> tuple[np.ndarray, np.ndarray]:
-        """Ids (L,) int64, and the number of the word that each belongs to, -1 for specials."""
+        """Return the ids (L,) int64 and the number of the word that each belongs to, -1 for specials."""
         encoding = self.tokenizer.encode(caption)
         words = [-1 if word is None else word for word in encoding.word_ids]
         return np.array(encoding.ids, dtype=np.int64), np.array(words, dtype=np.int64)

@@ -1,8 +1,8 @@
 """A small world to try the package on: rendered scenes of coloured shapes, and captions that tell a part of each.
 
-A scene is a 4 x 4 grid with five or six shapes. Each of its five captions names two of them, often without their
-size, so that several scenes fit a caption and no caption tells all of its scene. In a clip two shapes move, and
-each caption tells where they go.
+A scene is a 4 x 4 grid with five or six shapes. Each of its five captions names two of them, often without their size,
+so that several scenes fit one caption and no caption describes all of its scene. In a clip two shapes move, and each
+caption says where they go.
 """
 
 import errno
@@ -44,12 +44,50 @@ _HEADINGS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 _MOVES = ("moves", "goes", "slides")
 
 
-def render_world(root: Path, sizes: dict[str, int], seed: int, clips: bool = False) -> None:
-    """Write the scenes and their captions under ``root``, once, as a Karpathy-style corpus, or as ``clips`` like TGIF.
+def world_sizes(split: str, seed: int, train_scenes: int, eval_scenes: int) -> dict[str, int]:
+    """Check what a world is asked for.
 
-    ``root/images/*.png`` and ``root/dataset_synthetic.json``, or ``root/gifs/*.gif``, ``root/tgif-v1.0.tsv`` and the
-    split files, and ``root/world.json`` with what made them, appear at once, complete. Raises InputError when ``root``
-    holds anything else or cannot be written.
+    Args:
+        split: The split that is wanted.
+        seed: The seed of the scenes.
+        train_scenes: Number of scenes to train on.
+        eval_scenes: Number of scenes in dev, and in test.
+
+    Returns:
+        The number of scenes in each split.
+
+    Raises:
+        InputError: There is no such split or world.
+
+    >>> world_sizes("dev", seed=0, train_scenes=30, eval_scenes=5)
+    {'train': 30, 'dev': 5, 'test': 5}
+    """
+    sizes = {"train": train_scenes, "dev": eval_scenes, "test": eval_scenes}
+    if split not in sizes:
+        raise InputError(f"the synthetic corpus has the splits train, dev and test, not {split}")
+    if seed < 0 or min(sizes.values()) < 1:
+        raise InputError(
+            f"data.options: seed must not be negative, and train_scenes and eval_scenes must be at least 1; "
+            f"got {seed}, {train_scenes} and {eval_scenes}"
+        )
+    return sizes
+
+
+def render_world(root: Path, sizes: dict[str, int], seed: int, clips: bool = False) -> None:
+    """Write the scenes and their captions under ``root``, unless they are there.
+
+    Pictures become ``root/images/*.png`` and ``root/dataset_synthetic.json`` in Karpathy's layout; clips become
+    ``root/gifs/*.gif``, ``root/tgif-v1.0.tsv`` and split files in TGIF's. ``root/world.json`` tells what made them. The
+    folder appears at once, complete.
+
+    Args:
+        root: The folder to write.
+        sizes: The number of scenes in each split, see :func:`world_sizes`.
+        seed: The seed of the scenes.
+        clips: Whether to render clips of moving shapes.
+
+    Raises:
+        InputError: ``root`` holds anything else or cannot be written.
     """
     recipe = {"version": 1, "seed": seed, **sizes, **({"clips": 1} if clips else {})}
     if _is_rendered(root, recipe):
@@ -70,7 +108,7 @@ def render_world(root: Path, sizes: dict[str, int], seed: int, clips: bool = Fal
 
 
 def _is_rendered(root: Path, recipe: dict[str, int]) -> bool:
-    """Whether the very world is there. Raises InputError when something else is."""
+    """Whether exactly this world is there. Raises InputError when something else is."""
     marker = root / "world.json"
     if not marker.is_file():
         if root.exists() and (not root.is_dir() or any(root.iterdir())):

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
@@ -13,9 +13,35 @@ from PIL import ExifTags, Image, ImageOps
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from vse.errors import InputError, first_line
+from vse.data.corpus import Kind
+from vse.errors import InputError, check_at_least, check_choice, first_line
 
 _AUGMENT_PICTURE = 3  # a random stream of its own
+
+
+class Transform(Protocol):
+    """What a picture or a clip goes through between its file and the image encoder.
+
+    Whatever has these members is a transform; ``data.transform.name`` may name one as ``my_package.module:Class``.
+
+    Attributes:
+        reads: "pictures" or "frames". A transform of another package that does not say is taken to read whatever the
+            corpus has.
+    """
+
+    reads: ClassVar[Literal["pictures", "frames"]]
+
+    def read(self, source: Any, train: bool = False) -> Tensor:
+        """Read one picture or clip.
+
+        Args:
+            source: A file, a folder or what else is a picture or a clip.
+            train: Whether to draw the augmentation of training, from torch's global generator.
+
+        Returns:
+            Bytes (3, height, width) of a picture, (frames, 3, height, width) of a clip.
+        """
+        ...
 
 
 def open_picture(source: str | Path | Image.Image) -> Image.Image:
@@ -50,96 +76,214 @@ def to_tensor(picture: Image.Image) -> Tensor:
 
 
 class ScaledCrop(nn.Module):
-    """A window of a picture, both its sides scaled by one u ~ U(min_scale, 1), at a random place."""
+    """A window of a picture at a random place, both its sides scaled by one u ~ U(min_scale, 1)."""
 
     def __init__(self, min_scale: float) -> None:
         super().__init__()
         self.min_scale = min_scale
 
-    def forward(self, picture: Image.Image) -> Image.Image:
-        """Crop."""
+    def forward(self, picture: Any) -> Any:
+        """Crop a PIL picture or a tensor image."""
         u, x, y = torch.rand(3).tolist()
         scale = self.min_scale + (1 - self.min_scale) * u
-        width, height = (max(1, round(side * scale)) for side in picture.size)
-        left, top = int(x * (picture.width - width + 1)), int(y * (picture.height - height + 1))
-        return picture.crop((left, top, left + width, top + height))
+        whole_height, whole_width = v2.functional.get_size(picture)
+        height, width = (max(1, round(side * scale)) for side in (whole_height, whole_width))
+        left, top = int(x * (whole_width - width + 1)), int(y * (whole_height - height + 1))
+        return v2.functional.crop(picture, top, left, height, width)
 
 
 @contextlib.contextmanager
 def seeded(*numbers: int) -> Iterator[None]:
-    """Torch's global generator, from which torchvision draws, seeded with ``numbers`` inside and as it was outside."""
+    """Seed torch's global generator, from which torchvision draws, with ``numbers``; restore it on leaving."""
     seed = np.random.SeedSequence((_AUGMENT_PICTURE, *numbers)).generate_state(1, np.uint64)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(int(seed[0] >> 1))  # torch.manual_seed sees to every GPU, slowly
         yield
 
 
+def to_bytes(steps: Sequence[nn.Module], antialias: bool) -> v2.Compose:
+    """Chain steps from PIL pictures to tensors of bytes.
+
+    Pillow resizes with antialiasing always, torch as it is asked to. So the steps see PIL pictures, or, for resizing
+    without antialiasing, tensors.
+
+    Args:
+        steps: Modules of ``torchvision.transforms.v2``.
+        antialias: Whether the steps resize with antialiasing.
+
+    Returns:
+        A function from a PIL picture, or a list of them, to tensors (3, height, width).
+    """
+    if antialias:
+        return v2.Compose([*steps, v2.PILToTensor()])
+    return v2.Compose([v2.ToImage(), *steps, v2.ToPureTensor()])
+
+
 class PictureTransform:
     """What a picture goes through: ``train`` draws from torch's global generator, ``evaluate`` draws nothing."""
 
-    reads = "pictures"
+    reads: ClassVar[Literal["pictures", "frames"]] = "pictures"
     train: v2.Compose
     evaluate: v2.Compose
 
     def read(self, source: str | Path | Image.Image, train: bool = False) -> Tensor:
-        """Bytes (3, height, width) of a file or a picture. Raises InputError that names a file it cannot read."""
+        """Read bytes (3, height, width) of a file or a PIL picture.
+
+        Args:
+            source: The file or the picture.
+            train: Whether to augment.
+
+        Raises:
+            InputError: The file is missing or damaged.
+        """
         tensor: Tensor = (self.train if train else self.evaluate)(open_picture(source))
         return tensor
 
 
 class Square(PictureTransform):
-    """The whole picture as a square; in training a scaled window of it, flipped with probability 0.5.
+    """The whole picture as a square; in training a random window of it, flipped with probability 0.5.
 
-    VSE∞, Chen et al. 2021, its grid experiments: size 512, windows of 0.6 to 1 of both sides. Without ``augment``
-    training shows what evaluation shows. ``read`` gives bytes (3, size, size). Raises ValueError for a size below 1 or
-    ``min_scale`` outside (0, 1].
+    VSE∞ (Chen et al. 2021, its grid experiments): size 512 and windows of 0.6 to 1 of both sides. DivE's code (Kim et
+    al. 2023, ``--gpo_aug``, RandomResizedCrop(512, scale=(0.36, 1))) is the same with ``aspect="random"``, as
+    0.36 = 0.6 x 0.6.
+
+    Args:
+        size: Height and width in pixels of what :meth:`read` gives, bytes (3, size, size).
+        min_scale: The smallest window's share of the picture's sides, in (0, 1].
+        augment: Whether training shows windows and flips. Without, it shows what evaluation shows.
+        aspect: The window's aspect ratio. "picture": the picture's own, both sides scaled by one
+            u ~ U(min_scale, 1). "random": one between 3:4 and 4:3, and a share of the area ~ U(min_scale², 1).
+        antialias: Whether resizing blurs away what is too fine for the new size. The published checkpoints on grids saw
+            pictures resized without (OpenCV's INTER_LINEAR).
+
+    Raises:
+        ValueError: ``size`` is below 1, ``min_scale`` outside (0, 1], or ``aspect`` unknown.
 
     >>> Square(size=512).read(Image.new("RGB", (640, 480))).shape
     torch.Size([3, 512, 512])
     """
 
-    def __init__(self, size: int = 512, min_scale: float = 0.6, augment: bool = True) -> None:
-        if size < 1:
-            raise ValueError(f"size must be at least 1, got {size}")
+    def __init__(
+        self,
+        size: int = 512,
+        min_scale: float = 0.6,
+        augment: bool = True,
+        aspect: Literal["picture", "random"] = "picture",
+        antialias: bool = True,
+    ) -> None:
+        check_at_least("size", size, 1)
+        check_choice("aspect", aspect, ("picture", "random"))
         if not 0 < min_scale <= 1:
             raise ValueError(f"min_scale must be in (0, 1], got {min_scale}")
-        resize = v2.Resize([size, size])
-        self.evaluate = v2.Compose([resize, to_tensor])
-        random = v2.Compose([ScaledCrop(min_scale), v2.RandomHorizontalFlip(), resize, to_tensor])
-        self.train = random if augment else self.evaluate
+        resize = v2.Resize([size, size], antialias=antialias)
+        window: list[nn.Module] = [ScaledCrop(min_scale), v2.RandomHorizontalFlip(), resize]
+        if aspect == "random":
+            crop = v2.RandomResizedCrop(size, scale=(min_scale**2, 1.0), antialias=antialias)
+            window = [crop, v2.RandomHorizontalFlip()]
+        self.evaluate = to_bytes([resize], antialias)
+        self.train = to_bytes(window, antialias) if augment else self.evaluate
 
 
 class Crop(PictureTransform):
     """ImageNet's crops: a random resized one, flipped with probability 0.5, in training; the centre in evaluation.
 
-    PVSE, Song & Soleymani 2019: RandomResizedCrop(224) and flip; Resize(256) and CenterCrop(224). Without
-    ``augment`` training shows what evaluation shows. ``read`` gives bytes (3, size, size). Raises ValueError for a size
-    below 1 or ``resize`` below ``size``.
+    PVSE (Song & Soleymani 2019): RandomResizedCrop(224) and flip; Resize(256) and CenterCrop(224).
+
+    Args:
+        size: Height and width in pixels of what :meth:`read` gives, bytes (3, size, size).
+        resize: The length to which evaluation resizes the shorter side before it takes the centre.
+        augment: Whether training crops and flips at random. Without, it shows what evaluation shows.
+        antialias: Whether resizing blurs away what is too fine for the new size.
+
+    Raises:
+        ValueError: ``size`` is below 1, or ``resize`` below ``size``.
 
     >>> Crop().read(Image.new("RGB", (640, 480))).shape
     torch.Size([3, 224, 224])
     """
 
-    def __init__(self, size: int = 224, resize: int = 256, augment: bool = True) -> None:
-        if not 1 <= size <= resize:
-            raise ValueError(f"size must be at least 1 and resize not below it, got {size} and {resize}")
-        self.evaluate = v2.Compose([v2.Resize(resize), v2.CenterCrop(size), to_tensor])
-        random = v2.Compose([v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), to_tensor])
-        self.train = random if augment else self.evaluate
+    def __init__(self, size: int = 224, resize: int = 256, augment: bool = True, antialias: bool = True) -> None:
+        check_at_least("size", size, 1)
+        check_at_least("resize", resize, size)
+        self.evaluate = to_bytes([v2.Resize(resize, antialias=antialias), v2.CenterCrop(size)], antialias)
+        random = [v2.RandomResizedCrop(size, antialias=antialias), v2.RandomHorizontalFlip()]
+        self.train = to_bytes(random, antialias) if augment else self.evaluate
 
 
-class Pictures:
-    """Files of pictures or clips as a corpus's images: decoded and transformed as they are asked for.
+class PictureFiles:
+    """Files of pictures as a corpus's images, decoded and transformed as they are asked for.
 
-    ``threads`` decode side by side where nothing is random.
+    Args:
+        paths: The files.
+        transform: What they are read through. A corpus as it lies on the disk has none yet and cannot be read.
+        seed: The seed of random crops and the like.
+        threads: How many decode side by side where nothing is random.
+
+    >>> PictureFiles(["a.jpg", "b.jpg"]).transformed(Square(size=512), seed=1, threads=2).read(np.array([0, 1])).shape
+    (2, 3, 512, 512)
     """
 
-    def __init__(self, paths: Sequence[str | Path], transform: Any, seed: int = 0, threads: int = 0) -> None:
+    kind: ClassVar[Kind] = "pictures"
+    takes: ClassVar[Literal["pictures", "frames"]] = "pictures"
+    width: ClassVar[None] = None
+    _one: ClassVar[str] = "picture"
+
+    def __init__(
+        self, paths: Sequence[str | Path], transform: Transform | None = None, seed: int = 0, threads: int = 0
+    ) -> None:
         self.paths, self.transform = paths, transform
         self.seed, self.threads = seed, threads
 
-    def check(self) -> None:
-        """Raise InputError, naming the first, when files are missing: better now than in the middle of a run."""
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> str | Path:
+        """Return a file's path."""
+        return self.paths[index]
+
+    def transformed(self, transform: Transform, seed: int, threads: int) -> "PictureFiles":
+        """Return the same files, read through a transform.
+
+        Args:
+            transform: The transform.
+            seed: The seed of its random crops and the like.
+            threads: How many decode side by side where nothing is random.
+
+        Raises:
+            InputError: Files are missing; the first is named. Better now than in the middle of a run.
+        """
+        self._check()
+        return type(self)(self.paths, transform, seed, threads)
+
+    def read(self, indices: np.ndarray, epoch: int | None = None) -> np.ndarray:
+        """Read some of the files.
+
+        Args:
+            indices: Which, (n,) whole numbers.
+            epoch: The training epoch: what is random depends on seed, epoch and index alone. None reads what evaluation
+                shows.
+
+        Returns:
+            Bytes (n, 3, height, width) of pictures, (n, frames, 3, height, width) of clips.
+
+        Raises:
+            InputError: A file is missing or damaged.
+            ValueError: The source has no transform yet.
+        """
+        if self.transform is None:
+            raise ValueError(f"{self.kind} are read through a transform; call transformed() first")
+        if epoch is not None:
+            return torch.stack([self._augment(self.transform, int(index), epoch) for index in indices]).numpy()
+        transform = self.transform
+        with ThreadPoolExecutor(max(1, self.threads)) as pool:
+            return torch.stack(list(pool.map(lambda i: transform.read(self.paths[i]), indices))).numpy()
+
+    def _augment(self, transform: Transform, index: int, epoch: int) -> Tensor:
+        with seeded(self.seed, epoch, index):
+            return transform.read(self.paths[index], train=True)
+
+    def _check(self) -> None:
+        """Raise InputError, naming the first, when files are missing."""
         there: dict[str, set[str]] = {}
         missing = []
         for path in self.paths:
@@ -151,29 +295,7 @@ class Pictures:
                 missing.append(path)
         if missing:
             more = f" (nor {len(missing) - 1} others of {len(self.paths)})" if len(missing) > 1 else ""
-            raise InputError(f"{missing[0]}: no such picture{more}")
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> str | Path:
-        """Return a file's path."""
-        return self.paths[index]
-
-    def read(self, indices: np.ndarray, epoch: int | None = None) -> np.ndarray:
-        """Bytes (n, 3, height, width), of clips (n, frames, 3, height, width); augmented when given an epoch.
-
-        How depends on seed, epoch and index alone.
-        """
-        if epoch is None:
-            with ThreadPoolExecutor(max(1, self.threads)) as pool:
-                return torch.stack(list(pool.map(lambda i: self.transform.read(self.paths[i]), indices))).numpy()
-        return torch.stack([self._augment(int(index), epoch) for index in indices]).numpy()
-
-    def _augment(self, index: int, epoch: int) -> Tensor:
-        with seeded(self.seed, epoch, index):
-            tensor: Tensor = self.transform.read(self.paths[index], train=True)
-        return tensor
+            raise InputError(f"{missing[0]}: no such {self._one}{more}")
 
 
 TRANSFORMS: dict[str, Any] = {"square": Square, "crop": Crop}

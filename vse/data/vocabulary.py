@@ -41,10 +41,25 @@ def tokenise(caption: str) -> list[str]:
     return [word for sentence in sentences.tokenize(caption.lower()) for word in words.tokenize(sentence)]
 
 
+def _frequent_words(captions: Iterable[str], min_count: int) -> list[str]:
+    """The words seen at least ``min_count`` times, specials excepted: the most frequent first, ties by spelling."""
+    bar = tqdm(captions, desc="building the vocabulary", unit=" captions", unit_scale=True, leave=False, delay=2)
+    counts = Counter(word for caption in bar for word in tokenise(caption))
+    kept = [word for word, count in counts.items() if count >= min_count and word not in SPECIALS]
+    return sorted(kept, key=lambda word: (-counts[word], word))
+
+
 class Vocabulary:
     """The known words; a word's id is its place in the list.
 
-    Raises ValueError for a repeated word or a missing special; ``<mask>`` is appended when missing.
+    ``appended`` tells whether ``<mask>`` was missing and has been appended: published vocabularies have none.
+
+    Args:
+        words: The words, in the order of their ids, with ``<pad>`` first and ``<start>``, ``<end>`` and ``<unk>``
+            anywhere.
+
+    Raises:
+        ValueError: A word is repeated, or a special one is missing.
 
     >>> vocabulary = Vocabulary.build(["a dog", "a cat"])
     >>> vocabulary.encode("a bird").tolist()  # <start> a <unk> <end>
@@ -75,11 +90,29 @@ class Vocabulary:
 
     @classmethod
     def build(cls, captions: Iterable[str], min_count: int = 1) -> "Vocabulary":
-        """Vocabulary of the words seen at least ``min_count`` times: the most frequent first, ties by spelling."""
-        bar = tqdm(captions, desc="building the vocabulary", unit=" captions", unit_scale=True, leave=False, delay=2)
-        counts = Counter(word for caption in bar for word in tokenise(caption))
-        kept = [word for word, count in counts.items() if count >= min_count and word not in SPECIALS]
-        return cls([*SPECIALS, *sorted(kept, key=lambda word: (-counts[word], word))])
+        """Build the vocabulary of some captions: the most frequent words first, ties by spelling.
+
+        Args:
+            captions: The captions, usually those of the training split.
+            min_count: How often a word must occur to be known.
+        """
+        return cls([*SPECIALS, *_frequent_words(captions, min_count)])
+
+    def extended(self, captions: Iterable[str], min_count: int = 1) -> "Vocabulary":
+        """Return this vocabulary with the words of more captions, so that a trained model can go on with other data.
+
+        Known words keep their ids, and so does ``<mask>``. New words follow, the most frequent first, ties by spelling.
+        The new vocabulary has a ``<mask>`` of its own, so its ``appended`` is False.
+
+        Args:
+            captions: The captions.
+            min_count: How often a word must occur in them to be added.
+
+        >>> Vocabulary.build(["a dog"]).extended(["a cat", "a cat", "a bird"], min_count=2).words[5:]
+        ['a', 'dog', 'cat']
+        """
+        new = [word for word in _frequent_words(captions, min_count) if word not in self.ids]
+        return Vocabulary([*self.words, *new])
 
     @classmethod
     def read(cls, path: str | Path) -> "Vocabulary":
@@ -109,12 +142,12 @@ class Vocabulary:
             raise InputError(f"{path}: {error}") from None
 
     def encode(self, caption: str) -> np.ndarray:
-        """Ids (L,) int64 of ``<start>``, the caption's words, ``<end>``; unknown words become ``<unk>``."""
+        """Return the ids (L,) int64 of ``<start>``, the caption's words (``<unk>`` if unknown) and ``<end>``."""
         words = [self.ids.get(word, self.unk) for word in tokenise(caption)]
         return np.array([self.start, *words, self.end], dtype=np.int64)
 
     def encode_words(self, caption: str) -> tuple[np.ndarray, np.ndarray]:
-        """Ids (L,) int64, and the number of the word that each belongs to: here, each token is a word."""
+        """Return the ids (L,) int64 and the number of the word that each belongs to: here, each token is a word."""
         ids = self.encode(caption)
         return ids, np.arange(len(ids))
 
@@ -125,7 +158,12 @@ class Vocabulary:
 
 
 class MissingVocabulary:
-    """Stands where a checkpoint came without its vocabulary: a table has ``rows`` rows for the words of ``file``.
+    """Stands for the vocabulary of a checkpoint that came without it.
+
+    Args:
+        rows: Number of rows that the checkpoint's table of words has.
+        file: Name of the vocabulary's file or folder, as the checkpoint's authors call it.
+        checkpoint: The checkpoint, for the error message.
 
     >>> MissingVocabulary(8482, "f30k_precomp_vocab.json").encode("a dog")
     Traceback (most recent call last):
@@ -143,8 +181,8 @@ class MissingVocabulary:
         """Raise InputError that names both files."""
         what = self.file if "." in self.file else f"the folder {self.file} of its tokenizer"
         raise InputError(
-            f"{self.checkpoint}: came without its vocabulary, {what} ({self.rows:,} rows); "
-            f"pass it to vse.load(path, vocabulary=...), or --vocabulary, or put it beside the checkpoint"
+            f"{self.checkpoint}: came without its vocabulary, {what} ({self.rows:,} rows); pass it to "
+            f"vse.load(path, vocabulary=...) or with --vocabulary FILE, or put it beside the checkpoint"
         )
 
     @property
@@ -154,7 +192,7 @@ class MissingVocabulary:
 
 
 class _Unpickler(pickle._Unpickler):  # the one in Python: its memory is bounded by the file's size
-    """Makes plain values, and empty objects for a class called Vocabulary, wherever that was defined."""
+    """Makes plain values, and an empty object in place of any class that is called Vocabulary."""
 
     dispatch: ClassVar[dict[int, Any]] = {
         code: load for code, load in pickle._Unpickler.dispatch.items() if code != pickle.BYTEARRAY8[0]
@@ -162,12 +200,12 @@ class _Unpickler(pickle._Unpickler):  # the one in Python: its memory is bounded
 
     def find_class(self, module: str, name: str) -> type:
         if name != "Vocabulary":
-            raise pickle.UnpicklingError(f"it wants {module}.{name}, and nothing in a file is run")
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, and nothing that a file asks for is run")
         return type(name, (), {})
 
 
 def _unpickle(content: bytes, path: Path) -> Any:
-    """What a pickled vocabulary holds. Raises InputError for one that wants more than that."""
+    """What a pickled vocabulary holds. Raises InputError for a pickle that asks for more than that."""
     try:
         found = _Unpickler(io.BytesIO(content)).load()
     except Exception as error:  # whatever an unpickler raises
@@ -178,11 +216,25 @@ def _unpickle(content: bytes, path: Path) -> Any:
 def augment(
     ids: np.ndarray, words: np.ndarray, probability: float, rng: np.random.Generator, mask: int, plain: np.ndarray
 ) -> np.ndarray:
-    """Caption augmentation of VSE∞ (its section 4.1): each word, with ``probability``, is changed.
+    """Change some words of a caption: the augmentation of VSE∞ (Chen et al. 2021, section 4.1).
 
-    A changed word becomes ``mask`` (50 %), random ones of ``plain`` (10 %) or is removed (40 %), all its tokens alike;
-    ``words`` numbers the word that each of the ``ids`` belongs to, and those numbered -1 stay as they are. One token
-    always stays.
+    A changed word becomes ``mask`` (50 %), random words (10 %), or is removed (40 %), all its tokens alike. At least
+    one token stays.
+
+    Args:
+        ids: (L,) the caption's tokens.
+        words: (L,) the number of the word that each token belongs to; tokens numbered -1 stay as they are.
+        probability: How likely each word is to be changed.
+        rng: What the changes are drawn from.
+        mask: The id of the mask.
+        plain: The ids that random words are drawn from.
+
+    Returns:
+        The tokens of the changed caption; ``ids`` is left as it is.
+
+    >>> rng = np.random.default_rng(0)
+    >>> augment(np.array([1, 7, 8, 2]), np.array([-1, 0, 1, -1]), 0.5, rng, mask=4, plain=np.arange(5, 9)).tolist()
+    [1, 7, 6, 2]
     """
     draw = np.append(rng.random(words.max() + 1) / probability, 1.0)[words]  # in [0, 1) where the word is changed
     out = np.where(draw < 0.5, mask, ids)

@@ -13,20 +13,38 @@ from vse.errors import InputError
 
 
 def read_vectors(path: str | Path, words: Sequence[str], dim: int) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors (words, dim) float32 of known words from a text file, and which were found (words,) bool.
+    """Read the vectors of some words from a text file.
 
-    A line is a word and its ``dim`` numbers; fastText's first line, two numbers, is passed over. A word that is not
-    there is looked up without its hyphens, full stops and apostrophes, and as what stands before its slash (PVSE's
-    released code). The result is kept in the user's cache folder: the files have millions of lines.
-    Raises InputError, naming file and line, for a missing file, another width, or what is no number.
+    A line is a word and its numbers; fastText's first line, two numbers, is passed over. A word that is not there is
+    looked up without its hyphens, full stops and apostrophes, and as what stands before its slash (PVSE's released
+    code). The result is kept in the user's cache folder: the files have millions of lines.
 
-    >>> vectors, found = read_vectors("glove.6B.300d.txt", vocabulary.words, 300)
+    A word that is not found should keep what the text encoder started it with. In PVSE's and DivE's codes that is drawn
+    from N(0, 1) when vectors are read from a file.
+
+    Args:
+        path: The file, such as GloVe's glove.840B.300d.txt.
+        words: The words.
+        dim: Width of the vectors.
+
+    Returns:
+        The vectors (words, dim) float32, zeros where there is none, and which were found, (words,) bool.
+
+    Raises:
+        InputError: The file is missing, a vector has another width, or a line holds something that is not a number.
+
+    >>> vectors, found = read_vectors("glove.840B.300d.txt", vocabulary.words, 300)
+    >>> vectors.shape, found.mean()
+    ((8482, 300), 0.97)
     """
     path = Path(path)
     try:
         about = path.stat()
     except OSError:
-        raise InputError(f"{path}: no such file; expected word vectors as text, such as glove.6B.{dim}d.txt") from None
+        raise InputError(
+            f"{path}: no such file; get GloVe's word vectors (such as glove.840B.300d.zip, and unpack it) from "
+            f"nlp.stanford.edu/projects/glove, or run without by data.vocabulary.vectors=null"
+        ) from None
     key = repr((str(path.resolve()), about.st_size, about.st_mtime_ns, dim, list(words)))
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vse"
     cache = folder / f"vectors-{hashlib.sha256(key.encode()).hexdigest()[:24]}.npz"
@@ -41,7 +59,7 @@ def read_vectors(path: str | Path, words: Sequence[str], dim: int) -> tuple[np.n
         temporary = cache.with_suffix(f".{os.getpid()}.npz")
         np.savez(temporary, vectors=vectors, found=found)
         os.replace(temporary, cache)
-    except OSError:  # a cache that cannot be written is no mistake
+    except OSError:  # without a cache the file is read again next time
         pass
     return vectors, found
 
@@ -63,7 +81,7 @@ def _read(path: Path, words: Sequence[str], dim: int, size: int) -> tuple[np.nda
             if number == 1 and len(parts) == 2 and dim != 1:
                 continue
             if number <= 2 and len(parts) != dim + 1:  # further down, a word may hold spaces
-                raise InputError(f"{path}: line {number}: a word and {len(parts) - 1} numbers, expected {dim}")
+                raise InputError(f"{path}: line {number} has a word and {len(parts) - 1} numbers, expected {dim}")
             for place in places.get(b" ".join(parts[:-dim]), ()):
                 same = words[place].encode() == b" ".join(parts[:-dim])
                 if exact[place] or (found[place] and not same):
@@ -77,7 +95,7 @@ def _read(path: Path, words: Sequence[str], dim: int, size: int) -> tuple[np.nda
 
 
 def simplified(word: str) -> str:
-    """The spelling that is tried when a word has no vector.
+    """Return the spelling that is tried when a word has no vector.
 
     >>> simplified("t-shirt/top")
     'tshirt'

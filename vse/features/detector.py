@@ -19,14 +19,19 @@ _OVERLAP = 0.5  # boxes that overlap a better one by more come last
 class Detector(nn.Module):
     """The best boxes of a picture, whatever their class, and their features (Anderson et al. 2018, with another net).
 
-    ``name``: one of torchvision's Faster R-CNNs; ``weights``: a file, "coco" (torchvision downloads them), or None for
-    random ones. Of the region proposals, each moved as its best class has it, those that overlap a better one by more
-    than 0.5 come last; the ``boxes`` best remain, and their features are the box head's at their new places. Pictures
-    of one size share a batch, so that no picture's features depend on another's size.
+    Each region proposal is moved as its best class asks. Those that overlap a better one by more than 0.5 come last.
+    The best ones remain, and their features are the box head's at their new places. Pictures of one size share a batch,
+    so that no picture's features depend on another's size.
 
-    Shapes: a list of pictures (3, height, width), bytes -> arrays "ims" (n, boxes, 1024), "boxes" (n, boxes, 4) as
-    left, top, right, bottom in the picture's pixels, "scores" and "labels" (n, boxes), "sizes" (n, 2) width and height.
-    Raises ValueError for an unknown name, InputError for a weights file that is missing or does not fit.
+    Args:
+        name: One of torchvision's Faster R-CNNs.
+        weights: A file; "coco", which torchvision downloads; or None for random weights.
+        boxes: Number of boxes per picture.
+        size: The length in pixels to which a picture's shorter side is resized.
+
+    Raises:
+        ValueError: The name is unknown.
+        InputError: The weights are missing or do not fit, or a number is out of its range.
 
     >>> Detector(weights=None)([torch.zeros(3, 480, 640, dtype=torch.uint8)])["ims"].shape
     (1, 36, 1024)
@@ -51,7 +56,7 @@ class Detector(nn.Module):
             self.net = make(weights="COCO_V1" if weights == "coco" else None, weights_backbone=None, **options)
         except (OSError, RuntimeError) as error:
             raise InputError(
-                f"weights 'coco' cannot be downloaded ({first_line(error)}); a file may be named"
+                f"weights 'coco' cannot be downloaded ({first_line(error)}); name a file of them instead"
             ) from None
         if weights is not None and weights != "coco":
             self._load(weights)
@@ -73,7 +78,19 @@ class Detector(nn.Module):
                     module.eps = 0.0
 
     def forward(self, pictures: list[Tensor], names: Sequence[str] = ()) -> dict[str, np.ndarray]:
-        """Detect in some pictures, without gradients; ``names`` are for the error that one is too narrow."""
+        """Detect regions in some pictures, without gradients.
+
+        Args:
+            pictures: Bytes (3, height, width) each.
+            names: What an error calls the pictures.
+
+        Returns:
+            "ims" (n, boxes, 1024), the features; "boxes" (n, boxes, 4), left, top, right and bottom in the picture's
+            pixels; "scores" and "labels" (n, boxes); "sizes" (n, 2), width and height.
+
+        Raises:
+            InputError: A picture is too narrow.
+        """
         for number, picture in enumerate(pictures):
             short, long = sorted(picture.shape[1:])
             if short * self.net.transform.max_size < long:

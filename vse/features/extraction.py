@@ -16,10 +16,10 @@ from tqdm import tqdm
 
 from vse.build import build_image_encoder, build_transform, read_corpus
 from vse.config import Config
-from vse.data.clips import Clips, iterate_frames
+from vse.data.clips import iterate_frames
 from vse.data.corpus import Corpus
-from vse.data.formats import read_json
-from vse.data.transforms import Pictures, open_picture, to_tensor
+from vse.data.reading import read_json
+from vse.data.transforms import open_picture, to_tensor
 from vse.errors import InputError, first_line
 from vse.features.detector import Detector
 from vse.files import claim_folder, write_file
@@ -28,6 +28,9 @@ from vse.runtime import autocast, pick_device, seed_everything
 Arrays = dict[str, np.ndarray]
 _COMPARED = ("items", "corpus_sha256", "extractor", "transform", "weights_sha256", "precision", "dtype")
 _SHARED = ("extractor", "transform", "weights_sha256", "precision", "dtype")  # by all splits of a folder
+
+
+Steps = tuple[Callable[[np.ndarray], Any], Callable[[Any, int], Arrays]]  # from rows to inputs, from inputs to arrays
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class _Job:
     folder: Path
     split: str
     model: nn.Module  # the detector, or an encoder with a backbone
+    detector: Detector | None
     transform: Any
     half: bool
     manifest: dict[str, Any]
@@ -55,34 +59,39 @@ class _Job:
 def extract_features(
     config: Config, folder: Path, splits: list[str], detector: Detector | None = None, half: bool = False
 ) -> None:
-    """Write the features of a config's corpus into ``folder``, split by split.
+    """Write the features of a config's corpus into a folder, split by split.
 
-    Pictures become ``precomp`` files, rows in the corpus's order: the cells of the config's ``grid`` backbone, its
-    evaluation transform before it, or the boxes of a ``detector``. Clips become ``features/{id}.npy``, all their frames
-    average-pooled by the config's ``video`` backbone. Float16 with ``half``. ``{split}_manifest.json`` says what made
-    them. What is finished is not done again, also after the process was killed. Raises InputError for a folder that
-    holds something else, and for anything wrong with the corpus.
+    Pictures become ``precomp`` files, rows in the corpus's order. They hold the cells of the config's ``grid``
+    backbone, after the config's evaluation transform, or the boxes of a detector. Clips become ``features/{id}.npy``:
+    the frames at the transform's ``fps``, by default all of them, each average-pooled by the config's ``video``
+    backbone. ``{split}_manifest.json`` tells what made the files. What is finished is not done again, also after the
+    process was killed.
+
+    Args:
+        config: The config, with its corpus, image encoder and transform.
+        folder: The folder to write into.
+        splits: The splits to extract.
+        detector: What finds and describes regions, instead of the image encoder.
+        half: Whether to write float16 instead of float32.
+
+    Raises:
+        InputError: The folder holds something else, or something is wrong with the corpus.
     """
     device = pick_device(config.run.device)
     model: nn.Module | None = detector
     with claim_folder(folder, str(folder), "extracting"):
         for split in dict.fromkeys(splits):
             corpus = read_corpus(config, split)
-            if hasattr(corpus.images, "width"):
-                raise InputError(f"{corpus.name}: has features already; expected pictures or clips")
-            kind = "frames" if isinstance(corpus.images, Clips) else "pictures"
-            if detector is not None and kind == "frames":
-                raise InputError(f"{corpus.name}: has clips, and the detector is for pictures")
-            without = set(range(len(corpus.images))) - set(corpus.image_of_caption.tolist())
-            if without:
-                raise InputError(f"{corpus.name}: image {corpus.image_ids[min(without)]} has no caption")
+            kind = corpus.images.kind
+            _check_corpus(corpus, detector)
             if model is None:
                 seed_everything(config.run.seed)  # random weights, when there are no others
                 model = build_image_encoder(config, kind)
             model.eval().to(device)
             transform = None if detector else build_transform(config, kind)
-            manifest = _manifest(config, corpus, split, model, transform, half)
-            job = _Job(config, corpus, folder, split, model, transform, half, manifest)
+            about = _about_encoder(config, model) if detector is None else _about_detector(detector)
+            manifest = _manifest(config, corpus, split, half, about)
+            job = _Job(config, corpus, folder, split, model, detector, transform, half, manifest)
             if _is_finished(job):
                 print(f"{folder}: {split} is finished")
                 continue
@@ -90,33 +99,72 @@ def extract_features(
                 (_extract_clips if kind == "frames" else _extract_pictures)(job, device)
 
 
-def _manifest(
-    config: Config, corpus: Corpus, split: str, model: nn.Module, transform: Any, half: bool
-) -> dict[str, Any]:
+def _check_corpus(corpus: Corpus, detector: Detector | None) -> None:
+    """Raise InputError for a corpus that cannot be extracted."""
+    if corpus.images.kind == "features":
+        raise InputError(f"{corpus.name}: has features already; expected pictures or clips")
+    if detector is not None and corpus.images.kind == "frames":
+        raise InputError(f"{corpus.name}: has clips, and the detector is for pictures")
+    without = set(range(len(corpus.images))) - set(corpus.image_of_caption.tolist())
+    if without:
+        raise InputError(f"{corpus.name}: image {corpus.image_ids[min(without)]} has no caption")
+
+
+def _manifest(config: Config, corpus: Corpus, split: str, half: bool, about: dict[str, Any]) -> dict[str, Any]:
     """What made the features, in plain values; what decides them is compared."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        if isinstance(model, Detector) or name.startswith("backbone."):
-            digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
     rows = [*map(str, corpus.image_ids), *corpus.captions, *map(str, corpus.image_of_caption)]
-    encoder = config.model.image.encoder.arguments
-    shown = ("size", "resize")
     return {
         "torch": torch.__version__,
         "data": {**config.data.model_dump(include={"format", "root", "options"}), "split": split},
-        "weights": model.weights if isinstance(model, Detector) else encoder.get("weights"),
         "items": len(corpus.images),
         "corpus_sha256": hashlib.sha256("\n".join(rows).encode()).hexdigest(),
-        "extractor": model.settings
-        if isinstance(model, Detector)
-        else {"backbone": encoder["backbone"], "pixels": encoder["pixels"]},
-        "transform": None
-        if config.data.transform is None or transform is None
-        else {k: v for k, v in config.data.transform.model_dump().items() if k in (*shown, "name")},
-        "weights_sha256": digest.hexdigest(),
+        **about,
         "precision": config.run.precision,
         "dtype": "float16" if half else "float32",
     }
+
+
+def _about_detector(detector: Detector) -> dict[str, Any]:
+    """What a manifest tells of a detector."""
+    return {
+        "weights": detector.weights,
+        "extractor": detector.settings,
+        "transform": None,
+        "weights_sha256": _digest(detector.state_dict()),
+    }
+
+
+def _about_encoder(config: Config, encoder: nn.Module) -> dict[str, Any]:
+    """What a manifest tells of an encoder with a backbone, and of the transform before it."""
+    arguments = config.model.image.encoder.arguments
+    backbone = {name: tensor for name, tensor in encoder.state_dict().items() if name.startswith("backbone.")}
+    return {
+        "weights": arguments.get("weights"),
+        "extractor": {"backbone": arguments["backbone"], "pixels": arguments["pixels"]},
+        "transform": _about_transform(config),
+        "weights_sha256": _digest(backbone),
+    }
+
+
+def _about_transform(config: Config) -> dict[str, Any] | None:
+    """The settings of a transform that decide what evaluation sees.
+
+    Those that came later are told where they are not the default, so that older manifests still compare as equal.
+    """
+    if config.data.transform is None:
+        return None
+    settings = config.data.transform.model_dump()
+    about = {name: value for name, value in settings.items() if name in ("name", "size", "resize")}
+    later = {"fps": None, "antialias": True}
+    return about | {name: settings[name] for name, usual in later.items() if settings.get(name, usual) != usual}
+
+
+def _digest(state: dict[str, Tensor]) -> str:
+    """A hash of weights and their names."""
+    digest = hashlib.sha256()
+    for name, tensor in state.items():
+        digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _is_finished(job: _Job) -> bool:
@@ -126,22 +174,28 @@ def _is_finished(job: _Job) -> bool:
     """
     for path in job.folder.glob("*_manifest.json"):
         _same(path, job.manifest, _COMPARED if path == job.result else _SHARED)
-    clips = isinstance(job.corpus.images, Clips)
+    clips = job.corpus.images.kind == "frames"
     targets = [job.folder / f"{job.split}_{name}" for name in ("ims.npy", "caps.txt", "ids.txt")]
     if clips:
         targets = [job.folder / "features" / f"{label}.npy" for label in job.corpus.image_ids]
     if job.result.is_file():
         if missing := [path for path in targets if not path.is_file()]:
-            says = f"though {job.result.name} says that it is finished; remove that"
-            raise InputError(f"{missing[0]}: is missing, {says}")
+            raise InputError(
+                f"{missing[0]}: is missing, though {job.result.name} says that the split is finished; remove that file"
+            )
         return True
     if job.journal.is_file():
         _same(job.journal, job.manifest, _COMPARED)
         return False
     if not clips and (job.folder / "precomp").is_dir():
-        raise InputError(f"{job.folder / 'precomp'}: training would read that and not what is extracted beside it")
+        raise InputError(
+            f"{job.folder / 'precomp'}: training would read this folder and not the files extracted beside it; "
+            f"choose another folder"
+        )
     if there := [path for path in targets if path.exists()]:
-        raise InputError(f"{there[0]}: is there, and no manifest says what made it; remove it or choose another folder")
+        raise InputError(
+            f"{there[0]}: exists already, and no manifest says what made it; remove it or choose another folder"
+        )
     _write_json(job.journal, job.manifest)
     return False
 
@@ -160,32 +214,11 @@ def _same(path: Path, manifest: dict[str, Any], keys: Sequence[str]) -> None:
 
 def _extract_pictures(job: _Job, device: torch.device) -> None:
     """Precomp files of one split."""
-    config, corpus, model = job.config, job.corpus, job.model
-    paths, threads = corpus.images, max(1, config.data.workers)
-    if isinstance(model, Detector):
-
-        def read(rows: np.ndarray) -> Any:
-            with ThreadPoolExecutor(threads) as pool:
-                return list(pool.map(lambda row: to_tensor(open_picture(paths[row])), rows))
-
-        def compute(pictures: Any, first: int) -> Arrays:
-            names = [str(paths[first + n]) for n in range(len(pictures))]
-            return model([picture.to(device) for picture in pictures], names)
-
-    else:
-        source = Pictures(paths, job.transform, threads=threads)
-        source.check()
-
-        def read(rows: np.ndarray) -> Any:
-            return torch.from_numpy(source.read(rows))
-
-        def compute(pictures: Any, first: int) -> Arrays:
-            cells: Tensor = model.backbone(model.normalise(pictures.to(device)))  # type: ignore[operator]
-            return {"ims": cells.float().cpu().numpy()}
-
-    rows = RowWriter(job.folder, job.split, len(paths), job.manifest)
+    corpus, total = job.corpus, len(job.corpus.images)
+    read, compute = _backbone_steps(job, device) if job.detector is None else _detector_steps(job, job.detector, device)
+    rows = RowWriter(job.folder, job.split, total, job.manifest)
     title = f"extracting {job.split}"
-    for start, arrays in _computed(read, compute, rows.done, len(paths), config.eval.batch_size, title):
+    for start, arrays in _computed(read, compute, rows.done, total, job.config.eval.batch_size, title):
         arrays["ims"] = _as_kind(arrays["ims"], job.half, f"image {corpus.image_ids[start]}")
         rows.write(start, arrays)
     order = np.argsort(corpus.image_of_caption, kind="stable")
@@ -197,9 +230,40 @@ def _extract_pictures(job: _Job, device: torch.device) -> None:
     rows.finish()
 
 
+def _detector_steps(job: _Job, detector: Detector, device: torch.device) -> Steps:
+    """Read pictures as they are, and detect regions in them."""
+    images, threads = job.corpus.images, max(1, job.config.data.workers)
+
+    def read(rows: np.ndarray) -> Any:
+        with ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(lambda row: to_tensor(open_picture(images[row])), rows))
+
+    def compute(pictures: Any, first: int) -> Arrays:
+        names = [str(images[first + n]) for n in range(len(pictures))]
+        return detector([picture.to(device) for picture in pictures], names)
+
+    return read, compute
+
+
+def _backbone_steps(job: _Job, device: torch.device) -> Steps:
+    """Read transformed pictures, and compute the cells of their feature maps."""
+    images = job.corpus.images.transformed(job.transform, job.config.run.seed, job.config.data.workers)
+    encoder: Any = job.model
+
+    def read(rows: np.ndarray) -> Any:
+        return torch.from_numpy(images.read(rows))
+
+    def compute(pictures: Any, first: int) -> Arrays:
+        cells: Tensor = encoder.backbone(encoder.normalise(pictures.to(device)))
+        return {"ims": cells.float().cpu().numpy()}
+
+    return read, compute
+
+
 def _extract_clips(job: _Job, device: torch.device) -> None:
     """One file of frame features per clip."""
-    model, size, labels = job.model, job.config.eval.batch_size, job.corpus.image_ids
+    encoder: Any = job.model
+    size, labels = job.config.eval.batch_size, job.corpus.image_ids
     place = job.folder / "features"
     place.mkdir(exist_ok=True)
     for unfinished in place.glob(".*.tmp"):  # of a process that was killed while writing
@@ -209,12 +273,11 @@ def _extract_clips(job: _Job, device: torch.device) -> None:
 
     def read(rows: np.ndarray) -> Any:
         path = job.corpus.images[waiting[rows[0]]]
-        frames = [to_tensor(job.transform.evaluate(frame)) for frame in iterate_frames(path)]
-        return torch.stack(frames)
+        return torch.stack([job.transform.evaluate(frame) for frame in iterate_frames(path, job.transform.fps)])
 
     def compute(frames: Any, first: int) -> Arrays:
-        parts = [model.normalise(part.to(device)) for part in frames.split(size)]  # type: ignore[operator]
-        pooled = [model.backbone(part).mean(1).float().cpu() for part in parts]  # type: ignore[operator]
+        parts = [encoder.normalise(part.to(device)) for part in frames.split(size)]
+        pooled = [encoder.backbone(part).mean(1).float().cpu() for part in parts]
         return {"frames": torch.cat(pooled).numpy()}
 
     for start, arrays in _computed(read, compute, 0, len(waiting), 1, f"extracting {job.split}"):
@@ -250,19 +313,28 @@ def _computed(
 
 
 def _as_kind(values: np.ndarray, half: bool, first: str) -> np.ndarray:
-    """Numbers of the kind that is written. Raises InputError when they do not fit it."""
+    """Values in the type that is written. Raises InputError when they do not fit it."""
     with np.errstate(over="ignore"):
         converted: np.ndarray = values.astype(np.float16 if half else np.float32)
     if not np.isfinite(converted).all():
-        raise InputError(f"features of {first} or the next ones are not finite numbers of {converted.dtype}")
+        raise InputError(f"the features of {first}, or of one soon after it, are not finite in {converted.dtype}")
     return converted
 
 
 class RowWriter:
     """Arrays of a known number of rows, written in order; what a killed process has written is kept.
 
-    ``{split}_{name}.npy`` appear when all rows are there, and then the manifest. Raises InputError for a damaged
-    journal, and when the disk has no room for all rows: that is known before the first is written.
+    ``{split}_{name}.npy`` appear when all rows are there, and then the manifest.
+
+    Args:
+        folder: The folder to write into.
+        split: The split.
+        rows: Number of rows.
+        manifest: What made the arrays, in plain values.
+
+    Raises:
+        InputError: The journal of what is unfinished is damaged, or the disk has no room for all rows; on Linux that is
+            known before the first row is written.
     """
 
     def __init__(self, folder: Path, split: str, rows: int, manifest: dict[str, Any]) -> None:
@@ -273,7 +345,9 @@ class RowWriter:
         try:
             self.arrays = {name: self._open(name, kind) for name, kind in known.get("shapes", {}).items()}
         except (OSError, ValueError) as error:
-            raise InputError(f"{self.journal}: what it tells of is damaged ({first_line(error)}); remove it") from None
+            raise InputError(
+                f"{self.journal}: an array that it lists is damaged ({first_line(error)}); remove it"
+            ) from None
 
     @property
     def shapes(self) -> dict[str, list[Any]]:
@@ -281,15 +355,22 @@ class RowWriter:
         return {name: [*array.shape, str(array.dtype)] for name, array in self.arrays.items()}
 
     def write(self, start: int, values: Arrays) -> None:
-        """Write rows from ``start`` on; the first ones decide the shapes."""
+        """Write some rows.
+
+        Args:
+            start: The number of the first one.
+            values: The arrays' rows, by name; those of the first call decide the arrays' shapes.
+
+        Raises:
+            InputError: The disk has no room.
+        """
         for name, value in values.items():
             if name not in self.arrays:
                 shape = (self.rows, *value.shape[1:])
                 file = self.folder / f".unfinished_{self.split}_{name}.npy"
                 self.arrays[name] = np.lib.format.open_memmap(file, mode="w+", dtype=value.dtype, shape=shape)
                 try:
-                    with open(file, "r+b") as opened:  # a full disk is told now; a memory map would only crash
-                        os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
+                    _claim_space(file)
                 except OSError as error:
                     file.unlink()
                     raise InputError(f"{file}: cannot be written ({error.strerror})") from None
@@ -318,6 +399,13 @@ class RowWriter:
         """An array's place; of one that is finished already, though the process was killed then, that of the result."""
         result, unfinished = (self.folder / f"{p}{self.split}_{name}.npy" for p in ("", ".unfinished_"))
         return result if finished or (result.exists() and not unfinished.exists()) else unfinished
+
+
+def _claim_space(file: Path) -> None:
+    """Raise OSError for a full disk now; writing to a memory map would crash later. Not every system can tell."""
+    if hasattr(os, "posix_fallocate"):
+        with open(file, "r+b") as opened:
+            os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

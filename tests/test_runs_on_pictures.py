@@ -1,9 +1,7 @@
-"""Pictures: decoding, transforms, and models trained on them end to end."""
+"""Models trained on pictures, end to end."""
 
-import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,132 +13,10 @@ from torch import Tensor
 import vse
 from vse.build import read_config
 from vse.checkpoints.native import load_checkpoint
-from vse.data.transforms import Crop, Pictures, ScaledCrop, Square, open_picture
+from vse.data.transforms import Square
 from vse.encoders.backbones import ResNetBackbone
-from vse.errors import InputError
 
 Cli = Callable[..., Outcome]
-
-
-@pytest.fixture(scope="module")
-def photo() -> Image.Image:
-    """A smooth picture without symmetry: 80 wide, 60 high."""
-    x, y = np.meshgrid(np.linspace(0, 1, 80), np.linspace(0, 1, 60))
-    return Image.fromarray((255 * np.stack([x, y, x * y], -1)).astype(np.uint8))
-
-
-def difference(a: Image.Image, b: Image.Image) -> float:
-    assert a.size == b.size and a.mode == b.mode == "RGB"
-    return float(np.abs(np.asarray(a, dtype=float) - np.asarray(b, dtype=float)).mean())
-
-
-def test_every_kind_of_picture(photo: Image.Image, tmp_path: Path) -> None:
-    grey = photo.convert("L")
-    wide = Image.fromarray(np.asarray(grey, dtype=np.uint16) * 257)
-    clear = photo.convert("RGBA")
-    clear.putalpha(Image.new("L", photo.size, 0))
-    half = photo.convert("P")
-    exif = Image.Exif()
-    exif[0x0112] = 6  # stored turned: a viewer turns it by 90 degrees
-    cases: dict[str, tuple[Image.Image, dict[str, Any], Image.Image]] = {
-        "grey.png": (grey, {}, grey.convert("RGB")),
-        "sixteen.png": (wide, {}, grey.convert("RGB")),
-        "palette.png": (half, {}, half.convert("RGB")),
-        "palette.gif": (half, {}, half.convert("RGB")),
-        "clear.png": (clear, {}, Image.new("RGB", photo.size, "white")),
-        "cmyk.jpg": (photo.convert("CMYK"), {"quality": 95}, photo),
-        "turned.jpg": (photo.transpose(Image.Transpose.ROTATE_90), {"exif": exif, "quality": 95}, photo),
-        "plain.webp": (photo, {"lossless": True}, photo),
-        "bits.png": (grey.convert("1"), {}, grey.convert("1").convert("RGB")),
-    }
-    for name, (picture, options, expected) in cases.items():
-        picture.save(tmp_path / name, **options)
-        assert difference(open_picture(tmp_path / name), expected) < 14, name
-    assert difference(open_picture(photo), photo) == 0
-
-
-def test_bad_pictures(photo: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    photo.save(tmp_path / "whole.jpg")
-    (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:400])
-    (tmp_path / "text.jpg").write_text("no picture")
-    (tmp_path / "empty.jpg").touch()
-    for name in ("cut", "text", "empty"):
-        with pytest.raises(InputError, match=f"{name}.jpg: not a picture that can be read"):
-            open_picture(tmp_path / f"{name}.jpg")
-    Image.fromarray(np.zeros((4, 4), dtype=np.int32)).save(tmp_path / "deep.tif")
-    with pytest.raises(InputError, match="deep.tif: .*32 bits a pixel; expected 8 or 16"):
-        open_picture(tmp_path / "deep.tif")
-
-    def damaged(*_: object) -> None:
-        raise struct.error("required argument is not an integer")
-
-    monkeypatch.setattr(Image.Image, "getexif", damaged)
-    with pytest.raises(InputError, match="whole.jpg: not a picture that can be read .required argument"):
-        open_picture(tmp_path / "whole.jpg")
-    monkeypatch.undo()
-    with pytest.raises(InputError, match="none.jpg: no such picture"):
-        open_picture(tmp_path / "none.jpg")
-    with pytest.raises(InputError, match="not a picture that can be read"):
-        open_picture(tmp_path)
-
-
-def test_evaluation_shows_the_whole_picture_or_its_centre(photo: Image.Image) -> None:
-    square = Square(size=32).read(photo)
-    assert square.dtype == torch.uint8
-
-    def differ(found: Tensor, expected: Image.Image) -> float:
-        return float(np.abs(found.permute(1, 2, 0).numpy().astype(float) - np.asarray(expected)).max())
-
-    assert differ(square, photo.resize((32, 32), Image.Resampling.BILINEAR)) <= 1
-    crop = Crop(size=24, resize=30).read(photo)  # 40 x 30, then the middle
-    resized = photo.resize((40, 30), Image.Resampling.BILINEAR)
-    assert differ(crop, resized.crop((8, 3, 32, 27))) <= 1
-    assert torch.equal(Square(size=32).read(photo), square)
-
-
-def test_windows_scale_both_sides_alike(photo: Image.Image) -> None:
-    torch.manual_seed(0)
-    windows = [ScaledCrop(0.6)(photo) for _ in range(300)]
-    scales = torch.tensor([[w.width / 80, w.height / 60] for w in windows])
-    assert ((scales[:, 0] - scales[:, 1]).abs() < 0.02).all()
-    assert 0.59 < scales.min() < 0.62 and 0.98 < scales.max() <= 1 and abs(scales.mean() - 0.8) < 0.02
-    corners = {np.asarray(w)[0, 0].tobytes() for w in windows}
-    assert len(corners) > 100  # at many places
-    assert ScaledCrop(1.0)(photo).size == photo.size
-
-
-@pytest.mark.parametrize("transform", [Square(16), Crop(16, 20)], ids=["square", "crop"])
-def test_augmentation_depends_on_seed_epoch_and_index_alone(
-    photo: Image.Image, tmp_path: Path, transform: Square | Crop
-) -> None:
-    photo.save(tmp_path / "a.png")
-    pictures = Pictures([tmp_path / "a.png"] * 3, transform, seed=1, threads=2)
-    state = torch.get_rng_state()
-    batch = pictures.read(np.array([0, 1, 2]), epoch=4)
-    assert torch.equal(torch.get_rng_state(), state)
-    torch.rand(5)
-    assert np.array_equal(pictures.read(np.array([2, 0]), epoch=4), batch[[2, 0]])
-    assert not np.array_equal(batch[0], batch[1])
-    for other in (pictures.read(np.array([0]), epoch=5), Pictures(pictures.paths, transform, 2).read(np.array([0]), 4)):
-        assert not np.array_equal(other[0], batch[0])
-    whole = pictures.read(np.array([0, 1]))
-    assert whole.shape == (2, 3, 16, 16) and np.array_equal(whole[0], whole[1])
-    flipped = [pictures.read(np.array([0]), epoch)[0, 0] for epoch in range(40)]
-    rising = [float(row[:, -1].mean() > row[:, 0].mean()) for row in flipped]
-    assert 0.25 < np.mean(rising) < 0.75  # half of them mirrored
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: Square(size=0), "size must be at least 1, got 0"),
-        (lambda: Square(min_scale=0.0), r"min_scale must be in \(0, 1\], got 0.0"),
-        (lambda: Crop(size=224, resize=200), "resize not below it, got 224 and 200"),
-    ],
-)
-def test_bad_transforms(make: Callable[[], object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        make()
 
 
 @pytest.fixture
