@@ -14,7 +14,7 @@ from golden_numbers import GOLDEN, fill, fill_all, load, official_tokens, recipe
 from torch import Tensor
 
 import vse
-from vse.aggregators import GPO, AdaptivePool, PIENet, SetPrediction
+from vse.aggregators import GPO, AdaptivePool, FSPool, GeM, PIENet, SetPrediction
 from vse.checkpoints.official import PIE_NET, ReleasedAdaptivePool, ReleasedSetPrediction, rename, set_prediction_names
 from vse.encoders import Grid
 from vse.losses import (
@@ -125,6 +125,29 @@ def check_set_prediction(state: str, released: bool = False, **options: Any) -> 
             assert different.tolist() == (~mask.all(1)).tolist()
 
     return check
+
+
+def check_gem(golden: dict[str, Any]) -> None:
+    features = golden["features"]
+    mask = lengths_to_mask(golden["lengths"], features.shape[1])
+    for power in (1.0, 3.0, 6.5):
+        pool = GeM(power, golden["eps"])
+        pooled = pool(features, mask).embeddings[:, 0]
+        close(pooled, golden[f"pooled_p{power}"])
+        if f"grad_p_of_sum_p{power}" in golden:
+            close(torch.autograd.grad(pooled.sum(), pool.power)[0], golden[f"grad_p_of_sum_p{power}"])
+
+
+def check_fspool(golden: dict[str, Any]) -> None:
+    mask = lengths_to_mask(golden["lengths"], golden["features"].shape[1])
+    for pieces in (20, 4):
+        pool = FSPool(golden["features"].shape[-1], pieces)
+        pool.load_state_dict(official_state(f"fspool_pieces{pieces}"))
+        features = golden["features"].clone().requires_grad_()
+        pooled = pool(features, mask).embeddings[:, 0]
+        close(pooled, golden[f"pooled_pieces{pieces}"])
+        gradient = torch.autograd.grad(pooled.sum(), features)[0]
+        close(gradient, golden[f"grad_features_of_sum_pieces{pieces}"])
 
 
 def check_set_similarity(golden: dict[str, Any]) -> None:
@@ -313,6 +336,9 @@ CHECKS: dict[str, Callable[[dict[str, Any]], None]] = {
     "components/gpo": check_gpo,
     "components/adpool_full": check_adaptive(AdaptivePool),
     "components/adpool_padded": check_adaptive(ReleasedAdaptivePool),
+    "components/gem": check_gem,
+    "components/fspool_full": check_fspool,
+    "components/fspool_padded": check_fspool,
     "components/pie_net_k1": check_pie_net("pie_net_k1", 1),
     "components/pie_net_k3": check_pie_net("pie_net_k3", 3),
     "components/set_prediction_text_full": check_set_prediction("set_prediction_text", position="sine"),

@@ -6,7 +6,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
-from vse.sets import MaskedBatchNorm, check_mask, lengths_to_mask, masked_softmax, masked_sort
+from vse.sets import (
+    MaskedBatchNorm,
+    at_least_float32,
+    check_mask,
+    close_gaps,
+    lengths_to_mask,
+    masked_softmax,
+    masked_sort,
+)
 
 
 def example() -> tuple[Tensor, Tensor]:
@@ -99,3 +107,22 @@ def test_batch_norm_takes_statistics_of_the_global_batch(tmp_path: Path) -> None
     for rank in range(2):
         for name, value in norm.state_dict().items():
             torch.testing.assert_close(parts[rank][2][name], value, msg=name)
+
+
+def test_closing_gaps_keeps_the_order_of_the_real_elements() -> None:
+    features, mask = example()
+    mask[:, 2] = True
+    sequence, prefix = close_gaps(features.masked_fill(~mask.unsqueeze(-1), torch.nan), mask)
+    assert prefix is not None
+    for row in range(4):
+        assert prefix[row].tolist() == [True] * int(mask[row].sum()) + [False] * int((~mask[row]).sum())
+        assert torch.equal(sequence[row, prefix[row]], features[row, mask[row]])
+        assert (sequence[row, ~prefix[row]] == 0).all()
+    whole, nothing = close_gaps(features, None)
+    assert torch.equal(whole, features) and nothing is None
+
+
+def test_half_precision_becomes_float32() -> None:
+    given = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    found = [at_least_float32(torch.ones(1, dtype=dtype)).dtype for dtype in given]
+    assert found == [torch.float32, torch.float32, torch.float32, torch.float64]

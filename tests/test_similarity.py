@@ -97,8 +97,8 @@ def test_smooth_chamfer_tends_to_chamfer_and_stays_finite() -> None:
         far = smooth_chamfer(a[:3], -a[:3], temperature)
         torch.testing.assert_close(far.double(), smooth_chamfer(a[:3].double(), -a[:3].double(), temperature))
         torch.testing.assert_close(far[0, 0].double(), slow_smooth_chamfer(a[0].double(), -a[0].double(), temperature))
-    for wrong in (0, math.nan, math.inf):
-        with pytest.raises(ValueError, match=f"temperature must be positive, got {wrong}"):
+    for wrong, needed in ((0, "positive"), (math.nan, "positive"), (math.inf, "finite")):
+        with pytest.raises(ValueError, match=f"temperature must be {needed}, got {wrong}"):
             smooth_chamfer(a, b, temperature=wrong)
 
 

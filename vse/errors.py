@@ -1,5 +1,6 @@
 """The one exception that means "the user gave something wrong", and what its lines are made of."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -76,3 +77,16 @@ def check_at_least(name: str, value: float, least: float) -> None:
     """
     if not value >= least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raise ValueError unless ``value`` is a finite number above 0.
+
+    >>> check_positive("temperature", 0.0)
+    Traceback (most recent call last):
+    ValueError: temperature must be positive, got 0.0
+    """
+    if not value > 0:
+        raise ValueError(f"{name} must be positive, got {value}")
+    if value == math.inf:
+        raise ValueError(f"{name} must be finite, got {value}")

@@ -15,7 +15,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 
 class FeatureSet(NamedTuple):
-    """What an encoder returns: a set of local features per sample."""
+    """What an encoder returns: a set of local features per sample.
+
+    >>> FeatureSet(torch.randn(2, 36, 1024)).mask is None
+    True
+    """
 
     features: Tensor  # (B, N, D) local features
     mask: Tensor | None = None  # (B, N) bool, True = real element; None = all real
@@ -23,7 +27,14 @@ class FeatureSet(NamedTuple):
 
 
 class Aggregated(NamedTuple):
-    """What an aggregator, and a tower, returns: K embeddings per sample."""
+    """What an aggregator, and a tower, returns: K embeddings per sample.
+
+    An aggregator that joins several vectors into one embedding still returns the attention and the residual of each
+    vector, so that the terms on the residuals can act.
+
+    >>> Aggregated(torch.randn(2, 4, 1024)).residual is None
+    True
+    """
 
     embeddings: Tensor  # (B, K, H), always 3-D; L2-normalised only by the tower
     attention: Tensor | None = None  # (B, K, N) weights over elements, zero on padding
@@ -31,7 +42,14 @@ class Aggregated(NamedTuple):
 
 
 def lengths_to_mask(lengths: Tensor, size: int | None = None) -> Tensor:
-    """Prefix masks (B, size) from element counts (B,); ``size`` defaults to the largest count.
+    """Make prefix masks from counts of elements.
+
+    Args:
+        lengths: Number of real elements of each sample (B,), integers.
+        size: Number of places N; the largest count by default.
+
+    Returns:
+        Mask (B, N), True in the first ``lengths[b]`` places of row b.
 
     >>> lengths_to_mask(torch.tensor([1, 2])).tolist()
     [[True, False], [True, True]]
@@ -41,7 +59,13 @@ def lengths_to_mask(lengths: Tensor, size: int | None = None) -> Tensor:
 
 
 def pad(items: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Stack items of different lengths into (B, longest, ...), zero behind each, with their mask (B, longest).
+    """Stack items of different lengths, with zeros behind the shorter ones.
+
+    Args:
+        items: Tensors (length, ...), alike but for their lengths.
+
+    Returns:
+        The stack (B, longest, ...) and its mask (B, longest).
 
     >>> pad([torch.tensor([1, 2]), torch.tensor([3])])[0].tolist()
     [[1, 2], [3, 0]]
@@ -51,11 +75,20 @@ def pad(items: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def check_set(features: Tensor, mask: Tensor | None, prefix: bool = False, dim: int | None = None) -> None:
-    """Raise ValueError unless (features, mask) is a batch of non-empty sets, ``dim`` wide if that is given.
+    """Check that features and mask are a batch of non-empty sets.
 
-    ``prefix``: the masks must be prefixes.
+    On an accelerator, what depends on the mask's values is asserted there, without waiting for the answer.
 
-    On an accelerator what depends on the mask's values is asserted there, without waiting for the answer.
+    Args:
+        features: Local features (B, N, D).
+        mask: (B, N), True on real elements; None when all are real.
+        prefix: Whether the real elements must come first, as in a sequence.
+        dim: The width D that is expected; None for any.
+
+    Raises:
+        ValueError: A shape or a type is wrong, or a set has no element.
+
+    >>> check_set(torch.randn(2, 5, 8), torch.ones(2, 5, dtype=torch.bool), dim=8)
     """
     if features.dim() != 3 or 0 in features.shape:
         raise ValueError(f"features must be a non-empty (B, N, D) tensor, got shape {tuple(features.shape)}")
@@ -66,7 +99,18 @@ def check_set(features: Tensor, mask: Tensor | None, prefix: bool = False, dim: 
 
 
 def check_mask(mask: Tensor, shape: torch.Size, prefix: bool = False) -> None:
-    """Raise ValueError unless ``mask`` is a bool tensor of ``shape`` (B, N) with a real element in every row."""
+    """Check that a mask marks at least one real element in every row.
+
+    Args:
+        mask: The mask, to be a bool tensor (B, N).
+        shape: The shape (B, N) that is expected.
+        prefix: Whether the real elements must come first, as in a sequence.
+
+    Raises:
+        ValueError: The type or the shape is wrong, a row is empty, or a row is no prefix.
+
+    >>> check_mask(torch.tensor([[True, False]]), torch.Size((1, 2)), prefix=True)
+    """
     if mask.dtype != torch.bool:
         raise ValueError(f"mask must be bool (True = real element), got {mask.dtype}")
     if mask.shape != shape:
@@ -85,41 +129,115 @@ def check_mask(mask: Tensor, shape: torch.Size, prefix: bool = False) -> None:
             torch._assert_async(ordered.all(), "a sequence needs a prefix mask (padding last)")
 
 
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Give half precision as float32, and leave float32 and float64 as they are.
+
+    >>> at_least_float32(torch.ones(2, dtype=torch.bfloat16)).dtype
+    torch.float32
+    """
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
 def fill_masked(features: Tensor, mask: Tensor | None, value: float = 0.0) -> Tensor:
-    """Features (B, N, D) with ``value`` in the masked places."""
+    """Replace what stands in masked places, so that neither it nor its gradient counts.
+
+    Args:
+        features: Local features (B, N, D).
+        mask: (B, N), True on real elements; None when all are real.
+        value: What is put in the masked places.
+
+    Returns:
+        Features (B, N, D).
+
+    >>> fill_masked(torch.ones(1, 2, 1), torch.tensor([[True, False]])).flatten().tolist()
+    [1.0, 0.0]
+    """
     return features if mask is None else features.masked_fill(~mask.unsqueeze(-1), value)
 
 
 def count_elements(features: Tensor, mask: Tensor | None) -> Tensor:
-    """Number of real elements (B,) of each set."""
+    """Count the real elements of each set.
+
+    Args:
+        features: Local features (B, N, D).
+        mask: (B, N), True on real elements; None when all are real.
+
+    Returns:
+        Counts (B,), integers.
+
+    >>> count_elements(torch.ones(1, 2, 1), torch.tensor([[True, False]])).tolist()
+    [1]
+    """
     if mask is None:
         return torch.full((features.shape[0],), features.shape[1], device=features.device)
     return mask.sum(1)
 
 
 def masked_mean(features: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mean (B, D) over the real elements."""
+    """Average each dimension over the real elements.
+
+    Args:
+        features: Local features (B, N, D).
+        mask: (B, N), True on real elements; None when all are real.
+
+    Returns:
+        Means (B, D).
+
+    >>> masked_mean(torch.tensor([[[1.0], [5.0]]]), torch.tensor([[True, False]])).tolist()
+    [[1.0]]
+    """
     if mask is None:
         return features.mean(1)
     return fill_masked(features, mask).sum(1) / mask.sum(1, keepdim=True)
 
 
 def masked_max(features: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Maximum (B, D) over the real elements."""
+    """Take the maximum of each dimension over the real elements.
+
+    Args:
+        features: Local features (B, N, D).
+        mask: (B, N), True on real elements; None when all are real.
+
+    Returns:
+        Maxima (B, D).
+
+    >>> masked_max(torch.tensor([[[1.0], [5.0]]]), torch.tensor([[True, False]])).tolist()
+    [[1.0]]
+    """
     return fill_masked(features, mask, float("-inf")).amax(1)
 
 
 def masked_softmax(scores: Tensor, mask: Tensor | None, dim: int = -1) -> Tensor:
-    """Softmax over the real elements; ``mask`` broadcasts against ``scores``; masked places get exactly 0."""
+    """Take the softmax over the real elements.
+
+    Args:
+        scores: Scores of any shape.
+        mask: True on real elements, of a shape that broadcasts against the scores; None when all are real.
+        dim: The axis of the elements.
+
+    Returns:
+        Weights of the scores' shape, exactly 0 in masked places.
+
+    >>> masked_softmax(torch.zeros(1, 3), torch.tensor([[True, True, False]])).tolist()
+    [[0.5, 0.5, 0.0]]
+    """
     if mask is None:
         return scores.softmax(dim)
     return scores.masked_fill(~mask, float("-inf")).softmax(dim)
 
 
 def masked_sort(features: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-    """Sort every dimension descending over the real elements.
+    """Sort every dimension on its own, descending, over the real elements.
 
-    Returns the sorted features (B, N, D), zero behind the real ones, and their prefix mask (B, N).
+    Args:
+        features: Local features (B, N, D).
+        mask: (B, N), True on real elements; None when all are real.
+
+    Returns:
+        The sorted features (B, N, D), zero behind the real ones, and their prefix mask (B, N), or None.
+
+    >>> masked_sort(torch.tensor([[[1.0], [5.0]]]))[0].flatten().tolist()
+    [5.0, 1.0]
     """
     # On a CPU, sorting a contiguous last axis takes two thirds of the time of sorting a strided one.
     ranked = fill_masked(features, mask, float("-inf")).transpose(1, 2).contiguous().sort(dim=2, descending=True).values
@@ -128,6 +246,26 @@ def masked_sort(features: Tensor, mask: Tensor | None = None) -> tuple[Tensor, T
         return ranked, None
     prefix = lengths_to_mask(mask.sum(1), mask.shape[1])
     return fill_masked(ranked, prefix), prefix
+
+
+def close_gaps(features: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Move the real elements to the front, in their order: a set with holes becomes a sequence.
+
+    Args:
+        features: Local features (B, N, D).
+        mask: (B, N), True on real elements; None when all are real.
+
+    Returns:
+        The sequence (B, N, D), zero behind the real elements, and its prefix mask (B, N), or None.
+
+    >>> close_gaps(torch.tensor([[[1.0], [5.0]]]), torch.tensor([[False, True]]))[0].flatten().tolist()
+    [5.0, 0.0]
+    """
+    if mask is None:
+        return features, None
+    prefix, places = mask.int().sort(dim=1, descending=True, stable=True)
+    moved = features.gather(1, places.unsqueeze(-1).expand_as(features))
+    return fill_masked(moved, prefix.bool()), prefix.bool()
 
 
 class _SumOverProcesses(torch.autograd.Function):
@@ -147,7 +285,12 @@ class _SumOverProcesses(torch.autograd.Function):
 
 
 class MaskedBatchNorm(nn.BatchNorm1d):
-    """BatchNorm over the real elements of (B, N, D) sets; across processes, over those of the global batch.
+    """BatchNorm over the real elements of sets; across processes, over those of the global batch.
+
+    Args:
+        dim: Width D of the features.
+        eps: What is added to the variance before its root is taken.
+        momentum: Share of each batch in the running statistics.
 
     >>> MaskedBatchNorm(4)(torch.randn(2, 3, 4), torch.tensor([[True, True, False]] * 2)).shape
     torch.Size([2, 3, 4])
@@ -157,12 +300,20 @@ class MaskedBatchNorm(nn.BatchNorm1d):
         super().__init__(dim, eps, momentum)
 
     def forward(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Normalise features (B, N, D) with the statistics of the places that mask (B, N) marks as real."""
+        """Normalise a batch of sets.
+
+        Args:
+            features: Local features (B, N, D).
+            mask: (B, N), True on real elements; None when all are real.
+
+        Returns:
+            Features (B, N, D), normalised with the statistics of the real elements.
+        """
         distributed = self.training and dist.is_available() and dist.is_initialized()
         several = features.shape[0] * features.shape[1] > 1  # torch refuses to normalise a single vector
         if not self.training or (mask is None and not distributed and several):
             return super().forward(features.flatten(0, 1)).view_as(features)
-        real = fill_masked(features, mask).float() if features.dtype != torch.float64 else fill_masked(features, mask)
+        real = at_least_float32(fill_masked(features, mask))
         count = count_elements(features, mask).sum().to(real.dtype)
         total = real.sum((0, 1))
         if distributed:

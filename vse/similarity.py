@@ -1,23 +1,32 @@
 """Similarities between embedding sets: (A, K, H) against (C, L, H) gives scores (A, C).
 
-K and L may differ. c_kl is the cosine of embeddings k and l; what already has length 1, as from a tower, is not
-normalised again.
+K and L may differ. c_kl is the cosine of embeddings k and l.
 """
 
-import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from vse.errors import check_positive
+
 _FLAT = 40.0  # temperature up to which exp(-2 t) is a float32 well above 0
 _BLOCK = 1 << 25  # numbers held at a time by the similarity that has no matrix product
+_ROUNDING = 1e-5  # how far from 1 the length of a normalised vector may be
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
     """Cosine of single embeddings, s_ij = <a_i, b_j> / (|a_i| |b_j|) (VSE++; VSE∞ equation 1).
 
-    Shapes: (A, 1, H) and (C, 1, H) -> (A, C). Raises ValueError when a side has more than one embedding per sample.
+    Args:
+        a: Embeddings (A, 1, H).
+        b: Embeddings (C, 1, H).
+
+    Returns:
+        Scores (A, C).
+
+    Raises:
+        ValueError: A shape is wrong, or a side has more than one embedding per sample.
 
     >>> cosine(torch.randn(3, 1, 8), torch.randn(5, 1, 8)).shape
     torch.Size([3, 5])
@@ -31,7 +40,15 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
 def max_cosine(a: Tensor, b: Tensor) -> Tensor:
     """Cosine of the best pair, max_kl c_kl: multiple-instance learning (PVSE, Song & Soleymani 2019).
 
-    Shapes: (A, K, H) and (C, L, H) -> (A, C). Raises ValueError for other shapes.
+    Args:
+        a: Embeddings (A, K, H).
+        b: Embeddings (C, L, H).
+
+    Returns:
+        Scores (A, C).
+
+    Raises:
+        ValueError: A shape is wrong.
 
     >>> max_cosine(torch.randn(3, 4, 8), torch.randn(5, 2, 8)).shape
     torch.Size([3, 5])
@@ -42,7 +59,15 @@ def max_cosine(a: Tensor, b: Tensor) -> Tensor:
 def chamfer(a: Tensor, b: Tensor) -> Tensor:
     """Chamfer similarity, (mean_k max_l c_kl + mean_l max_k c_kl) / 2 (DivE, Kim et al. 2023, section 3.3).
 
-    Shapes: (A, K, H) and (C, L, H) -> (A, C). Raises ValueError for other shapes.
+    Args:
+        a: Embeddings (A, K, H).
+        b: Embeddings (C, L, H).
+
+    Returns:
+        Scores (A, C).
+
+    Raises:
+        ValueError: A shape is wrong.
 
     >>> chamfer(torch.randn(3, 4, 8), torch.randn(5, 2, 8)).shape
     torch.Size([3, 5])
@@ -55,14 +80,23 @@ def smooth_chamfer(a: Tensor, b: Tensor, temperature: float = 16.0) -> Tensor:
     """Smooth-Chamfer similarity (DivE, Kim et al. 2023, section 3.3).
 
     (mean_k log sum_l exp(t c_kl) + mean_l log sum_k exp(t c_kl)) / 2t with t the ``temperature``: every pair has a
-    weight, the larger t, the more of it on the best one. It is not bounded by 1.
-    Shapes: (A, K, H) and (C, L, H) -> (A, C). Raises ValueError for other shapes or a temperature that is not positive.
+    weight, and the larger t, the more of it is on the best pair. The score is not bounded by 1.
+
+    Args:
+        a: Embeddings (A, K, H).
+        b: Embeddings (C, L, H).
+        temperature: The factor t of the cosines.
+
+    Returns:
+        Scores (A, C).
+
+    Raises:
+        ValueError: A shape is wrong, or ``temperature`` is not positive.
 
     >>> smooth_chamfer(torch.randn(3, 4, 8), torch.randn(5, 2, 8), temperature=16.0).shape
     torch.Size([3, 5])
     """
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature must be positive, got {temperature}")
+    check_positive("temperature", temperature)
     cosines = pair_cosines(a, b)
     if temperature > _FLAT or cosines.dtype in (torch.float16, torch.bfloat16):
         scaled = cosines * temperature
@@ -75,8 +109,9 @@ def smooth_chamfer(a: Tensor, b: Tensor, temperature: float = 16.0) -> Tensor:
 class MatchProbability(nn.Module):
     """Mean over all pairs of sigmoid(a c_kl + b), with a and b learned (PCME, Chun et al. 2021, as used by DivE).
 
-    ``scale`` and ``shift`` are where a and b start; DivE's released code leaves them there.
-    Shapes: (A, K, H) and (C, L, H) -> (A, C). Raises ValueError for other shapes.
+    Args:
+        scale: Where a starts; DivE's released code leaves it there.
+        shift: Where b starts; DivE's released code leaves it there.
 
     >>> MatchProbability()(torch.randn(3, 4, 8), torch.randn(5, 2, 8)).shape
     torch.Size([3, 5])
@@ -88,7 +123,18 @@ class MatchProbability(nn.Module):
         self.shift = nn.Parameter(torch.tensor(float(shift)))
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """Compare."""
+        """Compare embedding sets.
+
+        Args:
+            a: Embeddings (A, K, H).
+            b: Embeddings (C, L, H).
+
+        Returns:
+            Scores (A, C).
+
+        Raises:
+            ValueError: A shape is wrong.
+        """
         return (pair_cosines(a, b) * self.scale + self.shift).sigmoid().mean((1, 3))
 
 
@@ -96,7 +142,16 @@ def order(a: Tensor, b: Tensor) -> Tensor:
     """Order-embedding score of the best pair, max_kl -|max(0, |b_l| - |a_k|)|_2 with |.| elementwise (PVSE's baseline).
 
     Vendrov et al. 2016: the image a is below its caption b, coordinate by coordinate.
-    Shapes: (A, K, H) and (C, L, H) -> (A, C). Raises ValueError for other shapes.
+
+    Args:
+        a: Embeddings (A, K, H) of the images.
+        b: Embeddings (C, L, H) of the captions.
+
+    Returns:
+        Scores (A, C).
+
+    Raises:
+        ValueError: A shape is wrong.
 
     >>> order(torch.randn(3, 1, 8), torch.randn(5, 1, 8)).shape
     torch.Size([3, 5])
@@ -112,19 +167,59 @@ def order(a: Tensor, b: Tensor) -> Tensor:
 
 
 def pair_cosines(a: Tensor, b: Tensor) -> Tensor:
-    """Cosines (A, K, C, L) of all pairs of embeddings."""
+    """Give the cosines of all pairs of embeddings.
+
+    Args:
+        a: Embeddings (A, K, H).
+        b: Embeddings (C, L, H).
+
+    Returns:
+        Cosines (A, K, C, L).
+
+    Raises:
+        ValueError: A shape is wrong.
+
+    >>> pair_cosines(torch.randn(3, 4, 8), torch.randn(5, 2, 8)).shape
+    torch.Size([3, 4, 5, 2])
+    """
     check_embeddings(a, b)
     return (unit(a).flatten(0, 1) @ unit(b).flatten(0, 1).T).view(*a.shape[:2], *b.shape[:2])
 
 
 def unit(x: Tensor) -> Tensor:
-    """L2-normalise the last axis; a vector of length 1 is left as it is, and so is its gradient (official codes)."""
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return x / norm.clamp(min=torch.finfo(x.dtype).tiny).masked_fill((norm - 1).abs() < 1e-5, 1.0)
+    """L2-normalise the last axis of vectors that are not normalised yet.
+
+    A vector whose length is 1, up to rounding, is returned as it is. A tower has normalised it already, and as in the
+    official codes its score is the plain product, whose gradient keeps the part along the vector; the tower's own
+    normalisation takes that part away. Any other vector is divided by its length, with that division's gradient.
+
+    Args:
+        x: Vectors (..., H).
+
+    Returns:
+        Vectors (..., H) of length 1; zero stays zero.
+
+    >>> unit(torch.tensor([3.0, 4.0]))
+    tensor([0.6000, 0.8000])
+    """
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    normalised = (length - 1).abs() < _ROUNDING
+    divisor = length.clamp(min=torch.finfo(x.dtype).tiny).masked_fill(normalised, 1.0)
+    return x / divisor
 
 
 def check_embeddings(a: Tensor, b: Tensor) -> None:
-    """Raise ValueError unless both are (samples, embeddings, H) with one H, and none is empty."""
+    """Check that two sides can be compared.
+
+    Args:
+        a: Embeddings, to be (A, K, H).
+        b: Embeddings, to be (C, L, H).
+
+    Raises:
+        ValueError: A side has another number of axes or is empty, or their widths differ.
+
+    >>> check_embeddings(torch.randn(3, 4, 8), torch.randn(5, 2, 8))
+    """
     if a.dim() != 3 or b.dim() != 3 or a.shape[-1] != b.shape[-1] or 0 in (*a.shape, *b.shape):
         found = f"{tuple(a.shape)} and {tuple(b.shape)}"
         raise ValueError(f"expected (A, K, H) and (C, L, H) with one H, nothing empty, got {found}")

@@ -1,13 +1,17 @@
 """The Generalized Pooling Operator of VSE∞."""
 
 import math
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from vse.errors import check_at_least, check_choice
 from vse.sets import Aggregated, check_set, lengths_to_mask, masked_softmax, masked_sort
+
+Decoder = Literal["gru", "transformer", "mlp"]
 
 
 class GPO(nn.Module):
@@ -18,37 +22,101 @@ class GPO(nn.Module):
     whose directions are averaged, and a linear map. theta depends on n alone, so it is computed once per distinct n;
     in evaluation without gradients the table of all n is kept until a parameter changes.
 
-    Shapes: features (B, N, D), mask (B, N) -> embeddings (B, 1, D). Raises ValueError for an empty set or a wrong
-    shape.
+    The defaults are the operator of the paper. The other settings are for the ablations of its supplement (tables 3, 6,
+    7 and 8), whose code is not released; their exact form is our reading, the plainest one:
 
-    >>> pooled = GPO()(torch.randn(2, 36, 1024)).embeddings[:, 0]
+    * ``decoder="transformer"``: one post-norm transformer layer with one head in place of the BiGRU, as wide as the
+      code and with ``hidden_dim`` hidden units; ``"mlp"``: a linear map and a ReLU, which see one rank at a time.
+    * ``per_dimension``: scores s_kd, and so weights, for every dimension d of the features.
+    * ``conditioned``: the code of rank k plus a linear map of the sorted features x_(k), so that the weights depend on
+      the sample.
+
+    Args:
+        position_dim: Width of the sinusoidal code, even.
+        hidden_dim: Width of the BiGRU's states, each way.
+        decoder: What turns codes into states: "gru", "transformer" or "mlp".
+        per_dimension: Whether every dimension has its own weights.
+        conditioned: Whether the weights depend on the features.
+        in_dim: Width D of the features; needed for weights per dimension or from the features. Without it, any.
+
+    Raises:
+        ValueError: A size is out of range, the decoder is unknown, or ``in_dim`` is missing.
+
+    >>> GPO()(torch.randn(2, 36, 1024)).embeddings.shape
+    torch.Size([2, 1, 1024])
     """
 
     temperature = 0.1  # fixed in the paper's code, not a hyper-parameter
 
-    def __init__(self, position_dim: int = 32, hidden_dim: int = 32) -> None:
+    def __init__(
+        self,
+        position_dim: int = 32,
+        hidden_dim: int = 32,
+        decoder: Decoder = "gru",
+        per_dimension: bool = False,
+        conditioned: bool = False,
+        in_dim: int | None = None,
+    ) -> None:
         super().__init__()
         if position_dim < 2 or position_dim % 2:
             raise ValueError(f"position_dim must be even and positive, got {position_dim}")
-        if hidden_dim < 1:
-            raise ValueError(f"hidden_dim must be at least 1, got {hidden_dim}")
+        check_at_least("hidden_dim", hidden_dim, 1)
+        check_choice("decoder", decoder, get_args(Decoder))
+        if in_dim is None and (per_dimension or conditioned):
+            raise ValueError("in_dim, the width of the features, is needed for per_dimension and conditioned weights")
         self.position_dim = position_dim
-        self.gru = nn.GRU(position_dim, hidden_dim, batch_first=True, bidirectional=True)
-        self.linear = nn.Linear(hidden_dim, 1, bias=False)
+        self.decoder = decoder
+        self.per_dimension = per_dimension
+        self.in_dim = in_dim
+        if decoder == "gru":
+            self.gru = nn.GRU(position_dim, hidden_dim, batch_first=True, bidirectional=True)
+        elif decoder == "transformer":
+            self.transformer = nn.TransformerEncoderLayer(position_dim, 1, hidden_dim, dropout=0.0, batch_first=True)
+        else:
+            self.mlp = nn.Sequential(nn.Linear(position_dim, hidden_dim), nn.ReLU())
+        width = position_dim if decoder == "transformer" else hidden_dim
+        outputs = in_dim if per_dimension and in_dim is not None else 1
+        self.linear = nn.Linear(width, outputs, bias=False)
+        self.condition = nn.Linear(in_dim, position_dim, bias=False) if conditioned and in_dim is not None else None
         self._table: Tensor | None = None
         self._table_key: Tensor | None = None
 
     def forward(self, features: Tensor, mask: Tensor | None = None, context: Tensor | None = None) -> Aggregated:
-        """Pool; ``context`` is not used."""
-        check_set(features, mask)
-        ranked, _ = masked_sort(features, mask)
-        weights = self.rank_weights(features, mask).to(ranked.dtype)
+        """Pool a batch of sets.
+
+        Args:
+            features: Local features (B, N, D).
+            mask: (B, N), True on real elements; None when all are real.
+            context: Not used.
+
+        Returns:
+            Embeddings (B, 1, D).
+
+        Raises:
+            ValueError: A set is empty, or a shape is wrong.
+        """
+        check_set(features, mask, dim=self.in_dim)
+        ranked, prefix = masked_sort(features, mask)
+        weights = self.rank_weights(ranked, prefix).to(ranked.dtype)
+        if self.per_dimension:
+            return Aggregated((weights * ranked).sum(1, keepdim=True))
         return Aggregated(torch.matmul(weights.unsqueeze(1), ranked))
 
-    def rank_weights(self, features: Tensor, mask: Tensor | None) -> Tensor:
-        """Weights theta of every sample: (B, N), zero behind its real elements, or (1, N) when all sets are full."""
-        size = features.shape[1]
-        if self.training or torch.is_grad_enabled():
+    def rank_weights(self, ranked: Tensor, mask: Tensor | None) -> Tensor:
+        """Weights theta of every sample's ranks, zero behind its real elements.
+
+        Args:
+            ranked: Sorted features (B, N, D); unless the weights are conditioned on them, only their shape counts.
+            mask: Mask (B, N) of the real elements; None when all are real.
+
+        Returns:
+            Weights (B, N), or (1, N) when all sets are full and so alike; (B, N, D) or (1, N, D) per dimension.
+        """
+        size = ranked.shape[1]
+        if self.condition is not None:
+            counts = torch.full((len(ranked),), size) if mask is None else mask.sum(1)
+            return self._weights(counts, size, ranked)
+        if self.training or torch.is_grad_enabled() or self.per_dimension:  # a table per dimension would be large
             if mask is None:
                 return self._weights(torch.tensor([size]), size)
             distinct, row = mask.sum(1).unique(return_inverse=True)
@@ -58,18 +126,28 @@ class GPO(nn.Module):
             return table[size - 1 : size, :size]
         return table[:, :size][mask.sum(1) - 1]
 
-    def _weights(self, counts: Tensor, size: int) -> Tensor:
-        """Weights theta (R, size) of sets with ``counts`` (R,) elements."""
+    def _weights(self, counts: Tensor, size: int, ranked: Tensor | None = None) -> Tensor:
+        """Weights theta (R, size) or (R, size, D) of sets with ``counts`` (R,) elements."""
         # float32 whatever the surrounding precision: the table is tiny and its softmax is sharp.
         with torch.autocast(self.linear.weight.device.type, enabled=False):
-            codes = position_codes(size, self.position_dim).to(self.linear.weight)
-            packed = pack_padded_sequence(
-                codes.expand(len(counts), -1, -1), counts.cpu(), batch_first=True, enforce_sorted=False
-            )
-            states, _ = pad_packed_sequence(self.gru(packed)[0], batch_first=True, total_length=size)
-            forward, backward = states.chunk(2, dim=-1)
-            scores = self.linear((forward + backward) / 2).squeeze(-1) / self.temperature
-            return masked_softmax(scores, lengths_to_mask(counts.to(scores.device), size))
+            codes = position_codes(size, self.position_dim).to(self.linear.weight).expand(len(counts), -1, -1)
+            if self.condition is not None and ranked is not None:
+                codes = codes + self.condition(ranked.to(codes.dtype))
+            real = lengths_to_mask(counts.to(codes.device), size)
+            scores = self.linear(self._decode(codes, real, counts)) / self.temperature
+            weights = masked_softmax(scores, real.unsqueeze(-1), dim=1)
+        return weights if self.per_dimension else weights.squeeze(-1)
+
+    def _decode(self, codes: Tensor, real: Tensor, counts: Tensor) -> Tensor:
+        """States (R, size, width) of the ranks' codes (R, size, position_dim); ``real`` marks the first ``counts``."""
+        if self.decoder == "mlp":
+            return self.mlp(codes)
+        if self.decoder == "transformer":
+            return self.transformer(codes, src_key_padding_mask=~real)
+        packed = pack_padded_sequence(codes, counts.cpu(), batch_first=True, enforce_sorted=False)
+        states, _ = pad_packed_sequence(self.gru(packed)[0], batch_first=True, total_length=codes.shape[1])
+        forward, backward = states.chunk(2, dim=-1)
+        return (forward + backward) / 2
 
     def _cached_table(self, size: int) -> Tensor:
         """Weights theta of every count 1..S with S >= size, computed once for the present parameters."""
@@ -86,7 +164,18 @@ class GPO(nn.Module):
 
 
 def position_codes(size: int, dim: int) -> Tensor:
-    """Sinusoidal codes (size, dim) of 0..size-1, base 10000: sine on even channels, cosine on odd ones."""
+    """Give sinusoidal codes of the numbers from 0, base 10000: sine on even channels, cosine on odd ones.
+
+    Args:
+        size: How many numbers are coded, 0 to size - 1.
+        dim: Width of a code, even.
+
+    Returns:
+        Codes (size, dim), float32.
+
+    >>> position_codes(3, 2)[0].tolist()
+    [0.0, 1.0]
+    """
     rate = torch.exp(torch.arange(0, dim, 2) * (-math.log(10000.0) / dim))
     angle = torch.arange(size).unsqueeze(1) * rate
     return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)
