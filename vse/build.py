@@ -14,7 +14,7 @@ from vse.components import at, check, construct, find, find_callable, make, nami
 from vse.config import Config, OptimConfig, load_config
 from vse.data.batches import Batch
 from vse.data.clips import ClipTransform
-from vse.data.corpus import SPLITS, Corpus, Kind
+from vse.data.corpus import SPLITS, Corpus, ImageSource, Kind
 from vse.data.formats import FORMATS
 from vse.data.subwords import Subwords
 from vse.data.transforms import TRANSFORMS
@@ -84,6 +84,11 @@ def read_corpus(config: Config, split: str) -> Corpus:
         raise InputError(f"split {split!r}: {close_match(split, list(SPLITS))}")
     function = find_callable(config, FORMATS, "data.format", config.data.format)
     corpus: Corpus = function(config.data.root, split, **config.data.options)
+    if not isinstance(corpus.images, ImageSource):  # of a format outside the package
+        raise InputError(
+            f"{config.source('data.format')}: data.format: {config.data.format} gives images as "
+            f"{type(corpus.images).__name__}; expected a source of images, such as PictureFiles(paths)"
+        )
     return corpus
 
 

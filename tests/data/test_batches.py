@@ -1,11 +1,17 @@
 import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import write_dataset, write_pictures, write_precomp
+from helpers import ROOT, write_dataset, write_pictures, write_precomp
 
+from vse.data import batches
 from vse.data.batches import Batch, BatchSampler, TrainingData, make_loader
 from vse.data.corpus import ArrayFeatures, Corpus, Features
 from vse.data.formats import karpathy, precomp
@@ -152,3 +158,45 @@ def test_clips_of_different_lengths_share_a_batch(tmp_path: Path) -> None:
     lengths = [len(corpus.images[i]) for i in range(4)]
     assert batch.image_mask.sum(1).tolist() == lengths and batch.images.shape == (4, max(lengths), 6)
     assert (batch.images[~batch.image_mask] == 0).all()
+
+
+def test_bad_arguments(corpus: Corpus) -> None:
+    with pytest.raises(ValueError, match="sampling must be one of 'pair' or 'image', got 'images'"):
+        sampler(corpus, sampling="images")
+    with pytest.raises(ValueError, match=r"drop must be in \[0, 1\), got 1.0"):
+        data(corpus, drop=1.0)
+
+
+@pytest.mark.parametrize(
+    ("lacks", "expected"),
+    [
+        ((), {"SIGINT", "SIGHUP"}),
+        (("sigwaitinfo",), {"SIGINT", "SIGHUP"}),  # macOS
+        (("sigwaitinfo", "pthread_sigmask", "SIGHUP"), {"SIGINT"}),  # Windows
+    ],
+    ids=["Linux", "macOS", "Windows"],
+)
+def test_workers_start_where_signals_are_few(
+    lacks: tuple[str, ...], expected: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They ignore what there is to ignore; a SIGTERM is waited for only where one can tell who sent it."""
+    ignored, blocked, threads = set(), [], []
+    monkeypatch.setattr(signal, "signal", lambda number, action: ignored.add(number.name))
+    monkeypatch.setattr(signal, "pthread_sigmask", lambda how, signals: blocked.append(signals))
+    monkeypatch.setattr(threading.Thread, "start", lambda thread: threads.append(thread))
+    for name in lacks:
+        monkeypatch.delattr(signal, name)
+    batches._leave_signals_to_the_parent(0)
+    assert ignored == expected
+    assert len(blocked) == len(threads) == (0 if lacks else 1)
+
+
+def test_a_module_without_the_signals_of_posix_can_be_imported() -> None:
+    code = """
+import signal
+for name in ("sigwaitinfo", "pthread_sigmask", "SIGHUP", "sigwait", "sigtimedwait"):
+    delattr(signal, name)
+import vse.data.batches, vse.data.formats, vse.features.extraction
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0

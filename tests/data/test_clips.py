@@ -9,7 +9,16 @@ import torch
 from helpers import grey_frames, write_gif
 from PIL import Image
 
-from vse.data.clips import ClipTransform, FrameFeatures, find_clips, read_frames, sample_frames
+from vse.data.clips import (
+    ClipTransform,
+    FrameFeatures,
+    find_clips,
+    frames_at_rate,
+    gif_durations,
+    iterate_frames,
+    read_frames,
+    sample_frames,
+)
 from vse.errors import InputError
 
 
@@ -170,3 +179,107 @@ def test_bad_frame_features(tmp_path: Path) -> None:
         find_clips(tmp_path, "features", ["b", "a"])
     with pytest.raises(InputError, match="features: has no b.npy, nor 1 others of 3 clips"):
         find_clips(tmp_path, "features", ["a", "b", "c"])
+
+
+def slow_frames_at_rate(durations: list[int], fps: float) -> list[int]:
+    """The same, by looking at every moment which frame is on."""
+    found, tick = [], 0
+    while (moment := tick * 100 / fps) < sum(durations):
+        frame, end = 0, durations[0]
+        while end <= moment:
+            frame += 1
+            end += durations[frame]
+        found.append(frame)
+        tick += 1
+    return found
+
+
+def test_frames_at_a_rate() -> None:
+    rng = np.random.default_rng(0)
+    for fps in (1.0, 3.0, 7.5, 8.0, 30.0, 100.0):
+        for _ in range(30):
+            durations = rng.integers(1, 40, rng.integers(1, 30)).tolist()
+            assert frames_at_rate(durations, fps).tolist() == slow_frames_at_rate(durations, fps)
+    assert frames_at_rate([10] * 10, 8).tolist() == [0, 1, 2, 3, 5, 6, 7, 8]
+    assert frames_at_rate([50, 50], 8).tolist() == [0] * 4 + [1] * 4  # a slow clip repeats frames
+    assert frames_at_rate([5], 8).tolist() == [0]  # a clip shorter than one period
+
+
+@pytest.mark.parametrize("mode", ["RGB", "P", "L"])
+def test_durations_are_the_files_own(mode: str, tmp_path: Path) -> None:
+    """As Pillow tells them frame by frame, with local colour tables, comments and loops."""
+    rng = np.random.default_rng(0)
+    noise = [Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)).convert(mode) for _ in range(6)]
+    durations = [20, 100, 70, 250, 3000, 40]
+    noise[0].save(
+        tmp_path / "x.gif", save_all=True, append_images=noise[1:], duration=durations, loop=0, comment=b"c" * 400
+    )
+    with Image.open(tmp_path / "x.gif") as clip:
+        told = []
+        for number in range(6):
+            clip.seek(number)
+            told.append(clip.info["duration"])
+    content = (tmp_path / "x.gif").read_bytes()
+    assert told == durations and gif_durations(content) == [duration // 10 for duration in durations]
+    with pytest.raises(ValueError, match="only a GIF file tells its frame rate"):
+        gif_durations(b"\x89PNG" + content)
+
+
+def test_frames_without_a_duration_last_a_tenth_of_a_second(tmp_path: Path) -> None:
+    write_gif(tmp_path / "x.gif", 4, [0, 10, 20, 50])
+    assert gif_durations((tmp_path / "x.gif").read_bytes()) == [10, 10, 2, 5]
+
+
+def test_a_clip_is_seen_at_its_rate_before_frames_are_chosen(tmp_path: Path) -> None:
+    """20 frames, 25 a second: at 5 a second these are 0, 5, 10 and 15, whatever is chosen of them."""
+    gif = write_gif(tmp_path / "x.gif", 20, 40)
+    assert shown(read_frames(gif, np.arange, fps=5)) == [0, 5, 10, 15]
+    assert shown(read_frames(gif, lambda total: np.array([total - 1, 0, 0]), fps=5)) == [15, 0, 0]
+    assert shown(list(iterate_frames(gif, fps=5))) == [0, 5, 10, 15]
+    assert shown(list(iterate_frames(gif))) == list(range(20))
+
+    def values(transform: ClipTransform) -> list[int]:
+        return [round(float(frame.float().mean()) / 10) for frame in transform.read(gif)]
+
+    assert values(ClipTransform(4, 8, 8, fps=5)) == [0, 5, 10, 15]
+    assert values(ClipTransform(2, 8, 8, fps=5, trim=1)) == [5, 10]
+    assert values(ClipTransform(4, 8, 8)) == [0, 5, 10, 15] and values(ClipTransform(5, 8, 8)) == [0, 4, 8, 12, 16]
+    assert values(ClipTransform(5, 8, 8, fps=50)) == [0, 4, 8, 12, 16]  # each of 20 frames twice
+    torch.manual_seed(0)
+    flat = ClipTransform(2, 8, 8, augment=False, max_skip=1, fps=5)
+    drawn = {round(float(frame.float().mean()) / 10) for _ in range(40) for frame in flat.read(gif, train=True)}
+    assert drawn == {0, 5, 10, 15}
+
+
+def test_clips_without_a_rate(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for i, picture in enumerate(grey_frames(4)):
+        picture.save(folder / f"{i}.png")
+    at_eight = ClipTransform(4, 8, 8, fps=8.0)
+    message = "folder: a folder of pictures does not tell its frame rate, so fps=8 cannot be met; .*fps=null"
+    for read in (lambda: at_eight.read(folder), lambda: list(iterate_frames(folder, 8.0))):
+        with pytest.raises(InputError, match=message):
+            read()
+    assert torch.equal(
+        at_eight.read(grey_frames(4)), ClipTransform(4, 8, 8).read(grey_frames(4))
+    )  # as the caller has it
+    grey_frames(1)[0].save(tmp_path / "x.webp")
+    with pytest.raises(InputError, match="x.webp: not a GIF .*only a GIF file tells its frame rate"):
+        at_eight.read(tmp_path / "x.webp")
+    cut = write_gif(tmp_path / "cut.gif", 9).read_bytes()
+    (tmp_path / "cut.gif").write_bytes(cut[: len(cut) // 2])
+    with pytest.raises(InputError, match="cut.gif: not a GIF"):
+        at_eight.read(tmp_path / "cut.gif")
+
+
+def test_clips_resized_without_antialiasing() -> None:
+    """All frames alike, in training too; a fine pattern is not blurred away."""
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    sharp, smooth = (ClipTransform(3, 16, 16, antialias=antialias).read([noise] * 3) for antialias in (False, True))
+    assert sharp.shape == (3, 3, 16, 16) and sharp.dtype == torch.uint8 and type(sharp) is torch.Tensor
+    assert torch.equal(sharp[0], sharp[2]) and sharp.float().std() > 1.5 * smooth.float().std()
+    transform = ClipTransform(3, 16, 16, antialias=False)
+    torch.manual_seed(0)
+    first, second = (transform.read([noise] * 3, train=True) for _ in range(2))
+    assert torch.equal(first[0], first[1]) and torch.equal(first[0], first[2]) and not torch.equal(first, second)

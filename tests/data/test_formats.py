@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import karpathy_file, write_precomp
+from helpers import ROOT, karpathy_file, write_pictures, write_precomp
 
+from vse.build import build_corpus, read_config
 from vse.data.corpus import Corpus
 from vse.data.formats import coco, folder, id_mapping, karpathy, precomp
 from vse.errors import InputError
@@ -376,3 +377,40 @@ def test_a_bare_carriage_return_ends_no_caption(tmp_path: Path, end: str) -> Non
     lines = ["a dog\rruns", "c", "d", "e", "f"]
     (root / "precomp" / "train_caps.txt").write_bytes("".join(line + end for line in lines).encode())
     assert precomp(str(root), "train").captions == lines
+
+
+OWN_FORMAT = """
+import numpy as np
+from vse.data.corpus import Corpus
+from vse.data.transforms import PictureFiles
+
+def pairs(root, split, bare: bool = False):
+    paths = [f"{root}/images/{i}.jpg" for i in range(4)]
+    images = paths if bare else PictureFiles(paths)
+    return Corpus(f"{root} ({split})", images, list("abcd"), np.arange(4), list("wxyz"), range(4))
+"""
+
+
+def test_a_format_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One function that returns a corpus; its images must be a source of images."""
+    (tmp_path / "own_format.py").write_text(OWN_FORMAT)
+    monkeypatch.syspath_prepend(tmp_path)
+    root = write_pictures(tmp_path / "data", train=4, others=1)
+    settings = ["data.format=own_format:pairs", f"data.root={root}", "data.options={}", "data.transform.size=16"]
+    config = ROOT / "configs" / "demo_pictures.yaml"
+    corpus = build_corpus(read_config(config, settings), "train")
+    assert np.asarray(corpus.images.read(np.arange(4))).shape == (4, 3, 16, 16)
+    bare = read_config(config, [*settings, "data.options.bare=true"])
+    with pytest.raises(
+        InputError, match=r"data.format: own_format:pairs gives images as list; expected .* PictureFiles"
+    ):
+        build_corpus(bare, "train")
+
+
+def test_options_are_checked_against_the_format(tmp_path: Path) -> None:
+    config = ROOT / "configs" / "pvse" / "tgif.yaml"
+    resolved = read_config(config, ["data.options.captions=last", "data.transform.fps=8"])
+    assert resolved.data.options["captions"] == "last"
+    assert resolved.data.transform is not None and resolved.data.transform.arguments["fps"] == 8
+    with pytest.raises(InputError, match="data.options.captions: input should be 'all' or 'last', got 'first'"):
+        read_config(config, ["data.options.captions=first"])

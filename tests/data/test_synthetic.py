@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from vse.data.formats import synthetic
+from vse.data.video_formats import synthetic_clips, tgif
 from vse.errors import InputError
 
 
@@ -50,3 +51,17 @@ def test_synthetic_bad_places(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds another world .unreadable"):
         synthetic(str(tmp_path / "x"), "train", **small)
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+def test_clips_are_a_corpus_in_tgifs_layout(tmp_path: Path) -> None:
+    small: dict[str, Any] = {"train_scenes": 3, "eval_scenes": 2}
+    corpus = synthetic_clips(str(tmp_path / "world"), "dev", **small)
+    assert corpus.video and corpus.images.kind == "frames" and len(corpus.images) == 2 and len(corpus.captions) == 10
+    assert len(tgif(str(tmp_path / "world"), "train").images) == 3
+    again = synthetic_clips(str(tmp_path / "again"), "dev", **small)
+    assert again.captions == corpus.captions
+    assert Path(again.images[1]).read_bytes() == Path(corpus.images[1]).read_bytes()
+    with pytest.raises(InputError, match="holds another world"):  # of pictures
+        synthetic(str(tmp_path / "world"), "dev", **small)
+    with pytest.raises(InputError, match="splits train, dev and test, not testall"):
+        synthetic_clips(str(tmp_path / "world"), "testall", **small)

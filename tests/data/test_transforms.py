@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms import v2
 
 from vse.data.transforms import Crop, PictureFiles, ScaledCrop, Square, open_picture
 from vse.errors import InputError
@@ -137,3 +138,71 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone(
 def test_bad_transforms(make: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def slow_bilinear(pixels: np.ndarray, size: int) -> np.ndarray:
+    """OpenCV's INTER_LINEAR, as it is documented: the four pixels around each new pixel's centre, and no others."""
+    height, width = pixels.shape[:2]
+    found = np.zeros((size, size, 3))
+    for row in range(size):
+        for column in range(size):
+            y = min(max((row + 0.5) * height / size - 0.5, 0), height - 1)
+            x = min(max((column + 0.5) * width / size - 0.5, 0), width - 1)
+            top, left = min(int(y), height - 2), min(int(x), width - 2)
+            for dy, dx in ((0, 0), (0, 1), (1, 0), (1, 1)):
+                weight = (1 - abs(y - top - dy)) * (1 - abs(x - left - dx))
+                found[row, column] += weight * pixels[top + dy, left + dx]
+    return found
+
+
+def test_resizing_without_antialiasing(photo: Image.Image) -> None:
+    """What the published checkpoints on grids saw; what evaluation shows and what training's windows become."""
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8))
+    for picture in (photo, noise):
+        expected = slow_bilinear(np.asarray(picture, dtype=float), 24)
+        sharp = Square(24, antialias=False).read(picture)
+        assert sharp.dtype == torch.uint8 and type(sharp) is torch.Tensor
+        assert np.abs(sharp.permute(1, 2, 0).numpy() - expected).max() <= 1
+        middle = Crop(20, 24, antialias=False).read(picture.resize((24, 24)))
+        assert torch.equal(middle, Crop(20, 24).read(picture.resize((24, 24))))  # nothing to resize
+    assert (Square(24).read(noise).float() - Square(24, antialias=False).read(noise).float()).abs().max() > 60
+    makers: list[Callable[[bool], Square | Crop]] = [
+        lambda antialias: Square(24, antialias=antialias),
+        lambda antialias: Square(24, aspect="random", antialias=antialias),
+        lambda antialias: Crop(24, 30, antialias=antialias),
+    ]
+    for make in makers:
+        spread = {}
+        for antialias in (True, False):
+            torch.manual_seed(0)
+            drawn = [make(antialias).read(noise, train=True) for _ in range(5)]
+            assert all(tensor.shape == (3, 24, 24) for tensor in drawn)
+            spread[antialias] = torch.stack(drawn).float().std()
+        assert spread[False] > 1.2 * spread[True]
+
+
+def test_windows_are_the_same_with_and_without_antialiasing(photo: Image.Image) -> None:
+    """The same random numbers choose the same window and flip: a smooth picture looks alike."""
+    options: list[dict[str, Any]] = [{}, {"aspect": "random"}]
+    for chosen in options:
+        pair = []
+        for antialias in (True, False):
+            torch.manual_seed(3)
+            square = Square(24, antialias=antialias, **chosen)
+            pair.append(torch.stack([square.read(photo, train=True) for _ in range(9)]).float())
+        assert (pair[0] - pair[1]).abs().max() < 12 and pair[0].std(0).max() > 20
+
+
+def test_dives_windows(photo: Image.Image) -> None:
+    """RandomResizedCrop(size, scale=(0.36, 1)) and a flip in training, the whole picture as a square in evaluation."""
+    square = Square(32, min_scale=0.6, aspect="random")
+    assert torch.equal(square.read(photo), Square(32).read(photo))
+    official = v2.Compose([v2.RandomResizedCrop(32, scale=(0.36, 1)), v2.RandomHorizontalFlip(), v2.PILToTensor()])
+    torch.manual_seed(0)
+    drawn = torch.stack([square.read(photo, train=True) for _ in range(50)])
+    torch.manual_seed(0)
+    assert torch.equal(drawn, torch.stack([official(photo) for _ in range(50)]))
+    torch.manual_seed(0)
+    assert not torch.equal(drawn, torch.stack([Square(32).read(photo, train=True) for _ in range(50)]))
+    still = Square(32, aspect="random", augment=False)
+    assert torch.equal(still.read(photo, train=True), still.read(photo))

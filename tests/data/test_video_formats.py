@@ -10,6 +10,7 @@ from helpers import WORDS, write_dataset, write_gif
 
 from vse.data.clips import ClipFiles, FrameFeatures
 from vse.data.corpus import Corpus
+from vse.data.formats import FORMATS
 from vse.data.video_formats import mrw, msrvtt, tgif, vatex
 from vse.errors import InputError
 
@@ -108,3 +109,30 @@ def test_bad_video_corpora(tmp_path: Path) -> None:
     fails("vatex", "a caption of clip test_0 is empty")
     (roots["vatex"] / "vatex_public_test_english_v1.1.json").unlink()
     fails("vatex", r"no vatex_public_test\*.json there; expected VATEX's captions, as published")
+
+
+@pytest.mark.parametrize("kind", ["tgif", "mrw"])
+def test_the_last_caption_of_each_clip(kind: str, tmp_path: Path) -> None:
+    """In dev and test as many captions as clips, each the clip's last in the file; training keeps all."""
+    root = write_dataset(kind, tmp_path / kind)
+    if kind == "mrw":  # as published it has one sentence a clip: give some a second
+        entries = json.loads((root / "mrw-v1.0.json").read_text())
+        entries += [{**entry, "sentence": f"second {entry['sentence']}"} for entry in reversed(entries)]
+        (root / "mrw-v1.0.json").write_text(json.dumps(entries))
+    for split, size in (("dev", 6), ("test", 6), ("testall", 6)):
+        every = READERS[kind](str(root), split, frames="features")
+        last = READERS[kind](str(root), split, frames="features", captions="last")
+        assert len(every.captions) == 2 * size and len(last.captions) == len(last.images) == size
+        assert last.image_ids == every.image_ids
+        pairs = zip(every.image_of_caption.tolist(), every.captions, every.caption_ids, strict=True)
+        expected = {image: (caption, number) for image, caption, number in pairs}  # a later one replaces an earlier one
+        found = zip(last.image_of_caption.tolist(), last.captions, last.caption_ids, strict=True)
+        assert {image: (caption, number) for image, caption, number in found} == expected
+    assert len(READERS[kind](str(root), "train", frames="features", captions="last").captions) == 24
+    with pytest.raises(ValueError, match="captions must be one of 'all' or 'last', got 'first'"):
+        READERS[kind](str(root), "test", frames="features", captions="first")
+
+
+def test_one_table_has_every_format() -> None:
+    assert {name: FORMATS[name] for name in READERS} == READERS
+    assert {"precomp", "karpathy", "coco", "id_mapping", "folder", "synthetic", "synthetic_clips"} < FORMATS.keys()

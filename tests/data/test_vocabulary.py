@@ -132,3 +132,29 @@ def test_augmentation_changes_whole_words() -> None:
     assert len({tuple(fate) for fate in replaced}) > 50 and any(len(set(fate)) == 3 for fate in replaced)
     share = [fates.count(fate) / 2000 for fate in ([101, 102, 103], [9, 9, 9], [])]
     assert share == pytest.approx([0.5, 0.25, 0.2], abs=0.04)
+
+
+def test_an_extended_vocabulary_keeps_what_it_had() -> None:
+    """Known words and the mask keep their ids; new words follow, the most frequent first, ties by spelling."""
+    old = Vocabulary.build(["a dog and a cat"])
+    more = ["a zebra and a bird", "a bird sits"]
+    new = old.extended(more)
+    assert new.words == [*old.words, "bird", "sits", "zebra"]
+    assert (new.mask, new.start, new.unk) == (old.mask, old.start, old.unk)
+    assert new.encode("a dog").tolist() == old.encode("a dog").tolist()
+    assert new.encode("a zebra").tolist() == [1, 5, 11, 2] and old.encode("a zebra").tolist() == [1, 5, 3, 2]
+    assert old.words[5:] == ["a", "and", "cat", "dog"]  # the old one is as it was
+    assert old.extended(more, min_count=2).words == [*old.words, "bird"]
+    assert old.extended(["a cat"]).words == old.words
+    assert new.plain.tolist() == list(range(5, 12)) and Vocabulary(new.state).ids == new.ids
+
+
+def test_an_extended_vocabulary_of_a_published_file(tmp_path: Path) -> None:
+    """The file has no mask: it was appended, stays where it is, and new words come after it."""
+    words = {"<pad>": 0, "<start>": 1, "<end>": 2, "<unk>": 3, "dog": 4}
+    (tmp_path / "vocab.json").write_text(json.dumps({"word2idx": words}))
+    old = Vocabulary.read(tmp_path / "vocab.json")
+    new = old.extended(["a dog"])
+    assert old.appended and not new.appended
+    assert new.words == [*words, "<mask>", "a"] and new.mask == old.mask == 5
+    assert new.encode("a dog").tolist() == [1, 6, 4, 2] and 5 not in new.plain

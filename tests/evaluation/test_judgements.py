@@ -30,7 +30,7 @@ def coco() -> Corpus:
     metrics = eccv_caption.Metrics()
     captions = metrics.coco_ids.tolist()
     images = [metrics.coco_gts["t2i"][caption][0] for caption in captions[::5]]
-    return Corpus("coco", images, ["a"] * 25_000, np.repeat(np.arange(5000), 5), images, captions)  # type: ignore[arg-type]
+    return Corpus("coco", images, ["a"] * 25_000, np.repeat(np.arange(5000), 5), images, captions)
 
 
 def embed(count: int, of: np.ndarray, k: int = 1, dim: int = 16) -> tuple[Tensor, Tensor]:
@@ -82,11 +82,11 @@ def test_ids_that_do_not_fit_are_named(coco: Corpus) -> None:
         for judge in (cxc_metrics, eccv_metrics):
             with pytest.raises(InputError, match=message):
                 judge(scores, args[0], args[1], of)
-    more = Corpus("more", range(5000), ["a"] * 25_010, np.arange(25_010) // 6, range(5000), range(25_010))  # type: ignore[arg-type]
+    more = Corpus("more", range(5000), ["a"] * 25_010, np.arange(25_010) // 6, range(5000), range(25_010))
     for protocol in ("cxc", "coco_5k", "coco"):
         with pytest.raises(InputError, match="25,000 captions, this split has 25,010; .* data.options.per_image=5"):
             report(Member("a", scores, {}), more, protocol)
-    small = Corpus("small", range(10), ["a"] * 10, np.arange(10), range(10), range(10))  # type: ignore[arg-type]
+    small = Corpus("small", range(10), ["a"] * 10, np.arange(10), range(10), range(10))
     with pytest.raises(InputError, match="protocol cxc is for a split of 5,000 images, this one has 10"):
         report(Member("a", scores, {}), small, "cxc")
 
@@ -197,7 +197,7 @@ def test_judgements(coco: Corpus, tmp_path: Path) -> None:
 def test_an_ensemble_within_one_kind(coco: Corpus) -> None:
     """The mean of its models' scores, among images and among captions as well; saved scores have neither."""
     of = np.repeat(np.arange(60), 5)
-    small = Corpus("small", range(60), ["a"] * 300, of, list(range(60)), list(range(300)))  # type: ignore[arg-type]
+    small = Corpus("small", range(60), ["a"] * 300, of, list(range(60)), list(range(300)))
     judgements = Judgements(np.array([[0, 1], [5, 9], [7, 50]]), np.array([[0, 20], [33, 44]]))
     members = []
     for k, similarity in ((1, cosine), (2, smooth_chamfer)):

@@ -17,7 +17,7 @@ from PIL import Image
 from torchvision.models.detection import fasterrcnn_resnet50_fpn
 
 from vse.build import build_image_encoder, read_config, read_corpus
-from vse.data.clips import read_frames
+from vse.data.clips import iterate_frames, read_frames
 from vse.data.formats import precomp
 from vse.data.transforms import open_picture, to_tensor
 from vse.encoders.backbones import ResNetBackbone
@@ -141,7 +141,7 @@ def test_a_damaged_unfinished_array(size: int, tmp_path: Path) -> None:
     writer.write(0, {"ims": np.ones((2, 3), dtype=np.float32)})
     with open(tmp_path / ".unfinished_dev_ims.npy", "r+b") as file:
         file.truncate(size)
-    with pytest.raises(ValueError, match=".dev_unfinished.json: what it lists is damaged .*; remove it"):
+    with pytest.raises(ValueError, match=".dev_unfinished.json: an array that it lists is damaged .*; remove it"):
         RowWriter(tmp_path, "dev", 50, {"a": 1})
 
 
@@ -320,3 +320,32 @@ def test_detected_regions_are_trained_on(grid: list[str], cli: Cli, tmp_path: Pa
     region = ROOT / "configs" / "vse_infty" / "f30k_region_bigru.yaml"
     outcome = cli("train", region, *tiny, f"data.root={tmp_path / 'out'}", f"run.dir={tmp_path / 'regions'}")
     assert outcome.code == 0, outcome.err
+
+
+def test_clips_are_extracted_at_the_transforms_rate(cli: Cli, tmp_path: Path) -> None:
+    """fps and a resize without antialiasing are told in the manifest; training from the files needs no rate."""
+    world = tmp_path / "world"
+    config = ROOT / "configs" / "demo_video.yaml"
+    settings = [f"data.root={world}", "data.options={train_scenes: 4, eval_scenes: 2}", "model.embed_dim=8"]
+    settings += [f"run.dir={tmp_path / 'run'}", "train.epochs=1", "train.batch_size=4", "data.workers=0"]
+    rate = ["data.transform.fps=5", "data.transform.antialias=false"]
+    outcome = cli("extract_features", config, world, *settings, *rate)
+    assert outcome.code == 0, outcome.err
+    for gif in sorted((world / "gifs").glob("*.gif")):
+        frames = np.load(world / "features" / f"{gif.stem}.npy")
+        assert len(frames) == len(list(iterate_frames(gif, 5))) < len(list(iterate_frames(gif)))
+    manifest = json.loads((world / "dev_manifest.json").read_text())
+    assert manifest["transform"] == {"name": "clip", "size": 48, "resize": 48, "fps": 5, "antialias": False}
+    assert "made with another transform" in cli("extract_features", config, world, *settings).error
+    refused = cli("train", config, *settings, *rate, "data.options.frames=features").error
+    assert "frame features do not tell their frame rate, so fps=5 cannot be met" in refused
+    outcome = cli("train", config, *settings, "data.options.frames=features")
+    assert outcome.code == 0, outcome.err
+
+
+def test_a_system_that_cannot_claim_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("os.posix_fallocate")
+    writer = RowWriter(tmp_path, "dev", 2, {"a": 1})
+    writer.write(0, {"ims": np.ones((2, 3), dtype=np.float32)})
+    writer.finish()
+    assert np.array_equal(np.load(tmp_path / "dev_ims.npy"), np.ones((2, 3)))

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -17,6 +17,7 @@ SPLITS = ("train", "dev", "test", "testall")
 Kind = Literal["features", "pictures", "frames"]
 
 
+@runtime_checkable
 class ImageSource(Protocol):
     """The images of a corpus, read as they are asked for: precomputed features, pictures, or clips.
 

@@ -122,5 +122,5 @@ def _csv_rows(path: Path, text: str) -> list[tuple[int, Any]]:
                 )
             rows.append((reader.line_num, row))
     except csv.Error as error:
-        raise InputError(f"{path}: line {reader.line_num}: not a CSV file ({error})") from None
+        raise InputError(f"{path}: line {reader.reader.line_num}: not a CSV file ({error})") from None
     return rows

@@ -39,7 +39,7 @@ class Subwords:
         self.content, self.mask, self.max_length = content, mask, max_length
         special = {token["id"] for token in json.loads(content).get("added_tokens", []) if token["special"]}
         self.ids = self.tokenizer.get_vocab()
-        self._ids = {*self.ids.values(), *self.tokenizer.encode("").ids, *([mask] if mask else [])}
+        self._ids = {*self.ids.values(), *self.tokenizer.encode("").ids, *([] if mask is None else [mask])}
         self.plain = np.array(sorted(self._ids - special), dtype=np.int64)
 
     @classmethod

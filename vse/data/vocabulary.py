@@ -16,8 +16,8 @@ from vse.errors import InputError, first_line
 
 SPECIALS = ("<pad>", "<start>", "<end>", "<unk>", "<mask>")
 
-# Words whose full stop ends no sentence. NLTK's English Punkt model is a download; these are the abbreviations that
-# its users' published vocabularies (SCAN's Flickr30K and COCO files) show to have kept their stop, and close kin.
+# Words whose full stop does not end a sentence. NLTK's English Punkt model is a download. The vocabularies that its
+# users published (SCAN's for Flickr30K and COCO) show these abbreviations, and close relatives, with their full stop.
 _ABBREVIATIONS = {"a", "mr", "mrs", "ms", "dr", "st", "jr", "sr", "u.s", "j.p", "a.m", "p.m", "d.c", "u.k", "vs"}
 
 
