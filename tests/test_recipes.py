@@ -353,7 +353,10 @@ def check_recipe(name: str, facts: list[Fact]) -> None:
 @pytest.mark.parametrize("dataset", ["f30k", "coco"])
 def test_vsepp(dataset: str) -> None:
     for name, text in (("", "global"), ("_mean", "mean")):
-        pools = [("model.image.aggregator.name", "mean", "ours"), ("model.text.aggregator.name", text, "code, model.py")]
+        pools = [
+            ("model.image.aggregator.name", "mean", "ours"),
+            ("model.text.aggregator.name", text, "code, model.py"),
+        ]
         check_recipe(f"vsepp/{dataset}_region_bigru{name}", [*VSEPP, *pools])
 
 

@@ -52,7 +52,13 @@ def start_training(about: dict[str, Any], folder: Path) -> Training:
     file = ROOT / "configs" / f"{about['config']}.yaml"
     images, captions = write_corpus(folder / "data", about)
     write_vocabulary(folder / "vocabulary.json", about["vocab_size"])
-    overrides = [*without_word_vectors(file), *about["overrides"], f"data.root={folder / 'data'}", f"run.dir={folder / 'run'}", "run.device=cpu"]
+    overrides = [
+        *without_word_vectors(file),
+        *about["overrides"],
+        f"data.root={folder / 'data'}",
+        f"run.dir={folder / 'run'}",
+        "run.device=cpu",
+    ]
     overrides += [f"data.vocabulary.file={folder / 'vocabulary.json'}", "data.workers=0"]
     config = read_config(file, overrides)
     overrides += [f"{name}=0.0" for name in flatten(config.model_dump()) if name.endswith((".drop", ".dropout"))]
