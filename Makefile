@@ -13,11 +13,13 @@ demo: setup
 	$(BIN)/python scripts/train.py configs/demo.yaml
 	$(BIN)/python scripts/eval.py runs/demo
 
+# The tests' models are too small for a second thread, so the tests run side by side: a process per core, one thread each
+# (tests/conftest.py). A file's tests stay together, as they share what is slow to set up.
 test: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 slow: setup
 	$(BIN)/python -m pytest -m slow

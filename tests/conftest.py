@@ -57,6 +57,38 @@ def tiny(corpus_folder: Path, tmp_path: Path) -> list[str]:
 
 
 @pytest.fixture(scope="session")
+def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus that no test changes."""
+    return write_precomp(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def make_run(tmp_path_factory: pytest.TempPathFactory, data_folder: Path) -> Callable[..., Path]:
+    """Make the folder of a run that has learned nothing yet: make_run("vse_infty", "run.seed=2")."""
+    from vse.build import read_config
+    from vse.checkpoints.native import save_checkpoint
+    from vse.training.trainer import Training
+
+    def make(system: str = "vse_infty", *settings: str) -> Path:
+        folder = tmp_path_factory.mktemp("run")
+        small = {
+            "run.dir": folder,
+            "data.root": data_folder,
+            "data.workers": 0,
+            "data.vocabulary.min_count": 1,
+            "model.embed_dim": 8,
+            "model.text.encoder.word_dim": 6,
+            "train.batch_size": 16,
+        }
+        path = ROOT / "configs" / system / "f30k_region_bigru.yaml"
+        config = read_config(path, [*(f"{key}={value}" for key, value in small.items()), *settings])
+        save_checkpoint(folder / "best.pt", Training(config).weights())
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a small random BERT."""
     from transformers import BertConfig

@@ -5,7 +5,7 @@ import yaml
 from helpers import ROOT
 
 from vse.build import read_config
-from vse.config import Config, load_config
+from vse.config import Config, config_changes, load_config, merge
 from vse.errors import InputError
 
 RECIPE = ROOT / "configs" / "vse_infty" / "f30k_region_bigru.yaml"
@@ -139,6 +139,16 @@ def test_numbers(minimal: Path, text: str, value: float) -> None:
         ("train.epochs.x=3", "override 'train.epochs.x=3': train.epochs: input should be a valid integer"),
         ("optim.schedule.warmup_epochs=.inf", "warmup_epochs: input should be a finite number, got inf"),
         ("run.dir=''", "run.dir: string should have at least 1 character, got ''"),
+        (
+            "run.resume=no",
+            "run.resume: input should be 'auto' or 'never', got False .YAML reads yes and on as True",
+        ),
+        (
+            "model.image.aggregator=gpo",
+            "expected a mapping .* got 'gpo'; name a component with model.image.agg",
+        ),
+        ("model.image.aggregator={name:gpo}", "not valid YAML: a space is missing after the colon in 'name:gpo'"),
+        ("optim.zzz=1", r"optim.zzz: unknown argument of adamw \(known: amsgrad, betas, capturable"),
     ],
 )
 def test_bad_overrides(minimal: Path, override: str, message: str) -> None:
@@ -197,3 +207,75 @@ def test_another_format_has_its_own_options(minimal: Path) -> None:
     assert load_config(demo, ["data.format=karpathy", "data.options.pictures=p"]).data.options == {"pictures": "p"}
     assert load_config(demo, ["data.format=synthetic"]).data.options == {"pictures": True}
     assert load_config(demo, ["data.transform=null"]).data.transform is None
+
+
+def test_no_known_word_is_listed_twice(minimal: Path) -> None:
+    with pytest.raises(InputError) as error:
+        read_config(minimal, ["optim.zzz=1"])
+    known = str(error.value).partition("known: ")[2].rstrip(")").split(", ")
+    assert len(known) > 5 and len(known) == len(set(known))
+
+
+def test_a_component_named_without_its_key_is_the_mistake_that_is_reported(minimal: Path) -> None:
+    """Not the argument beside it, which would belong to the component that was meant."""
+    overrides = ["model.image.aggregator=set_prediction", "model.image.aggregator.num_embeddings=2"]
+    with pytest.raises(InputError, match="^override 'model.image.aggregator=set_prediction': .* expected a mapping"):
+        read_config(minimal, overrides)
+    overrides[0] = "model.image.aggregator.name=set_prediction"
+    assert read_config(minimal, overrides).model.image.aggregator.arguments["num_embeddings"] == 2
+    with pytest.raises(InputError, match="aggregator.hidden: unknown argument of set_prediction"):
+        read_config(minimal, [overrides[0], "model.image.aggregator.hidden=2"])
+
+
+def test_what_a_config_tells_of_its_settings(minimal: Path) -> None:
+    config = read_config(minimal, ["model.text.aggregator={name: kmax, k: 2}", "train.epochs=4"])
+    assert config.trusted and config.file == str(minimal)
+    assert config.given("model.text") and config.given("model.text.aggregator.k") and config.given("optim.lr")
+    assert not config.given("train.clip_norm") and not config.given("eval") and not config.given("model.te")
+    assert config.value("model.text.aggregator.k") == 2 and config.value("data.options") == {}
+    assert config.source("train.epochs") == "override 'train.epochs=4'" and config.source("eval") == str(minimal)
+    assert str(config.error("train.epochs", "too few")) == "override 'train.epochs=4': train.epochs: too few"
+
+
+def test_a_base_may_be_a_shipped_config(tmp_path: Path) -> None:
+    """By its name; a file of that relative path comes first."""
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("base: vse_infty/f30k_region_bigru\ntrain: {epochs: 3}")
+    config = load_config(mine)
+    assert config.train.epochs == 3 and config.optim.lr == 5e-4
+    assert load_config("vse_infty/f30k_region_bigru").model_dump() == load_config(RECIPE).model_dump()
+
+
+@pytest.mark.parametrize(
+    ("override", "refused"),
+    [
+        *((key, False) for key in ("run.device=cpu", "run.dir=elsewhere", "run.log_steps=7", "run.save_minutes=1")),
+        *((key, False) for key in ("train.epochs=9", "data.workers=0", "data.root=moved", "eval.batch_size=3")),
+        *((key, False) for key in ("data.vocabulary.file=moved.json", "data.vocabulary.vectors=moved.txt")),
+        *((key, False) for key in ("data.options.annotations=moved.json", "data.options.pictures=moved")),
+        *((key, True) for key in ("train.batch_size=16", "train.clip_norm=1.0", "run.seed=5", "run.precision=bf16")),
+        *((key, True) for key in ("optim.lr=1e-3", "data.sampling=image", "data.vocabulary.min_count=2")),
+        *((key, True) for key in ("data.options.per_image=5", "model.embed_dim=16", "model.text.encoder.drop=0.1")),
+        ("model.image.aggregator={name: mean}", True),
+    ],
+)
+def test_what_may_change_when_a_run_is_resumed(minimal: Path, override: str, refused: bool) -> None:
+    """Where files are, where and how long it runs; nothing that changes what is trained."""
+    saved = read_config(minimal, ["data.format=karpathy"])
+    changes = config_changes(saved.model_dump(), read_config(minimal, ["data.format=karpathy", override]))
+    key = override.partition("=")[0]
+    assert [change.startswith(key) for change in changes][:1] == ([True] if refused else [])
+
+
+def test_the_model_that_a_run_started_from_may_move(minimal: Path) -> None:
+    """A resumed run has its weights in its checkpoint."""
+    encoder = "model.text.encoder={name: bert, model: %s}"
+    saved = read_config(minimal, [encoder % "bert-base-uncased"])
+    assert config_changes(saved.model_dump(), read_config(minimal, [encoder % "/models/bert"])) == []
+
+
+def test_merging_leaves_the_base_alone() -> None:
+    base = {"a": {"name": "x", "k": 1}, "b": 2}
+    origin: dict[str, str] = {}
+    assert merge(base, {"a": {"name": "y"}}, origin, "file") == {"a": {"name": "y"}, "b": 2}
+    assert base == {"a": {"name": "x", "k": 1}, "b": 2} and origin == {"a.name": "file"}

@@ -1,9 +1,13 @@
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from helpers import ROOT
+
+import vse
 
 PACKAGE = ROOT / "vse"
 
@@ -68,7 +72,29 @@ def modules_after(code: str) -> set[str]:
     return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
 
 
-def test_importing_the_package_is_light() -> None:
-    """It must not pull in what only training, configs or data need."""
-    heavy = {"transformers", "torchvision", "tensorboard", "nltk", "pydantic", "yaml", "PIL"}
-    assert not heavy & modules_after("import vse")
+@pytest.mark.parametrize("module", ["vse", "vse.config", "vse.cli"])
+def test_importing_is_light(module: str) -> None:
+    """The package, configs and the command line come without torch, and so in a fraction of the time that it takes."""
+    heavy = {"torch", "numpy", "transformers", "torchvision", "tensorboard", "nltk", "PIL"}
+    assert not heavy & modules_after(f"import {module}")
+
+
+def test_the_package_alone_needs_no_config() -> None:
+    assert not {"pydantic", "yaml"} & modules_after("import vse")
+    assert not {"pydantic", "yaml", "transformers", "torchvision", "PIL"} & modules_after("import vse; vse.VSEModel")
+
+
+def test_public_names() -> None:
+    """Each name is its module's, and type checkers are told the same modules."""
+    told = {}
+    for node in ast.walk(ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("vse."):
+            told.update({alias.name: node.module for alias in node.names})
+    told.pop("load_model")
+    assert sorted([*told, "load"]) == sorted(vse.__all__)
+    for name, module in told.items():
+        assert getattr(vse, name) is getattr(importlib.import_module(module), name)
+    assert set(vse.__all__) <= set(dir(vse))
+    assert vse.losses is importlib.import_module("vse.losses")
+    with pytest.raises(AttributeError, match="module 'vse' has no attribute 'nothing'"):
+        vse.nothing  # noqa: B018

@@ -52,7 +52,7 @@ def test_bad_inputs() -> None:
     eye = np.eye(3, dtype=bool)
     with pytest.raises(ValueError, match="scores contain NaN"):
         retrieval_metrics(np.where(eye, np.nan, 0), eye)
-    with pytest.raises(ValueError, match=r"alike, got \(3, 3\) and \(2, 3\)"):
+    with pytest.raises(ValueError, match=r"shape \(queries, items\), got \(3, 3\) and \(2, 3\)"):
         retrieval_metrics(np.zeros((3, 3)), eye[:2])
     with pytest.raises(ValueError, match="no query has a positive"):
         retrieval_metrics(np.zeros((3, 3)), ~eye & eye)

@@ -47,10 +47,12 @@ def test_against_torch() -> None:
 
 
 def test_bad_arguments() -> None:
-    with pytest.raises(ValueError, match="warmup_epochs must not be negative, got -1"):
+    with pytest.raises(ValueError, match="^warmup_epochs must be at least 0, got -1"):
         Schedule(warmup_epochs=-1)
-    with pytest.raises(ValueError, match=r"factor must be positive and milestones not negative, got 0.1 and \[-1\]"):
-        Step(milestones=[-1])
+    with pytest.raises(ValueError, match="^milestones must be at least 0, got -1"):
+        Step(milestones=[2, -1])
+    with pytest.raises(ValueError, match="^factor must be positive, got 0"):
+        Step(milestones=[2], factor=0)
 
 
 @pytest.mark.parametrize("schedule", [Cosine, Linear])
@@ -76,6 +78,11 @@ def test_plateau_against_torch() -> None:
     rising = Plateau(factor=0.5, patience=0)
     rising.history = list(range(1, 20))
     assert rising(20) == 1
-    for arguments in ({"factor": 1.0}, {"patience": -1}):
-        with pytest.raises(ValueError, match="factor must be in"):
-            Plateau(**arguments)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^factor must be in \(0, 1\), got 1.0"):
+        Plateau(factor=1.0)
+    with pytest.raises(ValueError, match="^patience must be at least 0, got -1"):
+        Plateau(patience=-1)
+
+
+def test_no_milestones_is_a_constant_rate() -> None:
+    assert Step(milestones=[])(100.0) == 1

@@ -171,11 +171,10 @@ def test_messages_of_the_library(cli: Cli, small: list[str], tmp_path: Path) -> 
         ([torch.zeros(3, 32, 32), torch.zeros(3, 32, 32).byte()], "bytes, .* and float tensors cannot share"),
         ([torch.zeros(16, 1728)], r"pictures must be \(3, height, width\) of one size, got \(16, 1728\)"),
         ([], "nothing to encode"),
-        (str(tmp_path), "images must be a list, got a single str"),
-        (Image.new("RGB", (8, 8)), "images must be a list, got a single Image"),
-        ([np.zeros((8, 8, 3))], "images must be paths, PIL pictures or tensors, got ndarray"),
-        ([b"bytes"], "images must be paths, PIL pictures or tensors, got bytes"),
-        ({"a": 1}, "images must be a list, got a single dict"),
+        (str(tmp_path / "none.png"), "none.png: no such picture"),
+        ([np.zeros((8, 8, 3))], r"pictures must be \(3, height, width\) of one size, got \(8, 8, 3\)"),
+        ([b"bytes"], "pictures must be paths, PIL pictures, tensors or arrays, got bytes"),
+        ({"a": 1}, "images must be a path, a PIL picture or a list, got dict"),
     ):
         with pytest.raises(ValueError, match=message):
             model.encode_images(images)  # type: ignore[arg-type]

@@ -1,32 +1,26 @@
 """Visual-semantic embedding: train and evaluate image-text and video-text retrieval models.
 
-Importing this package is fast: training, configs and data are imported where they are used.
+Importing this package is quick: a public name is imported from its module when it is first used, and torch with it.
 """
 
+import importlib
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from vse.aggregators import (
-    GPO,
-    AdaptivePool,
-    GlobalContext,
-    KMaxPool,
-    MaxPool,
-    MeanPool,
-    PIENet,
-    SetPrediction,
-)
-from vse.losses import (
-    AdaptiveContrastiveLoss,
-    InfoNCELoss,
-    TripletLoss,
-    diversity_loss,
-    mmd_loss,
-    uniformity_loss,
-)
-from vse.metrics import retrieval_metrics
-from vse.model import Tower, VSEModel
-from vse.sets import Aggregated, FeatureSet, lengths_to_mask
-from vse.similarity import MatchProbability, chamfer, cosine, max_cosine, order, smooth_chamfer
+if TYPE_CHECKING:
+    from vse.aggregators import GPO, AdaptivePool, GlobalContext, KMaxPool, MaxPool, MeanPool, PIENet, SetPrediction
+    from vse.losses import (
+        AdaptiveContrastiveLoss,
+        InfoNCELoss,
+        TripletLoss,
+        diversity_loss,
+        mmd_loss,
+        uniformity_loss,
+    )
+    from vse.metrics import retrieval_metrics
+    from vse.model import Tower, VSEModel
+    from vse.sets import Aggregated, FeatureSet, lengths_to_mask
+    from vse.similarity import MatchProbability, chamfer, cosine, max_cosine, order, smooth_chamfer
 
 __version__ = "0.1.0"
 
@@ -60,17 +54,70 @@ __all__ = [
     "uniformity_loss",
 ]
 
+# The module of each public name. The imports above, which only type checkers and editors read, say the same.
+_MODULES = {
+    "vse.aggregators": (
+        "GPO",
+        "AdaptivePool",
+        "GlobalContext",
+        "KMaxPool",
+        "MaxPool",
+        "MeanPool",
+        "PIENet",
+        "SetPrediction",
+    ),
+    "vse.losses": (
+        "AdaptiveContrastiveLoss",
+        "InfoNCELoss",
+        "TripletLoss",
+        "diversity_loss",
+        "mmd_loss",
+        "uniformity_loss",
+    ),
+    "vse.metrics": ("retrieval_metrics",),
+    "vse.model": ("Tower", "VSEModel"),
+    "vse.sets": ("Aggregated", "FeatureSet", "lengths_to_mask"),
+    "vse.similarity": ("MatchProbability", "chamfer", "cosine", "max_cosine", "order", "smooth_chamfer"),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
-def load(path: str | Path, vocabulary: str | Path | None = None, padding: str = "masked") -> VSEModel:
+
+def __getattr__(name: str) -> Any:
+    """Import a public name, or one of the modules above, when it is first used (PEP 562)."""
+    if name in _MODULE_OF:
+        value = getattr(importlib.import_module(_MODULE_OF[name]), name)
+    elif f"vse.{name}" in _MODULES:
+        value = importlib.import_module(f"vse.{name}")
+    else:
+        raise AttributeError(f"module 'vse' has no attribute {name!r}")
+    globals()[name] = value  # the next use finds it without this function
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def load(path: str | Path, vocabulary: str | Path | None = None, padding: str = "masked") -> "VSEModel":
     """Load a trained model from a run folder or a checkpoint, in evaluation mode on the CPU.
 
-    A checkpoint is this package's, or one of the official codes of VSE∞, PVSE, VSE-2AD and DivE (see
-    :mod:`vse.checkpoints.official`). ``vocabulary``: a vocabulary file (for BERT: a tokenizer's folder) to use
-    instead of the checkpoint's own. Official checkpoints have none in them; a file of its published name beside the
-    checkpoint is found, and without one ``model.image`` and ``model.text`` work, but not ``model.encode_texts``.
-    ``padding``: "masked", or "released" for what VSE-2AD's and DivE's codes compute, where padding and batch mates
-    change an embedding. Nothing in a file is executed. Raises :class:`vse.errors.InputError` (a ValueError), naming the
-    file, when it is missing, truncated, of another kind, or holds what this package does not have.
+    A checkpoint is one of this package, or one of the official codes of VSE∞, PVSE, VSE-2AD and DivE (see
+    :mod:`vse.checkpoints.official`). Nothing in a file is executed.
+
+    Args:
+        path: A run folder or a checkpoint file.
+        vocabulary: A vocabulary file (for BERT: the folder of its tokenizer) to use instead of the checkpoint's own.
+            Official checkpoints have none in them. A file of the published name beside the checkpoint is found;
+            without one ``model.image`` and ``model.text`` work, but ``model.encode_texts`` does not.
+        padding: "masked", or "released" for what the codes of VSE-2AD and DivE compute, where padding and the other
+            samples of a batch change an embedding.
+
+    Returns:
+        The model.
+
+    Raises:
+        vse.errors.InputError: (a ValueError) when the file is missing, truncated, of another kind, or holds what this
+            package does not have. The message names the file.
 
     >>> model = vse.load("runs/demo")
     >>> model.similarity(model.encode_images([torch.randn(16, 1728)]), model.encode_texts(["a red circle"]))

@@ -1,16 +1,27 @@
 """From a config to objects; the only module that knows every table."""
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vse.aggregators import AGGREGATORS
-from vse.components import at, check, construct, find, find_callable, make, naming
+from vse.aggregators.base import traits_of as traits_of_aggregator
+from vse.components import (
+    NamedComponent,
+    build_component,
+    check_arguments,
+    component_at,
+    construct,
+    errors_at,
+    find_callable,
+    find_component,
+)
 from vse.config import Config, OptimConfig, load_config
 from vse.data.batches import Batch
 from vse.data.clips import ClipTransform
@@ -21,53 +32,89 @@ from vse.data.transforms import TRANSFORMS
 from vse.data.vocabulary import MissingVocabulary, Vocabulary
 from vse.data.word_vectors import read_vectors
 from vse.encoders import ENCODERS
+from vse.encoders.base import traits_of as traits_of_encoder
 from vse.errors import InputError, close_match, first_line
 from vse.losses import LOSSES, REGULARISERS, Criterion
 from vse.model import Tower, VSEModel
 from vse.optim import OPTIMISERS, SCHEDULES, Schedule, parameter_groups
+from vse.sets import Aggregated
 from vse.similarity import SIMILARITIES
 
 _TRANSFORMS = TRANSFORMS | {"clip": ClipTransform}
 Words = Vocabulary | Subwords | MissingVocabulary
-_TOWER_TABLES: dict[str, Any] = {"encoder": ENCODERS, "aggregator": AGGREGATORS}
 
 
 def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a config and check every component in it against its constructor; the defaults are filled in.
+    """Read a config, check every component in it against its constructor, and fill the defaults in.
 
-    Raises InputError with one line.
+    Args:
+        path: A config file, a run folder, or the name of a shipped config.
+        overrides: Settings that differ from the file's, such as "train.epochs=5".
+
+    Returns:
+        The resolved config.
+
+    Raises:
+        InputError: with one line that names the file or override, the full key, what was given and what was expected.
+
+    >>> read_config("demo", ["model.image.aggregator.name=mean"]).model.image.aggregator.name
+    'mean'
     """
     return resolve(load_config(path, overrides))
 
 
 def resolve(config: Config) -> Config:
-    """Check every component and fill its arguments' defaults in."""
+    """Check every component of a config and fill the defaults of its arguments in.
+
+    Raises:
+        InputError: as :func:`read_config`.
+    """
     content = config.model_dump()
-    tables = {f"model.{side}.{kind}": t for side in ("image", "text") for kind, t in _TOWER_TABLES.items()}
-    if config.data.transform is not None:
-        tables["data.transform"] = _TRANSFORMS
-    tables |= {"model.similarity": SIMILARITIES, "loss.ranking": LOSSES, "optim.schedule": SCHEDULES}
-    for key, table in tables.items():
-        component = at(config, key)
-        called_with = {"model.similarity": ("a", "b"), "loss.ranking": ("scores", "positives")}.get(key, ())
-        function = find(config, table, f"{key}.name", component.name)
-        arguments = check(config, key, component.name, function, component.arguments, called_with)
-        at(content, key).update(arguments)
-    for name, term in config.loss.terms.items():
-        function = find(config, REGULARISERS, f"loss.terms.{name}", name)
-        arguments = check(config, f"loss.terms.{name}", name, function, term.arguments, ("image", "text"), ("weight",))
-        content["loss"]["terms"][name].update(arguments)
-    name = config.data.format
-    function = find(config, FORMATS, "data.format", name)
-    content["data"]["options"] = check(
-        config, "data.options", name, function, config.data.options, ("root", "split"), ()
-    )
+    for component, table, inputs in _components(config):
+        function = find_component(component, table)
+        is_built_first = inspect.isclass(function) and component.name_key != "data.format"
+        arguments = check_arguments(component, function, 0 if is_built_first else inputs, _beside(component))
+        settings = content
+        for part in component.key.split("."):
+            settings = settings[part]
+        settings.update(arguments)
     # Torch's own defaults are left to torch: they are many, and not this package's to freeze.
-    function = find(config, OPTIMISERS, "optim.name", config.optim.name)
-    check(config, "optim", config.optim.name, function, config.optim.arguments, beside=OptimConfig.model_fields)
-    resolved = Config.model_validate(content)
-    resolved._origin, resolved._trusted = config._origin, config._trusted
-    return resolved
+    optimiser = component_at(config, "optim")
+    check_arguments(optimiser, find_component(optimiser, OPTIMISERS), beside=OptimConfig.model_fields)
+    return config.replaced(content)
+
+
+def _components(config: Config) -> Iterator[tuple[NamedComponent, Mapping[str, Any], int]]:
+    """The components of a config, the table of each, and the number of inputs that it is called with as a function."""
+    for side in ("image", "text"):
+        yield component_at(config, f"model.{side}.encoder"), ENCODERS, 0
+        yield component_at(config, f"model.{side}.aggregator"), AGGREGATORS, 0
+    if config.data.transform is not None:
+        yield component_at(config, "data.transform"), _TRANSFORMS, 0
+    yield component_at(config, "model.similarity"), SIMILARITIES, 2  # the embeddings of images and captions
+    yield component_at(config, "loss.ranking"), LOSSES, 2  # scores and positives
+    yield component_at(config, "optim.schedule"), SCHEDULES, 0
+    for name in config.loss.terms:
+        yield _term(config, name), REGULARISERS, 2  # what the towers return
+    yield _data_format(config), FORMATS, 2  # root and split
+
+
+def _beside(component: NamedComponent) -> tuple[str, ...]:
+    """The keys that stand beside a component's arguments."""
+    if component.key.startswith("loss.terms."):
+        return ("weight",)
+    return () if component.key == "data.options" else ("name",)
+
+
+def _term(config: Config, name: str) -> NamedComponent:
+    """A regularising term, whose name is its key."""
+    key = f"loss.terms.{name}"
+    return NamedComponent(config, key, key, name, config.loss.terms[name].arguments)
+
+
+def _data_format(config: Config) -> NamedComponent:
+    """The function that reads the data, whose arguments are apart from its name."""
+    return NamedComponent(config, "data.options", "data.format", config.data.format, config.data.options)
 
 
 def read_corpus(config: Config, split: str) -> Corpus:
@@ -82,13 +129,14 @@ def read_corpus(config: Config, split: str) -> Corpus:
     """
     if split not in SPLITS:
         raise InputError(f"split {split!r}: {close_match(split, list(SPLITS))}")
-    function = find_callable(config, FORMATS, "data.format", config.data.format)
-    corpus: Corpus = function(config.data.root, split, **config.data.options)
+    function = find_callable(_data_format(config), FORMATS)
+    corpus = function(config.data.root, split, **config.data.options)
+    if not isinstance(corpus, Corpus):
+        raise config.error("data.format", f"{config.data.format} must return a Corpus, got {type(corpus).__name__}")
     if not isinstance(corpus.images, ImageSource):  # of a format outside the package
-        raise InputError(
-            f"{config.source('data.format')}: data.format: {config.data.format} gives images as "
-            f"{type(corpus.images).__name__}; expected a source of images, such as PictureFiles(paths)"
-        )
+        found = type(corpus.images).__name__
+        problem = f"{config.data.format} gives images as {found}; expected a source of images, such as PictureFiles"
+        raise config.error("data.format", problem)
     return corpus
 
 
@@ -128,60 +176,89 @@ def build_transform(config: Config, kind: str) -> Any:
     """
     if config.data.transform is None:
         known = close_match("", [name for name, transform in _TRANSFORMS.items() if transform.reads == kind])
-        file = config._origin.get("data.transform", config._origin.get("", "config"))
-        raise InputError(f"{file}: data.transform: missing, and {kind} need one ({known})")
-    transform = make(config, _TRANSFORMS, "data.transform")
+        raise config.error("data.transform", f"missing, and {kind} need one ({known})")
+    transform = build_component(config, _TRANSFORMS, "data.transform")
     made_for = getattr(transform, "reads", kind)  # a transform of another package need not say
     if made_for != kind:
-        place = "data.transform.name"
         problem = f"{config.data.transform.name} is for {made_for}, but {config.data.format} has {kind}"
-        raise InputError(f"{config.source(place)}: {place}: {problem}")
+        raise config.error("data.transform.name", problem)
     return transform
 
 
 def build_image_encoder(config: Config, gives: str) -> nn.Module:
-    """The image tower's encoder alone, for "pictures" or "frames", with its published weights."""
-    encoder, name = _build_encoder(config, "image", (gives,), {}, True), config.model.image.encoder.name
-    if not hasattr(encoder, "backbone"):
-        raise InputError(f"{config.source('model.image.encoder')}: model.image.encoder: {name} has no backbone")
+    """Build the image tower's encoder alone, with its published weights.
+
+    Args:
+        config: The config, resolved.
+        gives: What the data has, "pictures" or "frames".
+
+    Returns:
+        The encoder, which has a backbone.
+
+    Raises:
+        InputError: when the encoder reads something else or has no backbone.
+    """
+    encoder = _build_encoder(config, "image", (gives,), {}, from_file=True)
+    if traits_of_encoder(encoder).backbone is None:
+        raise config.error("model.image.encoder", f"{config.model.image.encoder.name} has no backbone")
     return encoder
 
 
 def _reads(config: Config, side: str, otherwise: str) -> tuple[str, ...]:
-    """What a tower's encoder reads; one that does not say reads anything."""
-    key = f"model.{side}.encoder.name"
-    reads = getattr(find(config, ENCODERS, key, getattr(config.model, side).encoder.name), "reads", otherwise)
-    return (reads,) if isinstance(reads, str) else tuple(reads)
+    """What a tower's encoder reads; one that does not say reads what it is given."""
+    encoder = find_component(component_at(config, f"model.{side}.encoder"), ENCODERS)
+    return traits_of_encoder(encoder).reads or (otherwise,)
 
 
 def build_vocabulary(config: Config, training: Corpus, state: dict[str, Any] | None = None) -> Vocabulary | Subwords:
-    """Vocabulary of a run's ``state``, or the text model's own, or from the config's file, or of the training captions.
+    """Build a run's vocabulary: the text model's own, or that of the config's file, or of the training captions.
 
-    Raises InputError when the caption augmentation needs a mask that the text model does not know.
+    Args:
+        config: The config, resolved.
+        training: The training corpus.
+        state: The checkpoint of a run that is resumed; the vocabulary is the one in it.
+
+    Returns:
+        The vocabulary.
+
+    Raises:
+        InputError: when the caption augmentation needs a mask that the text model does not know.
     """
     if state is not None:
         saved = saved_vocabulary(state["vocabulary"])
         assert not isinstance(saved, MissingVocabulary)  # no run has been without one
         return saved
-    key = "model.text.encoder"
+    file = config.data.vocabulary.file
     text = config.model.text.encoder
-    if reads_pieces(config):
-        if (file := config.data.vocabulary.file) is not None:
-            place = "data.vocabulary.file"
-            raise InputError(f"{config.source(place)}: {place}: {text.name} has its own vocabulary; got {file}")
-        with naming(config, f"{key}.model"):
-            pieces = Subwords.read(text.arguments["model"])
-        if drop := text.arguments.get("drop"):
-            lacks = "mask token to put in the place of words" if pieces.mask is None else "notion of words"
-            if pieces.mask is None or len(np.unique(pieces.encode_words("two dogs")[1][1:-1])) < 2:
-                raise InputError(
-                    f"{config.source(f'{key}.drop')}: {key}.drop: the tokenizer of {text.arguments['model']} has no "
-                    f"{lacks}; expected 0, got {drop}"
-                )
-        return pieces
-    if config.data.vocabulary.file is not None:
-        return Vocabulary.read(config.data.vocabulary.file)
+    if reads_subwords(config):
+        if file is not None:
+            raise config.error("data.vocabulary.file", f"{text.name} has its own vocabulary; got {file}")
+        try:
+            subwords = Subwords.read(text.arguments["model"])
+        except ValueError as error:
+            raise config.error("model.text.encoder.model", str(error)) from None
+        check_augmentation(config, subwords)
+        return subwords
+    if file is not None:
+        return Vocabulary.read(file)
     return Vocabulary.build(training.captions, config.data.vocabulary.min_count)
+
+
+def check_augmentation(config: Config, subwords: Subwords) -> None:
+    """Raise InputError when the caption augmentation needs a mask, or words, that a tokenizer does not know."""
+    text = config.model.text.encoder
+    drop = text.arguments.get("drop")
+    if not drop:
+        return
+    lacks = ""
+    if subwords.mask is None:
+        lacks = "mask token to put in the place of words"
+    elif len(np.unique(subwords.encode_words("two dogs")[1][1:-1])) < 2:
+        lacks = "notion of words"
+    if lacks:
+        model = text.arguments["model"]
+        problem = f"the tokenizer of {model} has no {lacks}; expected 0, got {drop}"
+        raise config.error("model.text.encoder.drop", problem)
 
 
 def image_width(*corpora: Corpus) -> int | None:
@@ -196,9 +273,9 @@ def image_width(*corpora: Corpus) -> int | None:
     return first.images.width
 
 
-def reads_pieces(config: Config) -> bool:
+def reads_subwords(config: Config) -> bool:
     """Whether the text encoder comes with its tokenizer."""
-    return _reads(config, "text", "") == ("pieces",)
+    return _reads(config, "text", "words") == ("subwords",)
 
 
 def saved_vocabulary(state: Any) -> Words:
@@ -212,44 +289,52 @@ def saved_vocabulary(state: Any) -> Words:
 
 
 def build_model(config: Config, in_dim: int | None, vocabulary: Words, state: dict[str, Any] | None = None) -> VSEModel:
-    """Model of a config, for features ``in_dim`` wide or, without, for pictures.
+    """Build the model of a config.
 
-    With the ``state`` of a checkpoint it will get its weights from there: no file of published ones is read.
+    Args:
+        config: The config, resolved.
+        in_dim: Width of the features that the image tower reads, None for pictures.
+        vocabulary: What turns captions into token ids.
+        state: A checkpoint that the model will get its weights from: no file of published ones is read.
+
+    Returns:
+        The model, on the CPU.
+
+    Raises:
+        InputError: when the components do not fit together, or the weights that they start from are not finite.
     """
     fresh = state is None
     known: Any = {"image": None, "text": None} if state is None else state.get("architectures", {})
-    given: dict[str, Any] = {} if in_dim is None else {"in_dim": in_dim}
-    gives: tuple[str, ...] = ("pieces" if isinstance(vocabulary, Subwords) else "words",)
+    gives_image = ("pictures", "frames") if in_dim is None else ("features",)
+    gives_text: tuple[str, ...] = ("subwords",) if isinstance(vocabulary, Subwords) else ("words",)
     if isinstance(vocabulary, MissingVocabulary):
-        gives = ("words", "pieces")
+        gives_text = ("words", "subwords")
+    features: dict[str, Any] = {"architecture": known.get("image", {})}
+    if in_dim is not None:
+        features["in_dim"] = in_dim
     tokens = {"vocab_size": len(vocabulary), "architecture": known.get("text", {})}
-    image = _build_tower(
-        config,
-        "image",
-        ("features",) if given else ("pictures", "frames"),
-        {**given, "architecture": known.get("image", {})},
-        fresh,
-    )
-    text = _build_tower(config, "text", gives, tokens, fresh)
+    image = _build_tower(config, "image", gives_image, features, fresh)
+    text = _build_tower(config, "text", gives_text, tokens, fresh)
     if isinstance(vocabulary, Subwords):
-        vocabulary.cut(getattr(text.encoder, "max_length", None))
-    transform = None if config.data.transform is None else make(config, _TRANSFORMS, "data.transform")
-    model = VSEModel(image, text, make(config, SIMILARITIES, "model.similarity"), vocabulary, transform)
+        vocabulary.cut(traits_of_encoder(text.encoder).max_length)
+    transform = None if config.data.transform is None else build_component(config, _TRANSFORMS, "data.transform")
+    similarity = build_component(config, SIMILARITIES, "model.similarity")
+    model = VSEModel(image, text, similarity, vocabulary, transform)
     if fresh:
         for name, value in model.state_dict().items():
             if not value.isfinite().all():
                 raise InputError(f"model.{name}: the weights that it starts from are not finite")
     if fresh and config.data.vocabulary.vectors is not None:
-        _fill_word_vectors(config, config.data.vocabulary.vectors, model, vocabulary)
+        fill_word_vectors(config, config.data.vocabulary.vectors, model, vocabulary)
     return model
 
 
-def _fill_word_vectors(config: Config, file: str, model: VSEModel, vocabulary: Words) -> None:
+def fill_word_vectors(config: Config, file: str, model: VSEModel, vocabulary: Words) -> None:
     """Put a file's word vectors into the text encoder's table."""
-    table = getattr(model.text.encoder, "embedding", None)
-    if not isinstance(table, nn.Embedding) or not isinstance(vocabulary, Vocabulary):
-        key, name = "data.vocabulary.vectors", config.model.text.encoder.name
-        raise InputError(f"{config.source(key)}: {key}: {name} has no table of words to fill")
+    table = traits_of_encoder(model.text.encoder).embedding
+    if table is None or not isinstance(vocabulary, Vocabulary):
+        problem = f"{config.model.text.encoder.name} has no table of words to fill"
+        raise config.error("data.vocabulary.vectors", problem)
     vectors, found = read_vectors(file, vocabulary.words, table.embedding_dim)
     with torch.no_grad():
         rows = torch.from_numpy(found)
@@ -277,97 +362,173 @@ def _architectures(model: VSEModel) -> dict[str, Any]:
 
 
 def build_criterion(config: Config) -> Criterion:
-    """Ranking loss and weighted terms of a config; a weight of 0 leaves a term out."""
+    """Build the ranking loss and the weighted terms of a config; a weight of 0 leaves a term out."""
     terms = {}
-    for name, term in config.loss.terms.items():
-        if not term.weight:
-            continue
-        function = find(config, REGULARISERS, f"loss.terms.{name}", name)
-        terms[name] = (term.weight, construct(config, f"loss.terms.{name}", function, term.arguments))
-    return Criterion(make(config, LOSSES, "loss.ranking"), terms, config.loss.ramp_epoch)
+    for name, settings in config.loss.terms.items():
+        if settings.weight:
+            term = _term(config, name)
+            function = find_callable(term, REGULARISERS)
+            terms[name] = (settings.weight, construct(config, term.key, function, term.arguments))
+    ranking = build_component(config, LOSSES, "loss.ranking")
+    return Criterion(ranking, terms, config.loss.ramp_epoch)
 
 
 def check_fit(config: Config, model: VSEModel, criterion: Criterion, batch: Batch) -> None:
-    """Raise InputError when encoders, aggregators, similarity and loss do not fit together, as a batch tells."""
+    """Check that encoders, aggregators, similarity and loss fit together, by running a batch through them.
+
+    Args:
+        config: The config, resolved, for the keys and files that an error names.
+        model: Its model.
+        criterion: Its losses.
+        batch: Some training samples.
+
+    Raises:
+        InputError: naming the component that does not fit, or does not return what it must.
+    """
+    similarity, ranking = config.model.similarity, config.loss.ranking
     model.eval()
     with torch.no_grad(), torch.random.fork_rng(devices=[]):  # a loss may draw random numbers
-        with naming(config, "model.image"):
-            try:
-                image = model.image(batch.images, batch.image_mask)
-            except RuntimeError as error:
-                if batch.images.dim() < 4:
-                    raise
-                height, width = batch.images.shape[-2:]
-                raise ValueError(f"takes no pictures of {height} x {width} ({first_line(error)})") from None
-        with naming(config, "model.text"):
+        with errors_at(config, "model.image"):
+            image = _embed_images(model, batch)
+            _check_embeddings(config, image.embeddings, len(batch.images))
+        with errors_at(config, "model.text"):
             text = model.text(batch.tokens, batch.token_mask)
-        with naming(config, "model.similarity", config.model.similarity.arguments):
-            scores = model.similarity(image.embeddings, text.embeddings)
-        with naming(config, "loss.ranking", config.loss.ranking.arguments):
-            criterion.ranking(scores, batch.positives)
+            _check_embeddings(config, text.embeddings, len(batch.tokens))
+        with errors_at(config, "model.similarity", similarity.arguments):
+            scores = _compare(similarity.name, model.similarity, image.embeddings, text.embeddings)
+            _check_tensor(similarity.name, scores, (len(batch.images), len(batch.tokens)))
+        with errors_at(config, "loss.ranking", ranking.arguments):
+            _check_tensor(ranking.name, _call(ranking.name, criterion.ranking, scores, batch.positives), ())
         for name, (_, term) in criterion.terms.items():
-            with naming(config, f"loss.terms.{name}", config.loss.terms[name].arguments):
-                term(image, text)
+            with errors_at(config, f"loss.terms.{name}", config.loss.terms[name].arguments):
+                _check_tensor(name, _call(name, term, image, text), ())
+
+
+def _embed_images(model: VSEModel, batch: Batch) -> Aggregated:
+    """What the image tower makes of a batch; ValueError for pictures of a size that it cannot read."""
+    try:
+        result: Aggregated = model.image(batch.images, batch.image_mask)
+    except RuntimeError as error:
+        if batch.images.dim() < 4:
+            raise
+        height, width = batch.images.shape[-2:]
+        raise ValueError(f"takes no pictures of {height} x {width} ({first_line(error)})") from None
+    return result
+
+
+def _call(name: str, component: Callable[..., Any], *inputs: Any) -> Any:
+    """What a component returns; ValueError when it does not take the inputs."""
+    called = component.forward if isinstance(component, nn.Module) else component
+    try:
+        inspect.signature(called).bind(*inputs)
+    except TypeError as error:
+        raise ValueError(f"{name} cannot be called with {len(inputs)} positional arguments ({error})") from None
+    return component(*inputs)
+
+
+def _compare(name: str, similarity: Callable[..., Any], image: Tensor, text: Tensor) -> Any:
+    """The scores of embeddings; the ValueError for sets names the similarities that take them."""
+    try:
+        return _call(name, similarity, image, text)
+    except ValueError as error:
+        if image.shape[1] == text.shape[1] == 1:
+            raise
+        raise ValueError(f"{error}; similarities of sets: {', '.join(_similarities_of_sets())}") from None
+
+
+def _similarities_of_sets() -> list[str]:
+    """Names of the similarities that compare more than one embedding per sample."""
+    names = []
+    two = torch.zeros(1, 2, 1)
+    for name, entry in SIMILARITIES.items():
+        similarity: Any = entry() if inspect.isclass(entry) else entry
+        try:
+            similarity(two, two)
+        except ValueError:
+            continue
+        names.append(name)
+    return names
+
+
+def _check_embeddings(config: Config, embeddings: Tensor, samples: int) -> None:
+    """Raise ValueError unless embeddings are (samples, K, model.embed_dim)."""
+    width = config.model.embed_dim
+    if embeddings.dim() != 3 or len(embeddings) != samples or embeddings.shape[2] != width:
+        raise ValueError(f"its embeddings must be ({samples}, K, {width}), got {tuple(embeddings.shape)}")
+
+
+def _check_tensor(name: str, result: Any, shape: tuple[int, ...]) -> None:
+    """Raise ValueError unless a component returned numbers of some shape."""
+    if not isinstance(result, Tensor):
+        raise ValueError(f"{name} must return a tensor of shape {shape}, got {type(result).__name__}")
+    if result.shape != shape:
+        raise ValueError(f"{name} must return a tensor of shape {shape}, got {tuple(result.shape)}")
 
 
 def build_optimiser(config: Config, model: VSEModel, criterion: Criterion) -> torch.optim.Optimizer:
-    """Optimiser over the model's and the criterion's parameters, grouped by learning-rate factor."""
+    """Build the optimiser over the model's and the criterion's parameters, grouped by learning-rate factor.
+
+    Raises:
+        InputError: when a prefix in ``optim.factors`` begins no parameter's name.
+    """
     named = [*model.named_parameters(), *((f"loss.{name}", p) for name, p in criterion.named_parameters())]
     named = [(name, p) for name, p in named if p.requires_grad]
+    factors = {prefix: factor for prefix, factor in config.optim.factors.items() if factor is not None}
     try:
-        factors = {prefix: factor for prefix, factor in config.optim.factors.items() if factor is not None}
         groups = parameter_groups(named, config.optim.lr, factors)
     except ValueError as error:
-        raise InputError(f"{config.source('optim.factors')}: optim.factors: {error}") from None
+        raise config.error("optim.factors", str(error)) from None
     settings = {"params": groups, "lr": config.optim.lr, "weight_decay": config.optim.weight_decay}
-    optimiser: torch.optim.Optimizer = make(config, OPTIMISERS, "optim", settings)
+    optimiser: torch.optim.Optimizer = build_component(config, OPTIMISERS, "optim", settings)
     return optimiser
 
 
 def build_schedule(config: Config) -> Schedule:
-    """Learning-rate schedule of a config."""
-    schedule: Schedule = make(config, SCHEDULES, "optim.schedule", {"epochs": config.train.epochs})
+    """Build the learning-rate schedule of a config."""
+    schedule: Schedule = build_component(config, SCHEDULES, "optim.schedule", {"epochs": config.train.epochs})
     return schedule
 
 
 def _build_tower(config: Config, side: str, gives: tuple[str, ...], widths: dict[str, Any], fresh: bool) -> Tower:
-    """One tower, its widths filled in from the data and ``model.embed_dim``."""
+    """Build one tower, its widths filled in from the data and ``model.embed_dim``."""
     key = f"model.{side}"
-    tower = getattr(config.model, side)
-    embed_dim = config.model.embed_dim
     encoder = _build_encoder(config, side, gives, widths, fresh)
-    widths = {"in_dim": encoder.dim, "out_dim": embed_dim, "dim": encoder.dim}
-    aggregator = make(config, AGGREGATORS, f"{key}.aggregator", widths)
-    width = getattr(aggregator, "out_dim", encoder.dim)
-    if getattr(aggregator, "returns_context", False):
-        width = getattr(encoder, "context_dim", None) or encoder.dim
-    if width != embed_dim:
-        given = [k for k in ("encoder.dim", "encoder.features", "aggregator.name") if f"{key}.{k}" in config._origin]
-        place = f"{key}.{given[0] if given else 'aggregator.name'}"
-        raise InputError(
-            f"{config.source(place)}: {place}: {tower.aggregator.name} keeps the width of the encoder's features, "
-            f"{width}, but model.embed_dim is {embed_dim}"
-        )
-    if side == "text" and getattr(aggregator, "grid", None) is not None:
-        place = f"{key}.aggregator.grid"
-        raise InputError(f"{config.source(place)}: {place}: is for a picture's cells, but the text tower has tokens")
-    return Tower(encoder, aggregator)
+    told = traits_of_encoder(encoder)
+    offered = {"in_dim": told.dim, "out_dim": config.model.embed_dim, "dim": told.dim}
+    aggregator = build_component(config, AGGREGATORS, f"{key}.aggregator", offered)
+    traits = traits_of_aggregator(aggregator)
+    width = traits.out_dim or told.dim
+    if traits.returns_context:
+        width = told.context_dim or told.dim
+    if width != config.model.embed_dim:
+        raise _width_error(config, key, width)
+    if side == "text" and traits.grid is not None:
+        raise config.error(f"{key}.aggregator.grid", "is for a picture's cells, but the text tower has tokens")
+    with errors_at(config, key):
+        return Tower(encoder, aggregator)
 
 
-def _build_encoder(config: Config, side: str, gives: tuple[str, ...], widths: dict[str, Any], fresh: bool) -> Any:
-    """A tower's encoder, its widths filled in."""
-    key = f"model.{side}"
-    tower = getattr(config.model, side)
-    embed_dim = config.model.embed_dim
+def _width_error(config: Config, key: str, width: int | None) -> InputError:
+    """The error for a tower whose embeddings have another width than the model's; it names the likeliest key."""
+    likely = [f"{key}.encoder.dim", f"{key}.encoder.features"]
+    place = next((place for place in likely if config.given(place)), f"{key}.aggregator.name")
+    name = config.value(f"{key}.aggregator.name")
+    return config.error(
+        place,
+        f"{name} keeps the width of the encoder's features, {width}, but model.embed_dim is {config.model.embed_dim}",
+    )
+
+
+def _build_encoder(config: Config, side: str, gives: tuple[str, ...], widths: dict[str, Any], from_file: bool) -> Any:
+    """Build a tower's encoder, its widths filled in; ``from_file``: with the published weights that it names."""
+    key = f"model.{side}.encoder"
+    name = config.value(f"{key}.name")
     reads = _reads(config, side, gives[0])
     if not set(reads) & set(gives):
-        raise InputError(
-            f"{config.source(f'{key}.encoder.name')}: {key}.encoder.name: {tower.encoder.name} reads "
-            f"{' or '.join(reads)}, but the {side} tower is given {' or '.join(gives)}"
-        )
-    instead = {} if fresh else {"weights": None}
-    encoder = make(config, ENCODERS, f"{key}.encoder", {**widths, "dim": embed_dim}, instead)
-    if not hasattr(encoder, "dim"):
-        source = config.source(f"{key}.encoder.name")
-        raise InputError(f"{source}: {key}.encoder.name: {tower.encoder.name} is no encoder: it has no attribute dim")
+        problem = f"{name} reads {' or '.join(reads)}, but the {side} tower is given {' or '.join(gives)}"
+        raise config.error(f"{key}.name", problem)
+    offered = {**widths, "dim": config.model.embed_dim}
+    encoder = build_component(config, ENCODERS, key, offered, {} if from_file else {"weights": None})
+    if traits_of_encoder(encoder).dim is None:
+        raise config.error(f"{key}.name", f"{name} is no encoder: it has no attribute dim")
     return encoder

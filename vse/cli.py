@@ -1,4 +1,8 @@
-"""What every command shares: its parser, and what becomes of the user's mistakes."""
+"""The command ``vse``: train, eval, extract, convert, configs; the files in ``scripts/`` call the same functions.
+
+A command is a function of a parser and the words that follow its name. Its docstring is its help, and what it needs of
+the package is imported once its arguments are known, so that help and mistakes are quick.
+"""
 
 import argparse
 import contextlib
@@ -7,10 +11,11 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import NoReturn
 
-from vse.errors import InputError
+from vse.errors import InputError, close_match
 
 
 class Parser(argparse.ArgumentParser):
@@ -21,9 +26,200 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message}; see {self.prog} --help")
 
 
+def train(parser: Parser, words: Sequence[str]) -> None:
+    """Train a model; the same command continues an interrupted run."""
+    parser.add_argument("config", help="YAML file, run folder or shipped config such as demo; `vse configs` lists them")
+    _add_overrides(parser, "run.seed=2")
+    parser.add_argument("--dry-run", action="store_true", help="check config, data and model; train nothing")
+    parser.add_argument("--print-config", action="store_true", help="print the resolved config; train nothing")
+    arguments = parser.parse_intermixed_args(words)
+
+    from vse.build import read_config
+
+    config = read_config(arguments.config, arguments.overrides)
+    if arguments.print_config:
+        import yaml
+
+        print(yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True), end="")
+        return
+
+    from vse.training import trainer
+
+    if arguments.dry_run:
+        trainer.dry_run(config)
+    else:
+        trainer.train(config)
+
+
+def evaluate(parser: Parser, words: Sequence[str]) -> None:
+    """Evaluate retrieval with a trained model, or with several and their ensemble."""
+    parser.add_argument("run", nargs="+", metavar="RUN", help="run folder, checkpoint, or file of --save-scores")
+    parser.add_argument("--split", default="test", help="train, dev, test (default) or testall")
+    parser.add_argument(
+        "--protocol",
+        default="retrieval",
+        metavar="NAME",
+        help="what is ranked together: retrieval (default), f30k, coco_1k, coco_5k, coco, eccv, cxc or video",
+    )
+    parser.add_argument("--vocabulary", type=Path, metavar="FILE", help="of an official checkpoint, which has none")
+    parser.add_argument("--padding", choices=("masked", "released"), default="masked", help="official padding mistakes")
+    parser.add_argument("--cxc", type=Path, metavar="FOLDER", help="CxC's sis_test.csv and sts_test.csv")
+    parser.add_argument("--bootstrap", type=int, metavar="N", help="95 %% intervals from N samples of the images")
+    parser.add_argument("--published", action="store_true", help="print the papers' numbers beside one's own")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the metrics there as well")
+    parser.add_argument("--markdown", action="store_true", help="print a Markdown table after the others")
+    parser.add_argument("--save-scores", type=Path, metavar="FILE.npz", help="write the (ensemble's) score matrix")
+    parser.epilog = "key=value: settings that differ from the run's, such as data.root=DIR"
+    arguments = parser.parse_intermixed_args(words)
+
+    from vse.evaluation.compare import compare
+
+    overrides = [item for item in arguments.run if "=" in item and not Path(item).exists()]
+    runs = [item for item in arguments.run if item not in overrides]
+    result = compare(
+        runs,
+        overrides,
+        arguments.split,
+        arguments.protocol,
+        vocabulary=arguments.vocabulary,
+        padding=arguments.padding,
+        cxc=arguments.cxc,
+        samples=arguments.bootstrap,
+        published=arguments.published,
+        scores_file=arguments.save_scores,
+        json_file=arguments.json,
+    )
+    print(result.tables)
+    if arguments.markdown:
+        print("\n" + result.markdown)
+    result.write()
+
+
+def extract(parser: Parser, words: Sequence[str]) -> None:
+    """Write the features of a config's pictures or clips into a folder; the same command continues."""
+    parser.add_argument("config", help="YAML file or shipped config whose data and image encoder are used")
+    parser.add_argument("folder", type=Path, help="where to write; for clips, data.root itself")
+    _add_overrides(parser, "data.root=DIR")
+    parser.add_argument("--split", action="append", metavar="NAME", help="this split alone; may be repeated")
+    parser.add_argument("--detector", metavar="WEIGHTS", help="Faster R-CNN's boxes instead: a file, coco or none")
+    parser.add_argument("--boxes", type=int, help="boxes of a picture (36)")
+    parser.add_argument("--size", type=int, help="the picture's shorter side before the detector (800)")
+    parser.add_argument("--float16", action="store_true", help="write half as many bytes")
+    arguments = parser.parse_intermixed_args(words)
+    if "=" in str(arguments.folder):
+        raise InputError(f"expected a folder to write into, got {arguments.folder}")
+    if arguments.detector is None and (arguments.boxes, arguments.size) != (None, None):
+        raise InputError("--boxes and --size are for --detector, which is not given")
+
+    from vse import runtime
+    from vse.build import read_config
+    from vse.features.detector import Detector
+    from vse.features.extraction import extract_features
+
+    config = read_config(arguments.config, arguments.overrides)
+    detector = None
+    runtime.seed_everything(config.run.seed)  # of a detector's random weights
+    if arguments.detector is not None:
+        weights = None if arguments.detector == "none" else arguments.detector
+        settings = {"boxes": arguments.boxes, "size": arguments.size}
+        detector = Detector(weights=weights, **{name: value for name, value in settings.items() if value is not None})
+    splits = arguments.split or ["train", "dev", "test"]
+    extract_features(config, arguments.folder, splits, detector, arguments.float16)
+    print(f"{arguments.folder}: {', '.join(splits)} finished")
+
+
+def convert(parser: Parser, words: Sequence[str]) -> None:
+    """Write a checkpoint of VSE∞, PVSE, VSE-2AD or DivE as one of this package."""
+    parser.add_argument("checkpoint", type=Path, help="as the official code saved it")
+    parser.add_argument("output", type=Path, help="where to write: the name of a new file")
+    _add_overrides(parser, "data.root=DIR")
+    parser.add_argument("--vocabulary", metavar="FILE", help="its vocabulary; for BERT, a tokenizer's folder")
+    arguments = parser.parse_intermixed_args(words)
+
+    from vse.checkpoints.load import convert as convert_checkpoint
+    from vse.data.vocabulary import MissingVocabulary
+
+    vocabulary = convert_checkpoint(arguments.checkpoint, arguments.output, arguments.overrides, arguments.vocabulary)
+    note = f" that are missing (--vocabulary {vocabulary.file})" if isinstance(vocabulary, MissingVocabulary) else ""
+    print(f"{arguments.output}: written, with {len(vocabulary):,} words{note}")
+
+
+def configs(parser: Parser, words: Sequence[str]) -> None:
+    """List the shipped configs, which `vse train NAME` takes by name."""
+    parser.parse_args(words)
+
+    from vse.config_files import first_comment, shipped_configs
+
+    files = shipped_configs()
+    width = max(len(name) for name in files)
+    for name, file in files.items():
+        print(f"{name:{width}}  {first_comment(file)}".rstrip())
+
+
+COMMANDS: dict[str, Callable[[Parser, Sequence[str]], None]] = {
+    "train": train,
+    "eval": evaluate,
+    "extract": extract,
+    "convert": convert,
+    "configs": configs,
+}
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Run ``vse``.
+
+    Args:
+        words: The words of the command line after ``vse``; those of this process by default.
+    """
+    words = sys.argv[1:] if words is None else words
+    if words and words[0] in COMMANDS:
+        run_command(words[0], words[1:], f"vse {words[0]}")
+        return
+    with command_line():
+        _help(words)
+
+
+def run_command(name: str, words: Sequence[str], program: str | None = None) -> None:
+    """Run one command.
+
+    Args:
+        name: Its key in :data:`COMMANDS`.
+        words: The words of the command line after its name.
+        program: How it was called, for its help; by default the name of the running script.
+    """
+    command = COMMANDS[name]
+    with command_line():
+        command(Parser(prog=program, description=command.__doc__), words)
+
+
+def _help(words: Sequence[str]) -> None:
+    """What ``vse`` says without a command."""
+    from vse import __version__
+
+    lines = [f"  {name:9} {(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
+    parser = Parser(
+        prog="vse",
+        usage="vse COMMAND ...",
+        description="Train and evaluate models of image-text and video-text retrieval.",
+        epilog="\n".join(["commands (vse COMMAND --help tells more):", *lines]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"vse {__version__}")
+    _, others = parser.parse_known_args(words)
+    if others:
+        raise InputError(f"{others[0]}: unknown command ({close_match(others[0], list(COMMANDS))}); see vse --help")
+    parser.print_help()
+
+
+def _add_overrides(parser: Parser, example: str) -> None:
+    """The ``key=value`` words of a command that reads a config."""
+    text = f"settings that differ from the config's, such as {example}"
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help=text)
+
+
 @contextlib.contextmanager
 def command_line() -> Iterator[None]:
-    """One line on stderr and exit code 2 for the user's mistakes; a bug keeps its traceback."""
+    """Print the user's mistakes as one line on stderr and exit with code 2; a bug keeps its traceback."""
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # clean up on the way out
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

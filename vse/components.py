@@ -9,157 +9,285 @@ import sys
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError
 from torch import nn
 
-from vse.config import Config
+from vse.config import Config, expectation
 from vse.errors import InputError, close_match
 
-# Arguments that the data and the run decide, never set by hand; and those that are filled in unless they are given.
-FIXED = {"in_dim", "out_dim", "vocab_size", "architecture", "epochs", "params"}
-FILLED = {"dim", "lr"}
+# Arguments that only the data and the run can know: a config never gives them.
+NEVER_GIVEN = {"in_dim", "out_dim", "vocab_size", "architecture", "epochs", "params"}
+# Arguments that the build knows, too, but which a config may give.
+KNOWN_WITHOUT = {"dim", "lr"}
 
 
-def at(tree: Any, key: str) -> Any:
-    """What stands at a dotted key of a config or a dict."""
-    for part in key.split("."):
-        tree = tree[part] if isinstance(tree, dict) else getattr(tree, part)
-    return tree
+class NamedComponent(NamedTuple):
+    """A component as a config names it.
+
+    Attributes:
+        config: The config.
+        key: Where its arguments stand, such as "model.image.aggregator".
+        name_key: Where its name stands, such as "model.image.aggregator.name".
+        name: A name from a table, or ``my_package.module:Class``.
+        arguments: What the config gives beside the name.
+    """
+
+    config: Config
+    key: str
+    name_key: str
+    name: str
+    arguments: Mapping[str, Any]
+
+    @property
+    def may_be_imported(self) -> bool:
+        """Whether the user chose the name; one out of a checkpoint may be anybody's choice."""
+        return self.config.trusted or self.config.given(self.name_key)
 
 
-def find(config: Config, table: dict[str, Any], key: str, name: str) -> Callable[..., Any]:
-    """Entry of a table, or the object that ``module:Class`` names; ``key`` is where the name was given."""
+def component_at(config: Config, key: str) -> NamedComponent:
+    """The component at a key whose mapping has a ``name`` and the arguments beside it.
+
+    >>> component_at(config, "model.similarity").name
+    'cosine'
+    """
+    found = config.value(key)
+    return NamedComponent(config, key, f"{key}.name", found.name, found.arguments)
+
+
+def find_component(component: NamedComponent, table: Mapping[str, Any]) -> Callable[..., Any]:
+    """Find the class or function that a name stands for, without calling it.
+
+    Args:
+        component: The component as a config names it.
+        table: The known names.
+
+    Returns:
+        The table's entry, or what ``module:Class`` names.
+
+    Raises:
+        InputError: when there is no such component, or when a checkpoint names a module of Python's own.
+    """
+    config, key, name = component.config, component.name_key, component.name
     if name in table:
         return typing.cast(Callable[..., Any], table[name])
-    place = f"{config.source(key)}: {key}"
     if ":" not in name:
-        raise InputError(f"{place}: unknown name {name!r} ({close_match(name, list(table))})")
+        raise config.error(key, f"unknown name {name!r} ({close_match(name, list(table))})")
     module, _, attribute = name.partition(":")
-    if not all(part.isidentifier() for part in [*module.split("."), attribute]):
-        raise InputError(f"{place}: expected a known name or my_package.module:Class, got {name!r}")
-    parts = module.split(".")
-    if not config._trusted and key not in config._origin:  # before it is imported, which runs what it holds
-        if parts[0] in sys.stdlib_module_names or "__main__" in parts:
-            raise InputError(f"{place}: the checkpoint names {name}, no part of a model; give {key}={name} to allow it")
+    packages = module.split(".")
+    if not all(part.isidentifier() for part in [*packages, attribute]):
+        raise config.error(key, f"expected a known name or my_package.module:Class, got {name!r}")
+    foreign = packages[0] in sys.stdlib_module_names or "__main__" in packages
+    if foreign and not component.may_be_imported:  # to import a module runs what it holds
+        raise config.error(key, f"the checkpoint names {name}, no part of a model; give {key}={name} to allow it")
     try:
         found = getattr(importlib.import_module(module), attribute)
         inspect.signature(found)
     except ModuleNotFoundError as error:
-        raise InputError(f"{place}: {name}: {error}; is its folder on PYTHONPATH?") from None
+        raise config.error(key, f"{name}: {error}; is its folder on PYTHONPATH?") from None
     except AttributeError:
-        raise InputError(f"{place}: {name}: module {module} has no {attribute}") from None
+        raise config.error(key, f"{name}: module {module} has no {attribute}") from None
     except (TypeError, ValueError):
-        raise InputError(f"{place}: {name}: is no class or function with named arguments") from None
+        raise config.error(key, f"{name}: is no class or function with named arguments") from None
     return typing.cast(Callable[..., Any], found)
 
 
-def find_callable(config: Config, table: dict[str, Any], key: str, name: str) -> Callable[..., Any]:
-    """What :func:`find` finds, to be called: a checkpoint, perhaps a stranger's, must not choose just any function."""
-    found = find(config, table, key, name)
-    trusted = config._trusted or key in config._origin or name in table
-    if not trusted and not (inspect.isclass(found) and issubclass(found, nn.Module)):
-        place = f"{config.source(key)}: {key}"
-        raise InputError(f"{place}: the checkpoint names {name}, which is no nn.Module; give {key}={name} to allow it")
+def find_callable(component: NamedComponent, table: Mapping[str, Any]) -> Callable[..., Any]:
+    """Find the class or function that a name stands for, in order to call it.
+
+    A checkpoint, perhaps a stranger's, must not choose just any function: from outside the package it may name classes
+    of modules only.
+
+    Args:
+        component: The component as a config names it.
+        table: The known names.
+
+    Returns:
+        What :func:`find_component` finds.
+
+    Raises:
+        InputError: as :func:`find_component`, and when a checkpoint names a function.
+    """
+    found = find_component(component, table)
+    is_module = inspect.isclass(found) and issubclass(found, nn.Module)
+    if component.name not in table and not component.may_be_imported and not is_module:
+        key, name = component.name_key, component.name
+        raise component.config.error(
+            key, f"the checkpoint names {name}, which is no nn.Module; give {key}={name} to allow it"
+        )
     return found
 
 
-def check(
-    config: Config,
-    key: str,
-    name: str,
+def check_arguments(
+    component: NamedComponent,
     function: Callable[..., Any],
-    given: dict[str, Any],
-    called_with: Collection[str] = (),
+    called_with: int = 0,
     beside: Collection[str] = ("name",),
 ) -> dict[str, Any]:
-    """Arguments checked against a signature's names and types, with its plain defaults.
+    """Check a component's arguments against the names and types of a signature.
 
-    ``called_with``: the parameters that are no settings, but what a function is called with. ``beside``: the keys that
-    stand beside the arguments, for the close match.
+    Args:
+        component: The component as a config names it.
+        function: The class or function that the name stands for.
+        called_with: The number of the function's first parameters that are no settings, but what it is called with,
+            whatever they are called. The parameters of a class are all settings.
+        beside: The keys that stand beside the arguments, for the close match of an unknown one.
+
+    Returns:
+        The arguments, with those defaults of the signature that are plain values.
+
+    Raises:
+        InputError: for an unknown argument, one of another type, or one that is missing.
     """
-    parameters = {
-        parameter.name: parameter
-        for parameter in inspect.signature(function).parameters.values()
-        if parameter.name not in called_with and parameter.kind is not parameter.VAR_POSITIONAL
-        if parameter.kind is not parameter.VAR_KEYWORD
-    }
-    try:
-        hints = typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)  # type: ignore[misc]
-    except NameError:  # hints that are imported for the type checker alone: the constructor will judge
-        hints = {}
-    types = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
-    checked = {}
-    for argument, value in given.items():
-        place = f"{config.source(f'{key}.{argument}')}: {key}.{argument}"
-        if argument in parameters and argument in FIXED:
-            raise InputError(f"{place}: is filled in and cannot be set, got {value!r}")
+    config, key, name = component.config, component.key, component.name
+    parameters = _settings(component, function, called_with)
+    hints = _type_hints(function)
+    for argument, value in component.arguments.items():
+        place = f"{key}.{argument}"
+        if argument in parameters and argument in NEVER_GIVEN:
+            raise config.error(place, f"is filled in and cannot be set, got {value!r}")
         if argument not in parameters:
-            known = [*(parameter for parameter in parameters if parameter not in FIXED), *beside]
-            raise InputError(f"{place}: unknown argument of {name} ({close_match(argument, known)})")
-        try:
-            TypeAdapter(hints.get(argument, Any), config=types).validate_json(json.dumps(value), strict=True)
-        except ValidationError as error:
-            messages = dict.fromkeys(part["msg"][0].lower() + part["msg"][1:] for part in error.errors())
-            raise InputError(f"{place}: {' or '.join(messages)}, got {value!r}") from None
-        except PydanticSchemaGenerationError:  # a type that YAML cannot express: the constructor will judge
-            pass
-        checked[argument] = value
+            known = [*(parameter for parameter in parameters if parameter not in NEVER_GIVEN), *beside]
+            raise config.error(place, f"unknown argument of {name} ({close_match(argument, known)})")
+        if problem := _type_problem(value, hints.get(argument, Any)):
+            raise config.error(place, problem)
+    checked = dict(component.arguments)
     for argument, parameter in parameters.items():
-        if parameter.default is parameter.empty:
-            if argument not in checked and argument not in FIXED | FILLED:
-                raise InputError(f"{config.source(key)}: {key}.{argument}: missing, and {name} needs it")
-        elif argument not in FIXED and isinstance(parameter.default, str | int | float | bool | None):
-            checked.setdefault(argument, parameter.default)
+        if argument in checked or argument in NEVER_GIVEN:
+            continue
+        if parameter.default is not parameter.empty:
+            if isinstance(parameter.default, str | int | float | bool | None):
+                checked[argument] = parameter.default
+        elif argument not in KNOWN_WITHOUT:
+            raise InputError(f"{config.source(key)}: {key}.{argument}: missing, and {name} needs it")
     return checked
 
 
-def make(
+def _settings(
+    component: NamedComponent, function: Callable[..., Any], called_with: int
+) -> dict[str, inspect.Parameter]:
+    """The parameters of a function, by name, that are settings."""
+    parameters = list(inspect.signature(function).parameters.values())
+    if not inspect.isclass(function):
+        positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        if len(positional) < called_with and not any(p.kind is p.VAR_POSITIONAL for p in parameters):
+            names = ", ".join(p.name for p in positional)
+            problem = f"{component.name} takes ({names}), but it is called with {called_with} positional arguments"
+            raise component.config.error(component.name_key, problem)
+        inputs = positional[:called_with]
+        parameters = [p for p in parameters if p not in inputs]
+    return {p.name: p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+
+
+def _type_hints(function: Callable[..., Any]) -> dict[str, Any]:
+    """The types of a function's parameters, as far as they can be resolved."""
+    try:
+        return typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)  # type: ignore[misc]
+    except NameError:  # imported for the type checker alone: the constructor will judge
+        return {}
+
+
+def _type_problem(value: Any, hint: Any) -> str:
+    """Why a value is not of a type; "" when it is."""
+    types = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
+    try:
+        TypeAdapter(hint, config=types).validate_json(json.dumps(value), strict=True)
+    except ValidationError as error:
+        return expectation([part["msg"] for part in error.errors()], value)
+    except PydanticSchemaGenerationError:  # a type that YAML cannot express: the constructor will judge
+        pass
+    return ""
+
+
+def build_component(
     config: Config,
-    table: dict[str, Any],
+    table: Mapping[str, Any],
     key: str,
-    filled: dict[str, Any] | None = None,
-    instead: dict[str, Any] | None = None,
+    offered: Mapping[str, Any] | None = None,
+    forced: Mapping[str, Any] | None = None,
 ) -> Any:
-    """The component that a config names at ``key``.
+    """Build the component that a config names.
 
-    Where it takes them, with what is ``filled`` in, and with values ``instead`` of the config's.
+    Args:
+        config: The config, resolved.
+        table: The known names.
+        key: Where the component stands in the config.
+        offered: Arguments that the build knows. The component gets those that it has a parameter for and that the
+            config does not give.
+        forced: Arguments that replace the config's, where the component has a parameter for them.
+
+    Returns:
+        An instance of a class, or a function with its arguments bound.
+
+    Raises:
+        InputError: when there is no such component, or when its constructor raises a ValueError.
     """
-    component = at(config, key)
-    function = find_callable(config, table, f"{key}.name", component.name)
-    wanted = inspect.signature(function).parameters
-    if not config._trusted:  # a checkpoint's weights are in it: whatever it names, nothing is read or fetched for it
-        filled, instead = {"architecture": {}, **(filled or {})}, {"weights": None, **(instead or {})}
-    taken = {name: value for name, value in (filled or {}).items() if name in wanted}
-    replaced = {name: value for name, value in (instead or {}).items() if name in wanted}
-    return construct(config, key, function, {**taken, **component.arguments, **replaced})
+    component = component_at(config, key)
+    function = find_callable(component, table)
+    offered, forced = dict(offered or {}), dict(forced or {})
+    if not config.trusted:  # a checkpoint has its weights in it: whatever it names, nothing is read or fetched for it
+        offered, forced = {"architecture": {}, **offered}, {"weights": None, **forced}
+    arguments = {**_accepted(function, offered), **component.arguments, **_accepted(function, forced)}
+    return construct(config, key, function, arguments)
 
 
-def construct(config: Config, key: str, function: Callable[..., Any], arguments: dict[str, Any]) -> Any:
-    """An instance of a class, or a function with its arguments bound; a constructor's ValueError is the user's."""
+def _accepted(function: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of some arguments that a function has a parameter for."""
+    parameters = inspect.signature(function).parameters
+    return {name: value for name, value in arguments.items() if name in parameters}
+
+
+def construct(config: Config, key: str, function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+    """Make an instance of a class, or bind a function's arguments; a ValueError becomes one of the user's.
+
+    Args:
+        config: The config.
+        key: Where the component stands in it.
+        function: The class or function.
+        arguments: Its arguments.
+
+    Returns:
+        The instance, or the function with its arguments bound.
+
+    Raises:
+        InputError: when the constructor raises a ValueError.
+    """
     if not inspect.isclass(function):
         return partial(function, **arguments)
-    with naming(config, key, arguments):
+    with errors_at(config, key, arguments):
         return function(**arguments)
 
 
 @contextlib.contextmanager
-def naming(config: Config, key: str, arguments: Collection[str] = ()) -> Iterator[None]:
-    """Turn a part's ValueError into an InputError with its key and the file or override that gave it.
+def errors_at(config: Config, key: str, arguments: Mapping[str, Any] | None = None) -> Iterator[None]:
+    """Turn a component's ValueError into an InputError that names its key, and the file or override to look at.
 
-    Of the arguments whose value or name the error has in it, one given on the command line is the likeliest; where
-    there is none, no override is blamed for what another may have done.
+    That is the one that gave an argument when the error starts with the argument's name, as those of
+    :mod:`vse.errors` do, or with its value, as those about a file do. Otherwise it is the one that named the
+    component, or the config's file where several components are meant.
+
+    Args:
+        config: The config.
+        key: Where the component stands in it.
+        arguments: The component's arguments.
+
+    Raises:
+        InputError: in the place of the ValueError.
+
+    >>> with errors_at(config, "model.similarity"):
+    ...     similarity(a, b)
     """
     try:
         yield
     except ValueError as error:
-        text = str(error)
-        values = dict(arguments) if isinstance(arguments, Mapping) else {}
-        named = [name for name, value in values.items() if isinstance(value, str) and "/" in value and value in text]
-        named += [name for name in arguments if re.search(rf"\b{name}\b", text)]
-        given = [f"{key}.{name}" for name in named if f"{key}.{name}" in config._origin]
-        if not values or f"{key}.{named[0] if named else ''}" not in given:
-            given.sort(key=lambda name: not config._origin[name].startswith("override"))
-        source = config.source(given[0]) if given else config._origin.get(key, config._origin.get("", "config"))
-        raise InputError(f"{source}: {key}: {text}") from None
+        raise InputError(f"{_to_look_at(config, key, arguments or {}, str(error))}: {key}: {error}") from None
+
+
+def _to_look_at(config: Config, key: str, arguments: Mapping[str, Any], error: str) -> str:
+    """The file or override behind a component's error."""
+    first_word = re.split(r"\W", error, maxsplit=1)[0]
+    for name, value in arguments.items():
+        if (name == first_word or error.startswith(f"{value}: ")) and config.given(f"{key}.{name}"):
+            return config.source(f"{key}.{name}")
+    return config.source(f"{key}.name") if config.given(f"{key}.name") else config.file

@@ -25,7 +25,7 @@ def close_match(word: str, known: list[str]) -> str:
     close = get_close_matches(word, known, n=1, cutoff=0.6)
     if close:
         return f"did you mean {close[0]!r}?"
-    return f"known: {', '.join(sorted(known))}" if known else "none are known"
+    return f"known: {', '.join(sorted(set(known)))}" if known else "none are known"
 
 
 def misfit(own: Mapping[str, Any], given: Mapping[str, Any]) -> str:

@@ -9,11 +9,20 @@ _CHUNK = 1 << 24  # score entries handled at a time: bounds the memory of the co
 
 
 def query_ranks(scores: Any, positives: Any) -> Tensor:
-    """0-based rank (Q,) of each query's best positive among its negatives, by counting.
+    """0-based rank of each query's best positive among the query's negatives.
 
-    ``scores`` (Q, N) and ``positives`` (Q, N) bool, tensors or arrays. rank_q = the number of negatives that score at
-    least as high as the best positive: a tie counts against the model. Queries without a positive are left out.
-    Raises ValueError for shapes that differ, a NaN score, or when no query has a positive.
+    rank_q = the number of negatives that score at least as high as the best positive: a tie counts against the model.
+    Scores are compared in float32.
+
+    Args:
+        scores: Scores (queries, items), a tensor or an array.
+        positives: Which item is right for which query, (queries, items) bool.
+
+    Returns:
+        Ranks (queries,); a query without a positive is left out.
+
+    Raises:
+        ValueError: The shapes differ, ``positives`` is not bool, a score is NaN, or no query has a positive.
 
     >>> query_ranks([[0.9, 0.5], [0.9, 0.9]], [[True, False], [False, True]]).tolist()
     [0, 1]
@@ -21,7 +30,7 @@ def query_ranks(scores: Any, positives: Any) -> Tensor:
     scores, positives = torch.as_tensor(scores), torch.as_tensor(positives)
     if scores.dim() != 2 or scores.shape != positives.shape:
         raise ValueError(
-            f"scores and positives must be (queries, items) alike, "
+            f"scores and positives must both have the shape (queries, items), "
             f"got {tuple(scores.shape)} and {tuple(positives.shape)}"
         )
     if positives.dtype != torch.bool:
@@ -42,10 +51,16 @@ def query_ranks(scores: Any, positives: Any) -> Tensor:
 
 
 def summarise_ranks(ranks: Tensor) -> dict[str, float]:
-    """R@1, R@5, R@10 in percent, and the field's 1-based median and mean rank, of 0-based ranks (Q,).
+    """Recalls, median and mean of the ranks of all queries.
 
-    median = floor(median of the 0-based ranks) + 1, as all four official codes count it; a median that falls between
-    two ranks is their mean before the floor.
+    The median is floor(median of the 0-based ranks) + 1, as all four official codes count it; a median that falls
+    between two ranks is their mean before the floor.
+
+    Args:
+        ranks: 0-based ranks (queries,).
+
+    Returns:
+        ``{"r1", "r5", "r10", "medr", "meanr"}``: R@1, R@5 and R@10 in percent, and the 1-based median and mean rank.
 
     >>> summarise_ranks(torch.tensor([0, 7]))
     {'r1': 50.0, 'r5': 50.0, 'r10': 100.0, 'medr': 4.0, 'meanr': 4.5}
@@ -58,10 +73,18 @@ def summarise_ranks(ranks: Tensor) -> dict[str, float]:
 def retrieval_metrics(scores: Any, positives: Any) -> dict[str, Any]:
     """Image-to-text and text-to-image retrieval metrics of one score matrix.
 
-    ``scores`` (A, C): images are rows, captions columns; ``positives`` (A, C) bool. Returns
-    ``{"i2t": {"r1", "r5", "r10", "medr", "meanr"}, "t2i": {...}, "rsum"}``; recalls are percentages, rsum is their sum
-    over both directions (at most 600). Ranks are those of :func:`query_ranks`, on float32 scores; a tie counts against
-    the model. Raises ValueError for shapes that differ, NaN scores, or when no pair is positive.
+    Ranks are those of :func:`query_ranks`: compared in float32, a tie counts against the model.
+
+    Args:
+        scores: Scores (images, captions), a tensor or an array.
+        positives: Which caption is right for which image, (images, captions) bool.
+
+    Returns:
+        ``{"i2t": {"r1", "r5", "r10", "medr", "meanr"}, "t2i": {...}, "rsum"}``. Recalls are percentages; rsum is the
+        sum of the six of them, at most 600.
+
+    Raises:
+        ValueError: The shapes differ, ``positives`` is not bool, a score is NaN, or no pair is positive.
 
     >>> retrieval_metrics(torch.eye(3), torch.eye(3, dtype=torch.bool))["rsum"]
     600.0

@@ -1,10 +1,12 @@
 """Optimisers by name, learning-rate factors, schedules."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import nn
+
+from vse.errors import check_at_least, check_positive
 
 OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": torch.optim.AdamW,
@@ -14,11 +16,21 @@ OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 
 def parameter_groups(
-    named_parameters: Iterable[tuple[str, nn.Parameter]], lr: float, factors: dict[str, float]
+    named_parameters: Iterable[tuple[str, nn.Parameter]], lr: float, factors: Mapping[str, float]
 ) -> list[dict[str, object]]:
-    """One group per learning rate; a parameter takes the factor of the longest prefix of its name.
+    """Sort parameters into one group per learning rate.
 
-    Raises ValueError when a prefix fits no parameter.
+    Args:
+        named_parameters: The parameters with their names.
+        lr: The learning rate of a parameter without a factor.
+        factors: A factor on the learning rate by the beginning of a parameter's name, up to a dot. The longest
+            beginning that fits a name counts.
+
+    Returns:
+        Groups as torch's optimisers take them, each with its ``initial_lr`` for a schedule to start from.
+
+    Raises:
+        ValueError: when a factor's key begins no parameter's name.
 
     >>> parameter_groups(model.named_parameters(), 5e-4, {"text.encoder": 0.1})
     """
@@ -36,47 +48,82 @@ def parameter_groups(
 
 
 class Schedule:
-    """Factor on the learning rate as a function of time in epochs (a real number), and of the dev RSUMs so far.
+    """A factor on the learning rate, as a function of time in epochs (a real number) and of the dev RSUMs so far.
 
-    ``history`` holds the dev RSUM of every epoch done; whoever validates appends to it.
-    ``warmup_epochs``: the factor also rises linearly from 0 over this time; its first step is not lost.
-    Raises ValueError for a negative ``warmup_epochs``.
+    Args:
+        warmup_epochs: The time in epochs over which the factor also rises from 0, in a straight line. The first step
+            already has a rate above 0, so that it is not lost.
+
+    Attributes:
+        history: The dev RSUM of every epoch that is done; whoever validates appends to it.
+
+    Raises:
+        ValueError: for a negative ``warmup_epochs``.
 
     >>> Step(milestones=[15], factor=0.1)(15.0)
     0.1
     """
 
     def __init__(self, warmup_epochs: float = 0.0) -> None:
-        if warmup_epochs < 0:
-            raise ValueError(f"warmup_epochs must not be negative, got {warmup_epochs}")
+        check_at_least("warmup_epochs", warmup_epochs, 0)
         self.warmup_epochs = warmup_epochs
         self.history: list[float] = []
 
     def __call__(self, time: float, step: float = 0.0) -> float:
-        """Factor at ``time``; ``step`` is the duration of a training step, both in epochs."""
+        """Return the factor.
+
+        Args:
+            time: Time since the start of training, in epochs.
+            step: Duration of a training step, in epochs.
+        """
         warm = min(1.0, (time + step) / self.warmup_epochs) if self.warmup_epochs else 1.0
         return warm * self.factor_at(time)
 
     def factor_at(self, time: float) -> float:
-        """Factor without the warm-up."""
+        """Return the factor without the warm-up."""
         return 1.0
 
 
 class Step(Schedule):
-    """Multiply by ``factor`` at each of the ``milestones`` (epochs, counted from 0)."""
+    """Multiply by a factor at each milestone.
+
+    Args:
+        milestones: Times in epochs, counted from 0.
+        factor: What the learning rate is multiplied by.
+        warmup_epochs: As in :class:`Schedule`.
+
+    Raises:
+        ValueError: for a factor that is not positive, or a negative milestone.
+
+    >>> Step(milestones=[2, 4], factor=0.1)(3.0)
+    0.1
+    """
 
     def __init__(self, milestones: list[float], factor: float = 0.1, warmup_epochs: float = 0.0) -> None:
         super().__init__(warmup_epochs)
-        if factor <= 0 or any(m < 0 for m in milestones):
-            raise ValueError(f"factor must be positive and milestones not negative, got {factor} and {milestones}")
+        check_positive("factor", factor)
+        check_at_least("milestones", min(milestones, default=0), 0)
         self.milestones, self.factor = milestones, factor
 
     def factor_at(self, time: float) -> float:  # noqa: D102
-        return float(self.factor ** sum(time >= m for m in self.milestones))
+        passed = [milestone for milestone in self.milestones if milestone <= time]
+        return float(self.factor ** len(passed))
 
 
 class Cosine(Schedule):
-    """Half a cosine, from 1 at the end of the warm-up to ``final`` at the end of training."""
+    """Half a cosine, from 1 at the end of the warm-up to ``final`` at the end of training.
+
+    Args:
+        epochs: Length of training.
+        final: The factor at the end.
+        warmup_epochs: As in :class:`Schedule`.
+
+    Raises:
+        ValueError: for a ``final`` outside [0, 1], or a warm-up that is not shorter than the training.
+
+    >>> Cosine(epochs=10)(5.0)
+    0.5
+    """
 
     def __init__(self, epochs: int, final: float = 0.0, warmup_epochs: float = 0.0) -> None:
         super().__init__(warmup_epochs)
@@ -91,31 +138,55 @@ class Cosine(Schedule):
         return self.final + (1 - self.final) * (1 + math.cos(math.pi * done)) / 2
 
     def progress(self, time: float) -> float:
-        """Part of the time after the warm-up that has passed, 0 to 1."""
+        """Return the part of the time after the warm-up that has passed, 0 to 1."""
         length = max(self.epochs - self.warmup_epochs, 1e-8)
         return min(1.0, max(0.0, (time - self.warmup_epochs) / length))
 
 
 class Linear(Cosine):
-    """A straight line, from 1 at the end of the warm-up to ``final`` at the end of training (BERT's)."""
+    """A straight line, from 1 at the end of the warm-up to ``final`` at the end of training, as for BERT.
+
+    Arguments and errors are those of :class:`Cosine`.
+
+    >>> Linear(epochs=10)(2.5)
+    0.75
+    """
 
     def factor_at(self, time: float) -> float:  # noqa: D102
         return 1 - (1 - self.final) * self.progress(time)
 
 
 class Plateau(Schedule):
-    """Multiply by ``factor`` whenever the dev RSUM has not risen above its best for more than ``patience`` epochs."""
+    """Multiply by a factor whenever the dev RSUM has not risen above its best for some time.
+
+    Args:
+        factor: What the learning rate is multiplied by.
+        patience: The number of epochs without a new best that is still tolerated.
+        warmup_epochs: As in :class:`Schedule`.
+
+    Raises:
+        ValueError: for a ``factor`` outside (0, 1) or a negative ``patience``.
+
+    >>> schedule = Plateau(factor=0.5, patience=1)
+    >>> schedule.history = [10, 9, 8]
+    >>> schedule(3.0)
+    0.5
+    """
 
     def __init__(self, factor: float = 0.5, patience: int = 10, warmup_epochs: float = 0.0) -> None:
         super().__init__(warmup_epochs)
-        if not 0 < factor < 1 or patience < 0:
-            raise ValueError(f"factor must be in (0, 1) and patience not negative, got {factor} and {patience}")
+        if not 0 < factor < 1:
+            raise ValueError(f"factor must be in (0, 1), got {factor}")
+        check_at_least("patience", patience, 0)
         self.factor, self.patience = factor, patience
 
     def factor_at(self, time: float) -> float:  # noqa: D102
         factor, best, waited = 1.0, -math.inf, 0
         for rsum in self.history:
-            best, waited = (rsum, 0) if rsum > best else (best, waited + 1)
+            if rsum > best:
+                best, waited = rsum, 0
+            else:
+                waited += 1
             if waited > self.patience:
                 factor, waited = factor * self.factor, 0
         return factor

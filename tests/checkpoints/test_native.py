@@ -140,7 +140,7 @@ def test_a_checkpoint_chooses_no_function(
         (("model", "similarity"), evil),
         (("model", "similarity"), {"name": "numpy.f2py.__main__:main"}),
         (("model", "image", "encoder"), {"name": "os:system", "command": f"touch {tmp_path / 'pwned'}"}),
-        (("data",), {**config["data"], "format": "torch.hub:load", "options": {"repo_or_dir": "a/b", "model": "c"}}),
+        (("data",), {**config["data"], "format": "torch.hub:load", "root": "a/b", "options": {"source": "github"}}),
     ]
     for place, value in attacks:
         changed = copy.deepcopy(config)

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from vse.build import Words, build_model, evaluation_state, reads_pieces, resolve, saved_vocabulary
+from vse.build import Words, build_model, evaluation_state, reads_subwords, resolve, saved_vocabulary
 from vse.checkpoints.native import find_checkpoint, load_checkpoint, save_checkpoint
 from vse.checkpoints.official import released_padding
-from vse.components import at, naming
+from vse.components import errors_at
 from vse.config import Config, config_changes, make_config
 from vse.data.subwords import Subwords
 from vse.data.vocabulary import MissingVocabulary, Vocabulary
@@ -46,11 +46,11 @@ def load_model(
     words = _choose_vocabulary(config, state, file, vocabulary, keep_own)
     weights = _fit_words(state["model"], words)
     model = build_model(config, state["in_dim"], words, state)
-    if any(key.startswith("model.similarity") for key in config._origin):  # another one, with its own parameters
+    if config.given("model.similarity"):  # another one, with its own parameters
         weights = {key: value for key, value in weights.items() if not key.startswith("similarity.")}
         weights |= {key: value for key, value in model.state_dict().items() if key.startswith("similarity.")}
     load_weights(model, weights, file)
-    with naming(config, "model.similarity", config.model.similarity.arguments), torch.no_grad():
+    with errors_at(config, "model.similarity", config.model.similarity.arguments), torch.no_grad():
         model.similarity(torch.zeros(1, 1, 1), torch.zeros(1, 1, 1))
     return model.eval(), config, file
 
@@ -103,9 +103,7 @@ def load_weights(model: nn.Module, weights: dict[str, Any], file: Path) -> None:
 
 def config_of_checkpoint(state: dict[str, Any], path: Path, overrides: Sequence[str] = ()) -> Config:
     """Config that a checkpoint carries, with overrides; it may name modules outside the package, but no functions."""
-    config = make_config(state["config"], overrides, {"": str(path)})
-    config._trusted = False
-    return resolve(config)
+    return resolve(make_config(state["config"], overrides, {"": str(path)}, trusted=False))
 
 
 def _choose_vocabulary(
@@ -113,12 +111,12 @@ def _choose_vocabulary(
 ) -> Words:
     """The vocabulary that is given, or the checkpoint's own; one that it lacks is looked for beside it and its data."""
     saved = saved_vocabulary(state["vocabulary"])
-    read: Any = Subwords.read if reads_pieces(config) else Vocabulary.read
-    key = "model.text.encoder.model" if reads_pieces(config) else "data.vocabulary.file"
+    read: Any = Subwords.read if reads_subwords(config) else Vocabulary.read
+    key = "model.text.encoder.model" if reads_subwords(config) else "data.vocabulary.file"
     if keep_own and not isinstance(saved, MissingVocabulary):
         given = None
-    if given is None and key in config._origin:
-        given = at(config, key)
+    if given is None and config.given(key):
+        given = config.value(key)
     if given is not None:
         words = read(str(given))
         if not _fits(words, len(saved)):

@@ -1,1 +1,1 @@
-"""Evaluation: encode a corpus, score it, report under a protocol."""
+"""Evaluation: encode a corpus, score it, and report metrics under a protocol."""

@@ -1,4 +1,4 @@
-"""Several runs, checkpoints or saved scores on one corpus: each, and their ensemble."""
+"""Evaluate several runs, checkpoints or files of scores on one corpus: each of them, and their ensemble."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,31 +7,45 @@ from typing import Any, NamedTuple
 from vse.build import build_corpus
 from vse.checkpoints.load import load_model
 from vse.checkpoints.native import find_checkpoint
+from vse.config import Config
 from vse.data.corpus import Corpus
 from vse.errors import InputError
+from vse.evaluation.bootstrap import bootstrap, check_samples
+from vse.evaluation.encode import check_corpus
+from vse.evaluation.ensemble import check_scores_file, ensemble, read_scores, save_scores
+from vse.evaluation.json_file import check_json_file, write_json
 from vse.evaluation.judgements import read_judgements
-from vse.evaluation.protocols import bootstrap, check_samples
-from vse.evaluation.score import (
-    check_corpus,
-    check_protocol,
-    check_scores_file,
-    ensemble,
-    read_scores,
-    report,
-    save_scores,
-    score_corpus,
-)
-from vse.evaluation.tables import Row, check_json_file, format_rows, format_table, label, mark, published_rows
+from vse.evaluation.protocols import PROTOCOLS, Protocol, check_protocol, find_protocol, parts_of_protocol, report
+from vse.evaluation.published import Published, published_results, published_rows
+from vse.evaluation.score import CorpusScores, score_corpus, single_embedding_rsums
+from vse.evaluation.tables import Row, format_rows, format_table, label, mark, parts_of
+from vse.model import VSEModel
 from vse.runtime import pick_device
 
 
 class Comparison(NamedTuple):
-    """Metrics by name, and the same for reading."""
+    """Metrics of each member and of the ensemble by name, and the same for reading."""
 
     metrics: dict[str, dict[str, Any]]
     tables: str
     markdown: str
-    file: str  # where a run folder keeps the metrics
+    files: tuple[Path, ...]  # where :meth:`write` keeps the metrics
+
+    def write(self) -> None:
+        """Write the metrics to each of ``files``; a single result stands there without its name."""
+        content = self.metrics if len(self.metrics) > 1 else next(iter(self.metrics.values()))
+        for path in self.files:
+            write_json(path, content)
+
+
+class _Trained(NamedTuple):
+    """A trained model, and the corpus as its own config describes it."""
+
+    run: str  # as the user named it
+    model: VSEModel
+    config: Config
+    file: Path
+    corpus: Corpus
 
 
 def compare(
@@ -46,93 +60,177 @@ def compare(
     samples: int | None = None,
     published: bool = False,
     scores_file: Path | None = None,
+    json_file: Path | None = None,
 ) -> Comparison:
-    """Evaluate each of ``runs`` and, of several, their ensemble.
+    """Evaluate each of some members and, when there are several, their ensemble.
 
-    ``runs``: run folders, checkpoints, or files of saved scores, at least one of them no such file. ``vocabulary`` and
-    ``padding`` as in :func:`vse.load`; among several, the vocabulary is for those that have none. ``cxc``: folder of
-    CxC's judgements within images and within captions, for that protocol. ``samples`` adds bootstrap intervals,
-    ``published`` the papers' numbers to the tables; ``scores_file`` keeps the (ensemble's) scores. Raises InputError
-    when the corpora of two members are not the same.
+    Whatever can be wrong with the arguments is found before anything is encoded.
+
+    Args:
+        runs: Run folders, checkpoints, or files of saved scores (``.npz``); at least one of them is not such a file.
+        overrides: Settings as ``key=value`` that differ from the runs' own.
+        split: The split to evaluate.
+        protocol: The name of one of :data:`vse.evaluation.protocols.PROTOCOLS`.
+        vocabulary: A vocabulary file for a checkpoint that came without one, see :func:`vse.load`. Of several members,
+            only those that have none take it.
+        padding: "masked" or "released", see :func:`vse.load`.
+        cxc: The folder of CxC's judgements within images and within captions, for the protocol that can use them.
+        samples: The number of bootstrap samples; None for no intervals.
+        published: Whether the tables show the papers' numbers, too.
+        scores_file: Where to save the scores, with several members those of the ensemble; None for nowhere.
+        json_file: Where :meth:`Comparison.write` should write the metrics, beside the folder of a single run.
+
+    Returns:
+        The metrics, and tables of them.
+
+    Raises:
+        InputError: An argument, a file or a checkpoint is not what it should be, or the members' corpora differ.
     """
-    plain = protocol in ("retrieval", "f30k", "coco_5k", "video")  # metrics among all images and captions
-    kept = (split if plain else f"{split}_{protocol}") + "_released" * (padding == "released") + ".json"
-    files = [run for run in runs if run.endswith(".npz")]
-    _check_arguments(runs, files, protocol, cxc, samples, scores_file)
-    if len(runs) == 1 and Path(runs[0]).is_dir():
-        check_json_file(Path(runs[0]) / kept)
-    if vocabulary is not None and not vocabulary.exists():
-        raise InputError(f"{vocabulary}: no such file; expected a vocabulary")
+    rules = find_protocol(protocol)
+    files = _files_to_write(runs, split, rules, padding, json_file)
+    _check_arguments(runs, rules, cxc, samples)
+    _check_files(runs, files, vocabulary, scores_file)
     judgements = None if cxc is None else read_judgements(cxc)
-    loaded = {}
-    for run in (run for run in runs if run not in files):  # what can be wrong is told before anything is encoded
-        model, config, file = load_model(run, overrides, vocabulary, padding, keep_own=len(runs) > 1)
-        loaded[run] = model, config, file, build_corpus(config, split)
-        check_corpus(model, loaded[run][-1])
-    first, (_, config, _, corpus) = next(iter(loaded.items()))
-    theirs = published_rows(protocol, config.data.format) if published else []
-    for run, (*_, own) in loaded.items():
-        _same(corpus, own, first, run)
-    check_protocol(corpus, protocol)
-    members = {run: read_scores(Path(run), corpus) for run in files}
-    for run, (model, config, file, own) in loaded.items():
-        model.to(pick_device(config.run.device))
-        name = str(file)
-        members[run] = score_corpus(model, own, config.eval.batch_size, config.run.precision, name=name)
-    ordered = [members[run] for run in runs]
-    if len(ordered) > 1:
-        ordered.append(ensemble(ordered))
-    results = {member.name: report(member, corpus, protocol, judgements) for member in ordered}
+
+    trained = [_load(run, overrides, split, vocabulary, padding, len(runs) > 1) for run in runs if not _is_scores(run)]
+    _check_same_corpus(trained)
+    corpus, data_format = trained[0].corpus, trained[0].config.data.format
+    check_protocol(rules, corpus)
+    papers = published_results(rules, data_format) if published else []
+
+    members = _score_members(runs, trained, corpus)
+    if len(members) > 1:
+        members.append(ensemble(members))
+    results = {member.name: report(member, corpus, rules, judgements) for member in members}
     if samples is not None:
-        for name in ("coco_1k", "coco_5k") if protocol == "coco" else (protocol,):
-            parts = bootstrap([member.scores for member in ordered], corpus.image_of_caption, name, samples)
-            for member, intervals in zip(ordered, parts, strict=True):
-                metrics = results[member.name]
-                (metrics[name] if protocol == "coco" else metrics)["bootstrap"] = intervals
+        _add_intervals(results, members, corpus, rules, samples)
     if scores_file is not None:
-        save_scores(scores_file, ordered[-1], corpus)
-    size = f"{len(corpus.images):,} images, {len(corpus.captions):,} captions"
+        save_scores(scores_file, members[-1], corpus)
+
+    title = f"{split}: {len(corpus.images):,} images, {len(corpus.captions):,} captions"
     if padding == "released":
-        size += ", released padding"
-    marks = {member.name: label(member.name, mark(member.models)) for member in ordered}
-    tables = [format_table(metrics, f"{marks[name]}, {split}: {size}") for name, metrics in results.items()]
-    rows = [*(Row(member.name, results[member.name], mark(member.models)) for member in ordered), *theirs]
-    if theirs:
-        tables.append(format_rows(rows))
-    return Comparison(results, "\n\n".join(tables), format_rows(rows, markdown=True), kept)
+        title += ", released padding"
+    tables, markdown = _format(results, members, corpus, rules, title, papers)
+    return Comparison(results, tables, markdown, files)
 
 
-def _check_arguments(
-    runs: Sequence[str],
-    files: Sequence[str],
-    protocol: str,
-    cxc: Path | None,
-    samples: int | None,
-    scores_file: Path | None,
-) -> None:
-    """Raise InputError for what does not go together, before anything is read."""
-    if len(files) == len(runs):
+def _is_scores(run: str) -> bool:
+    """Whether a member is a file of saved scores."""
+    return run.endswith(".npz")
+
+
+def _files_to_write(
+    runs: Sequence[str], split: str, protocol: Protocol, padding: str, json_file: Path | None
+) -> tuple[Path, ...]:
+    """Where the metrics go: the file that the user names, and the folder of a single run."""
+    files = [] if json_file is None else [json_file]
+    if len(runs) == 1 and Path(runs[0]).is_dir():
+        name = split if protocol.plain else f"{split}_{protocol.name}"
+        if padding == "released":
+            name += "_released"
+        files.append(Path(runs[0]) / f"{name}.json")
+    return tuple(files)
+
+
+def _check_arguments(runs: Sequence[str], protocol: Protocol, cxc: Path | None, samples: int | None) -> None:
+    """Raise InputError for arguments that do not go together."""
+    saved = [run for run in runs if _is_scores(run)]
+    if len(saved) == len(runs):
         raise InputError(f"{runs[0] if runs else 'RUN'}: expected a run folder or checkpoint among the arguments")
-    if cxc is not None and (protocol != "cxc" or files):
-        problem = f"{files[0]} holds scores, no embeddings" if files else f"got --protocol {protocol}"
-        raise InputError(f"--cxc is for models under --protocol cxc; {problem}")
+    if cxc is not None:
+        suited = " or ".join(name for name, other in PROTOCOLS.items() if other.judgements)
+        if not protocol.judgements:
+            raise InputError(f"--cxc is for --protocol {suited}, got --protocol {protocol.name}")
+        if saved:
+            raise InputError(f"--cxc needs the embeddings of each member, but {saved[0]} holds scores alone")
     if samples is not None:
         check_samples(samples)
-        if protocol in ("cxc", "eccv"):
-            raise InputError(f"--bootstrap is for R@K of a corpus's own pairs; got --protocol {protocol}")
-    places = [Path(run).resolve() if run in files else find_checkpoint(run).resolve() for run in runs]
+        if not protocol.bootstrap:
+            raise InputError(f"--bootstrap is for R@K of a corpus's own pairs, not for --protocol {protocol.name}")
+
+
+def _check_files(runs: Sequence[str], files: Sequence[Path], vocabulary: Path | None, scores_file: Path | None) -> None:
+    """Raise InputError for members that are missing or given twice, and for files that cannot be read or written."""
+    places = [Path(run).resolve() if _is_scores(run) else find_checkpoint(run).resolve() for run in runs]
     if len(set(places)) < len(runs):
-        raise InputError(f"{', '.join(runs)}: the same one twice; expected different members")
+        raise InputError(f"{', '.join(runs)}: two of them are the same; expected different members")
     if scores_file is not None:
         check_scores_file(scores_file)
         if scores_file.resolve() in places:
             raise InputError(f"{scores_file}: is one of the members; expected another file for the scores")
+    for path in files:
+        check_json_file(path)
+    if vocabulary is not None and not vocabulary.exists():
+        raise InputError(f"{vocabulary}: no such file; expected a vocabulary")
 
 
-def _same(first: Corpus, other: Corpus, name: str, other_name: str) -> None:
-    """Raise InputError when two corpora differ in an id."""
-    for what in ("image_ids", "caption_ids", "captions"):
-        ours, theirs = list(getattr(first, what)), list(getattr(other, what))
-        if ours != theirs:
-            place = next((n for n, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), "the end")
-            raise InputError(f"{name} and {other_name}: their {what} differ from number {place} on")
+def _load(
+    run: str, overrides: Sequence[str], split: str, vocabulary: Path | None, padding: str, keep_own: bool
+) -> _Trained:
+    """Load a member that is a model, and find its corpus."""
+    model, config, file = load_model(run, overrides, vocabulary, padding, keep_own=keep_own)
+    corpus = build_corpus(config, split)
+    check_corpus(model, corpus)
+    return _Trained(run, model, config, file, corpus)
+
+
+def _check_same_corpus(trained: Sequence[_Trained]) -> None:
+    """Raise InputError when the corpora of two members differ in an id or a caption."""
+    first = trained[0]
+    for other in trained[1:]:
+        for what in ("image_ids", "caption_ids", "captions"):
+            ours, theirs = list(getattr(first.corpus, what)), list(getattr(other.corpus, what))
+            if ours != theirs:
+                place = next((n for n, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), "the end")
+                raise InputError(f"{first.run} and {other.run}: their {what} differ from number {place} on")
+
+
+def _score_members(runs: Sequence[str], trained: Sequence[_Trained], corpus: Corpus) -> list[CorpusScores]:
+    """The scores of each member, in the order in which the user gave them."""
+    scored = {run: read_scores(Path(run), corpus) for run in runs if _is_scores(run)}
+    for one in trained:
+        scored[one.run] = _score_model(one)
+    return [scored[run] for run in runs]
+
+
+def _score_model(trained: _Trained) -> CorpusScores:
+    """Score a model's corpus, and look at each embedding of its sets alone."""
+    config, corpus = trained.config, trained.corpus
+    model = trained.model.to(pick_device(config.run.device))
+    scored = score_corpus(model, corpus, config.eval.batch_size, config.eval.precision, name=str(trained.file))
+    rsums = single_embedding_rsums(scored.embeddings[0], corpus.image_of_caption)
+    return scored._replace(sets={**scored.sets, **rsums})
+
+
+def _add_intervals(
+    results: dict[str, dict[str, Any]],
+    members: Sequence[CorpusScores],
+    corpus: Corpus,
+    protocol: Protocol,
+    samples: int,
+) -> None:
+    """Put bootstrap intervals beside the metrics of each member, for each part of the protocol."""
+    matrices = [member.scores for member in members]
+    for name, part in parts_of_protocol(protocol).items():
+        intervals = bootstrap(matrices, corpus.image_of_caption, part.folds, samples)
+        for member, own in zip(members, intervals, strict=True):
+            parts_of(results[member.name])[name]["bootstrap"] = own
+
+
+def _format(
+    results: dict[str, dict[str, Any]],
+    members: Sequence[CorpusScores],
+    corpus: Corpus,
+    protocol: Protocol,
+    title: str,
+    papers: Sequence[Published],
+) -> tuple[str, str]:
+    """Tables for a terminal, and one in Markdown."""
+    rows = [Row(member.name, results[member.name], mark(member.models)) for member in members]
+    tables = [format_table(row.metrics, f"{label(row.name, row.mark)}, {title}") for row in rows]
+    published, left_out = published_rows(papers, protocol, corpus)
+    if published:
+        tables.append(format_rows([*rows, *published]))
+    if left_out:
+        tables.append(left_out)
+    return "\n\n".join(tables), format_rows([*rows, *published], markdown=True)

@@ -6,9 +6,10 @@ import gzip
 import importlib
 import io
 import re
+import sys
 import warnings
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,18 +18,35 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from vse.data.corpus import Corpus
 from vse.errors import InputError, first_line
+from vse.evaluation.score import CorpusScores, score
 from vse.metrics import query_ranks, summarise_ranks
 
 _ROWS = 512  # queries ranked at a time
 _KS = (1, 5, 10)
+_HINT = "; precomp and id_mapping read the captions' ids from {split}_capids.txt"
 
 
 class Judgements(NamedTuple):
-    """Pairs of images, and of captions, that CxC's raters found alike."""
+    """Pairs of images, and pairs of captions, that CxC's raters found alike."""
 
     images: np.ndarray  # (pairs, 2) COCO's image ids
     captions: np.ndarray  # (pairs, 2) COCO's caption ids
+
+
+class _JudgementFile(NamedTuple):
+    """One of CxC's two files."""
+
+    name: str
+    columns: tuple[str, str]  # where the ids of a pair stand
+    number: str  # pattern of the number in an id
+    least: float  # score from which a pair counts as positive
+    published: int  # positive pairs in the published file
+
+
+_IMAGES = _JudgementFile("sis_test.csv", ("image1", "image2"), r"(\d{1,18})\.jpg$", 2.5, 21_816)
+_CAPTIONS = _JudgementFile("sts_test.csv", ("caption1", "caption2"), r":(\d{1,18})$", 3.0, 16_184)
 
 
 def eccv_metrics(
@@ -36,14 +54,24 @@ def eccv_metrics(
 ) -> dict[str, Any]:
     """ECCV Caption's mAP@R, R-Precision and R@1 (Chun et al., ECCV 2022), by the ``eccv_caption`` package.
 
-    ``scores`` (images, captions) of COCO's 5K test, with COCO's own ids of both. Returns ``{"i2t": {"map_at_r",
-    "rprecision", "r1"}, "t2i": {...}}`` in percent. A tie counts against the model. Raises InputError when the package
-    is missing, and naming the first id that is not the test's.
+    A tie counts against the model.
+
+    Args:
+        scores: Scores (5,000 images, 25,000 captions) of COCO's 5K test.
+        image_ids: COCO's id of each image.
+        caption_ids: COCO's id of each caption.
+        image_of_caption: Index (captions,) of each caption's image.
+
+    Returns:
+        ``{"i2t": {"map_at_r", "rprecision", "r1"}, "t2i": {...}}`` in percent.
+
+    Raises:
+        InputError: The package is missing, or an id is not the test's; the first such id is named.
     """
     metrics, ids = check_ids(image_ids, caption_ids, image_of_caption)
     ranked = _retrieved(scores, ids, metrics.eccv_gts)
     names = {"map_at_r": "eccv_map_at_r", "rprecision": "eccv_rprecision", "r1": "eccv_r1"}
-    with contextlib.redirect_stderr(io.StringIO()):  # its progress bars
+    with contextlib.redirect_stderr(io.StringIO()):  # the package's progress bars
         found = metrics.compute_all_metrics(*ranked, target_metrics=tuple(names.values()))
     return {side: {key: 100 * float(found[name][side]) for key, name in names.items()} for side in ("i2t", "t2i")}
 
@@ -53,8 +81,19 @@ def cxc_metrics(
 ) -> dict[str, Any]:
     """R@1, R@5 and R@10 between images and captions with CxC's positives (Parekh et al., EACL 2021).
 
-    By the ``eccv_caption`` package; arguments, ties and errors as for :func:`eccv_metrics`. Returns ``{"i2t": {"r1",
-    "r5", "r10"}, "t2i": {...}}`` in percent.
+    Computed by the ``eccv_caption`` package; a tie counts against the model.
+
+    Args:
+        scores: Scores (5,000 images, 25,000 captions) of COCO's 5K test.
+        image_ids: COCO's id of each image.
+        caption_ids: COCO's id of each caption.
+        image_of_caption: Index (captions,) of each caption's image.
+
+    Returns:
+        ``{"i2t": {"r1", "r5", "r10"}, "t2i": {...}}`` in percent.
+
+    Raises:
+        InputError: The package is missing, or an id is not the test's; the first such id is named.
     """
     metrics, ids = check_ids(image_ids, caption_ids, image_of_caption)
     ranked = _retrieved(scores, ids, metrics.cxc_gts)
@@ -63,14 +102,24 @@ def cxc_metrics(
 
 
 def cxc_within(
-    score: Callable[[slice], Tensor], ids: Sequence[Any], pairs: np.ndarray, group: np.ndarray | None = None
+    score_rows: Callable[[slice], Tensor], ids: Sequence[Any], pairs: np.ndarray, group: np.ndarray | None = None
 ) -> dict[str, float]:
-    """R@1, R@5 and R@10 among images, or among captions, with CxC's positives: {"r1", "r5", "r10"} in percent.
+    """R@1, R@5 and R@10 among images, or among captions, with CxC's positives.
 
-    ``score(rows)`` gives the scores (n, N) of some of the N items against all. ``pairs``: the ids of positives, each
-    pair both ways. ``group`` (N,): items of one group, the captions of an image, are positives of each other as well.
-    An item is never its own answer; those without a positive are left out. Raises InputError for an id in ``pairs``
-    that is not among ``ids``.
+    An item is never its own answer, and an item without a positive is no query.
+
+    Args:
+        score_rows: Gives the scores (n, N) of a slice of the N items against all of them.
+        ids: The ids (N,) of the items.
+        pairs: The ids (pairs, 2) of positives; each pair counts both ways.
+        group: The group (N,) of each item, when items of one group (the captions of an image) are positives of each
+            other as well.
+
+    Returns:
+        ``{"r1", "r5", "r10"}`` in percent.
+
+    Raises:
+        InputError: An id in ``pairs`` is not among ``ids``, or no item has a positive.
     """
     place = {int(label): i for i, label in enumerate(ids)}
     if lost := [label for label in pairs.ravel().tolist() if label not in place]:
@@ -89,7 +138,7 @@ def cxc_within(
         positives[torch.arange(len(own)), own] = False
         asked = positives.any(1)
         if asked.any():
-            found = score(slice(start, start + len(own))).clone()
+            found = score_rows(slice(start, start + len(own))).clone()
             found[torch.arange(len(own)), own] = float("-inf")
             ranks.append(query_ranks(found[asked], positives[asked]))
     if not ranks:
@@ -98,54 +147,126 @@ def cxc_within(
     return {f"r{k}": summary[f"r{k}"] for k in _KS}
 
 
-def read_judgements(folder: Path) -> Judgements:
-    """CxC's published ``sis_test.csv`` and ``sts_test.csv``, perhaps gzipped; positive: 2.5 for images, 3 for captions.
+def within_metrics(scored: CorpusScores, corpus: Corpus, judgements: Judgements) -> dict[str, Any]:
+    """CxC's recalls among images ("i2i") and among captions ("t2t").
 
-    Raises InputError that names the file.
+    An ensemble's scores are the mean of its models' scores.
+
+    Args:
+        scored: A model or an ensemble, with its embeddings.
+        corpus: The corpus that was encoded.
+        judgements: CxC's positives.
+
+    Returns:
+        ``{"i2i": {"r1", "r5", "r10"}, "t2t": {...}}`` in percent.
+
+    Raises:
+        InputError: CxC judges an item that is not in the corpus.
     """
-    return Judgements(
-        _read_pairs(folder, "sis_test.csv", ("image1", "image2"), 2.5, r"(\d{1,18})\.jpg$", 21_816),
-        _read_pairs(folder, "sts_test.csv", ("caption1", "caption2"), 3.0, r":(\d{1,18})$", 16_184),
-    )
+
+    def mean_scores(side: str) -> Callable[[slice], Tensor]:
+        sets = [(of_model.similarity, getattr(of_model, side)) for of_model in scored.embeddings]
+        return lambda rows: torch.stack([score(f, a[rows], a, progress=False) for f, a in sets]).mean(0)
+
+    with errors_name(corpus):
+        return {
+            "i2i": cxc_within(mean_scores("images"), corpus.image_ids, judgements.images),
+            "t2t": cxc_within(
+                mean_scores("captions"), corpus.caption_ids, judgements.captions, corpus.image_of_caption
+            ),
+        }
 
 
-def _read_pairs(folder: Path, name: str, columns: tuple[str, str], least: float, number: str, count: int) -> np.ndarray:
-    """Ids (pairs, 2) of the pairs that score at least as high; the whole file has ``count`` of them."""
-    path = next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
-    if path is None:
-        raise InputError(f"{folder / name}: no such file, nor {name}.gz; expected Crisscrossed Captions' test split")
-    pairs, line = [], 1
+@contextlib.contextmanager
+def errors_name(corpus: Corpus) -> Iterator[None]:
+    """Put the corpus's name before an InputError's message."""
     try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as file:
+        yield
+    except InputError as error:
+        raise InputError(f"{corpus.name}: {error}") from None
+
+
+def read_judgements(folder: Path) -> Judgements:
+    """Read CxC's positives from its published ``sis_test.csv`` and ``sts_test.csv``, either of which may be gzipped.
+
+    A pair of images is positive from a score of 2.5 on, a pair of captions from 3.0 on. A file with another number of
+    positives than the published one gets a warning on stderr.
+
+    Args:
+        folder: Where the two files are.
+
+    Returns:
+        The positives.
+
+    Raises:
+        InputError: A file is missing, damaged, cut off or without positives; the file is named.
+    """
+    return Judgements(_read_pairs(folder, _IMAGES), _read_pairs(folder, _CAPTIONS))
+
+
+def _read_pairs(folder: Path, kind: _JudgementFile) -> np.ndarray:
+    """Read the ids (pairs, 2) of one file's positives."""
+    path = next((path for path in (folder / kind.name, folder / f"{kind.name}.gz") if path.is_file()), None)
+    if path is None:
+        missing = f"{folder / kind.name}: no such file, nor {kind.name}.gz"
+        raise InputError(f"{missing}; expected Crisscrossed Captions' test split")
+    pairs: list[list[int]] = []
+    line = 1
+    opened = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opened(path, "rt", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
-            if lost := {*columns, "agg_score"} - {*(reader.fieldnames or ())}:
+            if lost := {*kind.columns, "agg_score"} - {*(reader.fieldnames or ())}:
                 raise InputError(f"{path}: lacks the column {', '.join(sorted(lost))}")
             for row in reader:
                 line = reader.line_num
-                found = [re.search(number, row[column] or "") for column in columns]
-                value = float(row["agg_score"] or "nan")
-                if None in found or not 0 <= value <= 5:
-                    raise ValueError
-                if value >= least:
-                    pairs.append([int(match[1]) for match in found if match])
+                pair, value = _read_row(row, kind)
+                if value >= kind.least:
+                    pairs.append(pair)
     except InputError:
         raise
     except ValueError:
-        expected = f"expected {' and '.join(columns)} with COCO's ids and an agg_score of 0 to 5"
+        expected = f"expected {' and '.join(kind.columns)} with COCO's ids and an agg_score of 0 to 5"
         raise InputError(f"{path}: line {line}: {expected}") from None
     except (OSError, EOFError, zlib.error, csv.Error) as error:
         raise InputError(f"{path}: cannot be read after line {line} ({first_line(error)})") from None
-    if len(pairs) != count:
-        raise InputError(
-            f"{path}: holds {len(pairs):,} pairs with agg_score of at least {least}; the published {count:,}"
-        )
+    if not pairs:
+        raise InputError(f"{path}: holds no pair with an agg_score of at least {kind.least}")
+    if len(pairs) != kind.published:
+        found = f"{path}: {len(pairs):,} pairs have an agg_score of at least {kind.least}"
+        print(f"warning: {found}; in the published file {kind.published:,} have", file=sys.stderr)
     return np.array(pairs, dtype=np.int64)
 
 
+def _read_row(row: dict[str, Any], kind: _JudgementFile) -> tuple[list[int], float]:
+    """Return a pair's two ids and its score. Raises ValueError for a line that has none."""
+    matches = [re.search(kind.number, row[column] or "") for column in kind.columns]
+    ids = [int(match[1]) for match in matches if match is not None]
+    value = float(row["agg_score"] or "nan")
+    if len(ids) < 2 or not 0 <= value <= 5:
+        raise ValueError
+    return ids, value
+
+
 def coco_ids(ids: Sequence[Any], what: str, hint: str = "") -> list[int]:
-    """COCO's ids as numbers. Raises InputError that names the first that is none."""
+    """Convert COCO's ids to numbers.
+
+    Args:
+        ids: Numbers, or strings of digits.
+        what: What the ids are of, for the error.
+        hint: What the error should add.
+
+    Returns:
+        The numbers.
+
+    Raises:
+        InputError: An id is not a number; the first such id is named.
+
+    >>> coco_ids(["000391895", 522418], "image")
+    [391895, 522418]
+    """
     if wrong := [label for label in ids if not str(label).isdecimal() or len(str(label)) > 18]:
-        raise InputError(f"{what} id {wrong[0]!r} is no COCO id, a number{hint}")
+        raise InputError(f"{what} id {wrong[0]!r} is no COCO id; expected a number{hint}")
     return [int(label) for label in ids]
 
 
@@ -158,34 +279,48 @@ class _Ids(NamedTuple):
 
 
 def check_ids(image_ids: Sequence[Any], caption_ids: Sequence[Any], image_of_caption: np.ndarray) -> tuple[Any, _Ids]:
-    """``eccv_caption.Metrics``, and the ids as numbers. Raises InputError for others than COCO's 5K test has."""
+    """Check that a corpus is COCO's 5K test, by its ids.
+
+    Args:
+        image_ids: The id of each image.
+        caption_ids: The id of each caption.
+        image_of_caption: Index (captions,) of each caption's image.
+
+    Returns:
+        An ``eccv_caption.Metrics``, and the ids as numbers.
+
+    Raises:
+        InputError: The package ``eccv_caption`` is missing, an id is not the test's, an id of the test is missing, or a
+            caption describes another image than in COCO.
+    """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that it would like another JSON library
+            warnings.simplefilter("ignore")  # the package warns that it would prefer another JSON library
             package = importlib.import_module("eccv_caption")
     except ModuleNotFoundError:
         need = "the package eccv_caption: pip install eccv_caption, or this package with its extra [eccv]"
         raise InputError(f"CxC and ECCV Caption need {need}") from None
     metrics = package.Metrics()
     image_of = {caption: images[0] for caption, images in metrics.coco_gts["t2i"].items()}
-    hint = "; precomp and id_mapping read the captions' ids from {split}_capids.txt"
-    ids = _Ids(coco_ids(image_ids, "image"), coco_ids(caption_ids, "caption", hint))
+    ids = _Ids(coco_ids(image_ids, "image"), coco_ids(caption_ids, "caption", _HINT))
     for what, found, expected, more in (
         ("image", ids.images, set(metrics.coco_gts["i2t"]), ""),
-        ("caption", ids.captions, set(image_of), hint),
+        ("caption", ids.captions, set(image_of), _HINT),
     ):
         if strange := [label for label in found if label not in expected]:
-            raise InputError(f"{what} id {strange[0]} is not of COCO's 5K test ({len(strange):,} are not){more}")
+            number = f"{len(strange):,} of {len(found):,} are not"
+            raise InputError(f"{what} id {strange[0]} is not in COCO's 5K test ({number}){more}")
         if lost := sorted(expected - set(found)):
-            raise InputError(f"{what} id {lost[0]} of COCO's 5K test is not in this corpus ({len(lost):,} are not)")
+            raise InputError(f"this corpus lacks {what} id {lost[0]} of COCO's 5K test ({len(lost):,} are missing)")
     for caption, image in zip(ids.captions, image_of_caption.tolist(), strict=True):
         if image_of[caption] != ids.images[image]:
-            raise InputError(f"caption id {caption} describes image {image_of[caption]}, here {ids.images[image]}")
+            there, here = image_of[caption], ids.images[image]
+            raise InputError(f"caption id {caption} describes image {there} in COCO, but image {here} in this corpus")
     return metrics, ids
 
 
 def _retrieved(scores: Tensor, ids: _Ids, truth: dict[str, dict[int, list[int]]]) -> tuple[Ranked, Ranked]:
-    """For both directions, what is found for each query that ``truth`` asks for, as far down as it matters."""
+    """For both directions, rank the items for each query in ``truth``, as far down as the metrics look."""
     return (
         _best(scores, ids.images, ids.captions, truth["i2t"]),
         _best(scores.T, ids.captions, ids.images, truth["t2i"]),
@@ -193,6 +328,7 @@ def _retrieved(scores: Tensor, ids: _Ids, truth: dict[str, dict[int, list[int]]]
 
 
 def _best(scores: Tensor, queries: list[int], items: list[int], truth: Ranked) -> Ranked:
+    """The best items for each query in ``truth``; among equal scores, a positive comes last."""
     count = min(len(items), max(10, *(len(set(positives)) for positives in truth.values())))
     place, labels = {label: i for i, label in enumerate(items)}, np.array(items)
     rows = [row for row, label in enumerate(queries) if label in truth]
@@ -202,7 +338,8 @@ def _best(scores: Tensor, queries: list[int], items: list[int], truth: Ranked) -
         found = scores[part].double()
         pairs = [(i, place[label]) for i, row in enumerate(part) for label in truth[queries[row]] if label in place]
         i, j = torch.tensor(pairs).T
-        found[i, j] = found[i, j].nextafter(torch.tensor(float("-inf"), dtype=torch.float64))  # a tie's loser
+        # A positive's score becomes the next smaller float64, so that it loses every tie and nothing else.
+        found[i, j] = found[i, j].nextafter(torch.tensor(float("-inf"), dtype=torch.float64))
         order = found.topk(count, dim=1).indices.numpy()
         result |= {queries[row]: labels[best].tolist() for row, best in zip(part, order, strict=True)}
     return result

@@ -1,139 +1,168 @@
-"""Evaluation protocols: which images and captions are ranked together, and how sure the numbers are."""
+"""Evaluation protocols: which test split each is for, and how it turns scores into metrics.
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+A new protocol is one record in :data:`PROTOCOLS`. A metric that no other protocol has also needs a column in
+:mod:`vse.evaluation.tables`.
+"""
 
-import numpy as np
-import torch
-from torch import Tensor
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
-from vse.errors import InputError
-from vse.metrics import query_ranks, retrieval_metrics
+from vse.data.corpus import Corpus
+from vse.errors import InputError, close_match
+from vse.evaluation.folds import fold_metrics
+from vse.evaluation.judgements import Judgements, check_ids, cxc_metrics, eccv_metrics, errors_name, within_metrics
+from vse.evaluation.score import CorpusScores
 
-_FOLDS = 5
-_IMAGES = {"f30k": 1000, **dict.fromkeys(("coco_1k", "coco_5k", "coco", "cxc", "eccv"), 5000)}  # of the test split
-PROTOCOLS = ("retrieval", "f30k", "coco_1k", "coco_5k", "coco", "cxc", "eccv", "video")
 
+@dataclass(frozen=True)
+class Protocol:
+    """What is ranked together, and which metrics are computed of it.
 
-def evaluate_scores(scores: Tensor, image_of_caption: np.ndarray, protocol: str, video: bool = False) -> dict[str, Any]:
-    """Metrics of a score matrix (images, captions) under a protocol.
-
-    "retrieval": among all images and captions (:func:`vse.metrics.retrieval_metrics`' dict); "f30k" and "coco_5k" are
-    that for test splits of 1,000 and 5,000 images; "coco_1k": the mean over five folds of 1,000 images in their order,
-    "folds" beside it; "coco": {"coco_1k": ..., "coco_5k": ...}; "video" (and any for clips): "nmr" beside the median
-    rank, the median rank divided by the number of candidates (PVSE, Song & Soleymani 2019). Raises InputError for a
-    split of another size, both sizes named, and for "video" when there are no clips.
+    Attributes:
+        name: What the user calls it.
+        evaluate: Computes the metrics of scores on a corpus under this protocol; CxC's judgements are None where the
+            user gave none.
+        images: The number of images that the split must have; None for any number.
+        captions: The number of captions that the split must have; None for any number.
+        folds: The number of folds over which the metrics are averaged.
+        parts: The names of the protocols whose metrics this one reports together.
+        plain: Whether its metrics are those of plain retrieval, among all images and all captions. A run folder keeps
+            them as ``{split}.json``, and those of any other protocol as ``{split}_{name}.json``.
+        bootstrap: Whether intervals can be computed: its metrics are R@K of the corpus's own pairs.
+        clips: Whether it is for clips only.
+        coco_ids: Whether the corpus must have the ids of COCO's 5K test.
+        judgements: Whether it can use CxC's judgements within images and within captions.
     """
-    check_split(len(scores), protocol, video)
-    if protocol == "coco":
-        return {name: evaluate_scores(scores, image_of_caption, name, video) for name in ("coco_1k", "coco_5k")}
-    folds = [_metrics(*fold[:2], video) for fold in _folds(scores, image_of_caption, protocol)]
-    return folds[0] if len(folds) == 1 else {**_mean(folds), "folds": len(folds)}
+
+    name: str
+    evaluate: Callable[[CorpusScores, Corpus, "Protocol", Judgements | None], dict[str, Any]]
+    images: int | None = None
+    captions: int | None = None
+    folds: int = 1
+    parts: tuple[str, ...] = ()
+    plain: bool = False
+    bootstrap: bool = False
+    clips: bool = False
+    coco_ids: bool = False
+    judgements: bool = False
 
 
-def check_split(images: int, protocol: str, video: bool, captions: int | None = None) -> None:
-    """Raise InputError for a split that a protocol is not for, naming both sizes."""
-    expected = _IMAGES.get(protocol, images)
-    if images != expected:
-        raise InputError(f"protocol {protocol} is for a split of {expected:,} images, this one has {images:,}")
-    if expected == 5000 and protocol in _IMAGES and captions not in (None, 25_000):
-        hint = "; with karpathy, data.options.per_image=5 takes the first five of an image" * (captions > 25_000)
-        raise InputError(f"protocol {protocol} is for 25,000 captions, this split has {captions:,}{hint}")
-    if protocol == "video" and not video:
-        raise InputError("protocol video is for clips, and this corpus has pictures or their features")
+def own_pairs(
+    scored: CorpusScores, corpus: Corpus, protocol: Protocol, judgements: Judgements | None
+) -> dict[str, Any]:
+    """R@K and ranks with the corpus's own pairs as positives, see :func:`vse.evaluation.folds.fold_metrics`."""
+    return fold_metrics(scored.scores, corpus.image_of_caption, protocol.folds, corpus.video)
 
 
-class _Fold(NamedTuple):
-    scores: Tensor
-    positives: np.ndarray
-    image_of_caption: np.ndarray  # among all images
+def all_parts(
+    scored: CorpusScores, corpus: Corpus, protocol: Protocol, judgements: Judgements | None
+) -> dict[str, Any]:
+    """Metrics of each of a protocol's parts, by the part's name."""
+    parts = parts_of_protocol(protocol)
+    return {name: part.evaluate(scored, corpus, part, judgements) for name, part in parts.items()}
 
 
-def _folds(scores: Tensor, image_of_caption: np.ndarray, protocol: str) -> list[_Fold]:
-    """What is ranked together."""
-    count = _FOLDS if protocol == "coco_1k" else 1
-    size = len(scores) // count
-    folds = []
-    for first in range(0, count * size, size):
-        captions = np.flatnonzero((image_of_caption >= first) & (image_of_caption < first + size))
-        own = image_of_caption[captions]
-        positives = np.arange(first, first + size)[:, None] == own[None, :]
-        part = scores if count == 1 else scores[first : first + size, torch.from_numpy(captions)]
-        folds.append(_Fold(part, positives, own))
-    return folds
-
-
-def _metrics(scores: Tensor, positives: np.ndarray, video: bool) -> dict[str, Any]:
-    metrics = retrieval_metrics(scores, positives)
-    if video:
-        for side, candidates in (("i2t", scores.shape[1]), ("t2i", scores.shape[0])):
-            metrics[side]["nmr"] = metrics[side]["medr"] / candidates
+def cxc(scored: CorpusScores, corpus: Corpus, protocol: Protocol, judgements: Judgements | None) -> dict[str, Any]:
+    """CxC's recalls; given its judgements and a model's embeddings, also within images and within captions."""
+    with errors_name(corpus):
+        metrics = cxc_metrics(scored.scores, corpus.image_ids, corpus.caption_ids, corpus.image_of_caption)
+    if judgements is not None and scored.embeddings:
+        metrics |= within_metrics(scored, corpus, judgements)
     return metrics
 
 
-def _mean(trees: Sequence[Any]) -> Any:
-    """Mean of dicts of numbers, key by key."""
-    if isinstance(trees[0], dict):
-        return {key: _mean([tree[key] for tree in trees]) for key in trees[0]}
-    return float(np.mean(trees))
+def eccv(scored: CorpusScores, corpus: Corpus, protocol: Protocol, judgements: Judgements | None) -> dict[str, Any]:
+    """ECCV Caption's metrics, see :func:`vse.evaluation.judgements.eccv_metrics`."""
+    with errors_name(corpus):
+        return eccv_metrics(scored.scores, corpus.image_ids, corpus.caption_ids, corpus.image_of_caption)
 
 
-def bootstrap(
-    members: Sequence[Tensor], image_of_caption: np.ndarray, protocol: str, samples: int, seed: int = 0
-) -> list[dict[str, Any]]:
-    """95 % intervals of R@K and RSUM for each of some score matrices on the same corpus, by resampling images.
+_ALL = (
+    Protocol("retrieval", own_pairs, plain=True, bootstrap=True),
+    Protocol("f30k", own_pairs, images=1000, plain=True, bootstrap=True),
+    Protocol("coco_1k", own_pairs, images=5000, captions=25_000, folds=5, bootstrap=True),
+    Protocol("coco_5k", own_pairs, images=5000, captions=25_000, plain=True, bootstrap=True),
+    Protocol("coco", all_parts, images=5000, captions=25_000, parts=("coco_1k", "coco_5k"), bootstrap=True),
+    Protocol("cxc", cxc, images=5000, captions=25_000, coco_ids=True, judgements=True),
+    Protocol("eccv", eccv, images=5000, captions=25_000, coco_ids=True),
+    Protocol("video", own_pairs, plain=True, bootstrap=True, clips=True),
+)
+PROTOCOLS = {protocol.name: protocol for protocol in _ALL}
 
-    A sample draws as many images as there are, with replacement, and their captions with them: these are the queries;
-    the candidates stay. All members share the samples; each after the first has "difference", the interval of its RSUM
-    minus the first's. Under "coco_1k" a query keeps its fold's candidates; "coco" is not for this. Raises InputError
-    for no samples.
 
-    >>> bootstrap([torch.eye(9)], np.arange(9), "retrieval", samples=100)[0]["rsum"]
-    [600.0, 600.0]
+def find_protocol(name: str) -> Protocol:
+    """Return the protocol of a name. Raises InputError for a name that is not in :data:`PROTOCOLS`."""
+    if name not in PROTOCOLS:
+        raise InputError(f"protocol {name!r}: {close_match(name, list(PROTOCOLS))}")
+    return PROTOCOLS[name]
+
+
+def parts_of_protocol(protocol: Protocol) -> dict[str, Protocol]:
+    """The protocols that make up one, by name; a protocol without parts stands alone under the name ""."""
+    if not protocol.parts:
+        return {"": protocol}
+    return {name: PROTOCOLS[name] for name in protocol.parts}
+
+
+def check_protocol(protocol: Protocol, corpus: Corpus) -> None:
+    """Check that a protocol is for a corpus, before anything is encoded.
+
+    Args:
+        protocol: The protocol.
+        corpus: The split to evaluate.
+
+    Raises:
+        InputError: The split has another size than the protocol is for, or pictures where it is for clips, or ids that
+            are not COCO's.
     """
-    check_samples(samples)
-    images = len(members[0])
-    draws = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=samples)
-    results: list[dict[str, Any]] = []
-    sums: list[np.ndarray] = []
-    for scores in members:
-        result: dict[str, Any] = {"samples": samples}
-        total = np.zeros(samples)
-        for side, ranks, queries in _query_ranks(scores, image_of_caption, protocol):
-            weights = draws[:, queries]
-            weights = weights / weights.sum(1, keepdims=True)
-            result[side] = {}
-            for k in (1, 5, 10):
-                recalls = 100 * weights @ (ranks < k)
-                result[side][f"r{k}"] = _interval(recalls)
-                total += recalls
-        result["rsum"] = _interval(total)
-        if sums:
-            result["difference"] = _interval(total - sums[0])
-        sums.append(total)
-        results.append(result)
-    return results
+    check_split(protocol, len(corpus.images), len(corpus.captions), corpus.video)
+    if protocol.coco_ids:
+        with errors_name(corpus):
+            check_ids(corpus.image_ids, corpus.caption_ids, corpus.image_of_caption)
 
 
-def check_samples(samples: int) -> None:
-    """Raise InputError for a number of bootstrap samples that means nothing or takes all memory."""
-    if not 1 <= samples <= 10_000:
-        raise InputError(f"bootstrap needs 1 to 10,000 samples, got {samples}")
+def check_split(protocol: Protocol, images: int, captions: int, clips: bool) -> None:
+    """Check that a protocol is for a split, by the split's size and kind.
+
+    Args:
+        protocol: The protocol.
+        images: The number of images in the split.
+        captions: The number of captions in the split.
+        clips: Whether the images are clips.
+
+    Raises:
+        InputError: The protocol is for another size or kind; both are named.
+    """
+    if protocol.images not in (None, images):
+        expected = f"a split of {protocol.images:,} images"
+        raise InputError(f"protocol {protocol.name} is for {expected}, this one has {images:,}")
+    if protocol.captions is not None and captions != protocol.captions:
+        problem = f"protocol {protocol.name} is for {protocol.captions:,} captions, this split has {captions:,}"
+        if captions > protocol.captions:
+            each = protocol.captions // images
+            problem += f"; with karpathy, data.options.per_image={each} takes the first {each} of each image"
+        raise InputError(problem)
+    if protocol.clips and not clips:
+        raise InputError(f"protocol {protocol.name} is for clips, but this corpus has pictures or their features")
 
 
-def _query_ranks(
-    scores: Tensor, image_of_caption: np.ndarray, protocol: str
-) -> list[tuple[str, np.ndarray, np.ndarray]]:
-    """For both directions, the rank of each query and the image that it is or describes."""
-    i2t, t2i, images, captions = [], [], [], []
-    for fold in _folds(scores, image_of_caption, protocol):
-        i2t.append(query_ranks(fold.scores, fold.positives).numpy())
-        t2i.append(query_ranks(fold.scores.T, fold.positives.T).numpy())
-        images.append(np.unique(fold.image_of_caption))
-        captions.append(fold.image_of_caption)
-    pairs = (("i2t", i2t, images), ("t2i", t2i, captions))
-    return [(side, np.concatenate(ranks), np.concatenate(of)) for side, ranks, of in pairs]
+def report(
+    scored: CorpusScores, corpus: Corpus, protocol: Protocol, judgements: Judgements | None = None
+) -> dict[str, Any]:
+    """Evaluate scores under a protocol.
 
+    Args:
+        scored: The scores of a model or an ensemble.
+        corpus: The corpus that they belong to.
+        protocol: One of :data:`PROTOCOLS`.
+        judgements: CxC's judgements within images and within captions, for the protocol that can use them.
 
-def _interval(values: np.ndarray) -> list[float]:
-    return [float(value) for value in np.quantile(values, [0.025, 0.975])]
+    Returns:
+        The protocol's metrics, and for embedding sets also "sets", what is known of them.
+
+    Raises:
+        InputError: The protocol is not for this corpus.
+    """
+    check_split(protocol, len(corpus.images), len(corpus.captions), corpus.video)
+    return scored.with_sets(protocol.evaluate(scored, corpus, protocol, judgements))

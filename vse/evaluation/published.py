@@ -1,15 +1,23 @@
-"""Numbers that the papers print, and those of their released checkpoints, to stand beside one's own."""
+"""What the papers print, and what their released checkpoints give, to stand beside one's own results."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
+
+from vse.data.corpus import Corpus
+from vse.errors import InputError
+from vse.evaluation.protocols import PROTOCOLS, Protocol, parts_of_protocol
+from vse.evaluation.tables import Row, mark
 
 
 class Published(NamedTuple):
-    """A result of a paper's; what it does not print is missing."""
+    """A published result; metrics that the paper does not print are missing."""
 
-    setting: str  # a protocol's name, or a data set of clips
+    protocol: str  # the name of a protocol
     system: str
-    metrics: dict[str, Any]  # as vse.metrics.retrieval_metrics gives them
+    metrics: dict[str, Any]  # as the protocol gives them
     models: int = 1  # more: an ensemble
+    data: str | None = None  # the data.format, where the protocol alone does not say what the data are
+    one_caption: bool = False  # whether it was evaluated with one caption of each image or clip
 
 
 def _recalls(i2t: str, t2i: str, **rest: Any) -> dict[str, Any]:
@@ -20,6 +28,11 @@ def _recalls(i2t: str, t2i: str, **rest: Any) -> dict[str, Any]:
         **{side: dict(zip(names, map(float, text.split("/")), strict=False)) for side, text in sides.items()},
         **rest,
     }
+
+
+def _pvse_clips(data: str, system: str, i2t: str, t2i: str) -> Published:
+    """A result of PVSE's on clips: its code keeps the last caption of each."""
+    return Published("video", system, _recalls(i2t, t2i), data=data, one_caption=True)
 
 
 _VSE, _DIVE, _PVSE = "VSE∞ (CVPR 2021)", "DivE (CVPR 2023)", "PVSE (CVPR 2019)"
@@ -54,8 +67,66 @@ PUBLISHED = (
     Published("cxc", f"{_VSE}, {_WSL}", {**_recalls("67.9", "53.6"), "i2i": {"r1": 51.3}, "t2t": {"r1": 46.7}}),
     Published("cxc", _DIVE, _recalls("72.3", "55.5")),
     Published("eccv", _DIVE, {"i2t": {"map_at_r": 36.0}, "t2i": {"map_at_r": 51.0}}),
-    Published("tgif", _PVSE, _recalls("2.32/7.49/11.94/162/0.01", "2.17/7.76/12.25/155/0.01")),
-    Published("tgif", f"{_PVSE}, released", _recalls("3.28/9.87/15.56/115", "3.01/9.70/14.85/109")),
-    Published("mrw", _PVSE, _recalls("0.16/0.68/1.80/1586/0.32", "0.16/0.60/1.83/1573/0.37")),
-    Published("mrw", f"{_PVSE}, released", _recalls("0.18/0.62/1.18/1624/0.32", "0.20/0.70/1.16/1552/0.31")),
+    Published("video", f"{_VSE}, frame features", {"rsum": 174.7}, data="msrvtt"),
+    Published("video", f"{_VSE}, frame features", {"rsum": 403.9}, data="vatex"),
+    _pvse_clips("tgif", _PVSE, "2.32/7.49/11.94/162/0.01", "2.17/7.76/12.25/155/0.01"),
+    _pvse_clips("tgif", f"{_PVSE}, released", "3.28/9.87/15.56/115", "3.01/9.70/14.85/109"),
+    _pvse_clips("mrw", _PVSE, "0.16/0.68/1.80/1586/0.32", "0.16/0.60/1.83/1573/0.37"),
+    _pvse_clips("mrw", f"{_PVSE}, released", "0.18/0.62/1.18/1624/0.32", "0.20/0.70/1.16/1552/0.31"),
 )
+
+
+def published_results(protocol: Protocol, data_format: str) -> list[Published]:
+    """Find what the papers print under a protocol.
+
+    Args:
+        protocol: The protocol.
+        data_format: The data's ``data.format``; it matters where a protocol is for more than one data set.
+
+    Returns:
+        The results, of all parts of the protocol.
+
+    Raises:
+        InputError: The papers print nothing under this protocol, or nothing on these data.
+    """
+    names = [part.name for part in parts_of_protocol(protocol).values()]
+    under = [result for result in PUBLISHED if result.protocol in names]
+    found = [result for result in under if result.data in (None, data_format)]
+    if found:
+        return found
+    if under:
+        known = ", ".join(dict.fromkeys(str(result.data) for result in under))
+        problem = f"the papers have no numbers for protocol {protocol.name} on {data_format}; expected the data {known}"
+    else:
+        printed = {result.protocol for result in PUBLISHED}
+        known = ", ".join(name for name, other in PROTOCOLS.items() if printed & {name, *other.parts})
+        problem = f"the papers have no numbers for protocol {protocol.name}; expected {known}"
+    raise InputError(f"--published: {problem}")
+
+
+def published_rows(results: Sequence[Published], protocol: Protocol, corpus: Corpus) -> tuple[list[Row], str]:
+    """Choose the published results that can stand beside one's own on a corpus.
+
+    Results on one caption of each image or clip are left out beside a corpus that has several: they would not be
+    comparable.
+
+    Args:
+        results: The results of :func:`published_results`.
+        protocol: The protocol.
+        corpus: The corpus that one's own results are on.
+
+    Returns:
+        Rows for :func:`vse.evaluation.tables.format_rows`, and one line that says what was left out and why, which is
+        empty when nothing was.
+    """
+    single = len(corpus.captions) == len(corpus.images)
+    rows = []
+    for result in results:
+        if result.one_caption and not single:
+            continue
+        metrics = {result.protocol: result.metrics} if protocol.parts else result.metrics
+        rows.append(Row(result.system, metrics, f"published, {mark(result.models)}"))
+    if len(rows) == len(results):
+        return rows, ""
+    evaluated = f"the published results are on one caption per clip, but {corpus.name} has several"
+    return rows, f"Not shown: {evaluated}; add data.options.captions=last to compare with them."

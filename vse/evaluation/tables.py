@@ -1,26 +1,28 @@
-"""Tables that read like the papers', for a terminal and in Markdown; and metrics as JSON."""
+"""Tables of metrics that read like the papers', for a terminal and in Markdown."""
 
-import contextlib
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from vse.errors import InputError
-from vse.evaluation.published import PUBLISHED
-from vse.files import check_target, write_file
 
-_COLUMNS = {  # key of a metric: its name, and its digits
-    "map_at_r": ("mAP@R", 1),
-    "rprecision": ("R-P", 1),
-    "r1": ("R@1", 1),
-    "r5": ("R@5", 1),
-    "r10": ("R@10", 1),
-    "medr": ("MedR", 1),
-    "meanr": ("MeanR", 1),
-    "nmr": ("nMR", 2),
+class Column(NamedTuple):
+    """How a metric is printed."""
+
+    title: str
+    digits: int = 1
+
+
+COLUMNS = {  # by the metric's key, in the order in which they are printed
+    "map_at_r": Column("mAP@R"),
+    "rprecision": Column("R-P"),
+    "r1": Column("R@1"),
+    "r5": Column("R@5"),
+    "r10": Column("R@10"),
+    "medr": Column("MedR"),
+    "meanr": Column("MeanR"),
+    "nmr": Column("nMR", digits=2),
 }
 _SIDES = {"i2t": "Image to text", "t2i": "Text to image", "i2i": "Image to image", "t2t": "Text to text"}
+_CLIP_SIDES = {"i2t": "Video to text", "t2i": "Text to video", "i2i": "Video to video", "t2t": "Text to text"}
 
 
 class Row(NamedTuple):
@@ -32,91 +34,153 @@ class Row(NamedTuple):
 
 
 def mark(models: int) -> str:
-    """Whether a result is a single model's or an ensemble's."""
+    """Say whether a result is a single model's or an ensemble's."""
     return "single" if models == 1 else f"ensemble of {models}"
 
 
 def label(name: str, *notes: str) -> str:
-    """A result's name, and what it does not say itself."""
+    """Put notes in brackets behind a result's name, except those that only repeat the name.
+
+    >>> label("runs/a", "single", "5 folds"), label("ensemble of 2", "ensemble of 2")
+    ('runs/a (single, 5 folds)', 'ensemble of 2')
+    """
     rest = [note for note in notes if note != name]
     return f"{name} ({', '.join(rest)})" if rest else name
 
 
 def parts_of(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The tables that a protocol gives, by their name: one without a name, or those that it is made of."""
-    if any(side in metrics for side in _SIDES):
+    """Split metrics into what is printed as one table each.
+
+    >>> parts_of({"coco_1k": {"rsum": 500.0}, "coco_5k": {"rsum": 400.0}, "sets": {}}).keys()
+    dict_keys(['coco_1k', 'coco_5k'])
+
+    Returns:
+        The metrics of each part of a protocol by its name; the metrics of a protocol without parts stand under "".
+    """
+    if _is_one_table(metrics):
         return {"": metrics}
-    return {name: part for name, part in metrics.items() if isinstance(part, dict) and _SIDES.keys() & part.keys()}
+    return {name: part for name, part in metrics.items() if isinstance(part, dict) and _is_one_table(part)}
+
+
+def _is_one_table(metrics: dict[str, Any]) -> bool:
+    return any(key in metrics for key in (*_SIDES, "rsum"))
 
 
 def format_table(metrics: dict[str, Any], title: str) -> str:
-    """Metrics as the papers print them: for clips with two digits and the normalised median rank."""
-    parts = parts_of(metrics)
-    if "" not in parts:
-        tables = [format_table(part, f"{title}, {name}") for name, part in parts.items()]
-        return "\n".join([*tables, *_sets(metrics)])
-    sides = [side for side in _SIDES if side in metrics]
-    keys = [key for key in _COLUMNS if key in metrics[sides[0]]]
-    video = "nmr" in keys
-    folds = f", mean of {metrics['folds']} folds" if "folds" in metrics else ""
-    lines = [title + folds, f"{'':14}" + "".join(f"{_COLUMNS[key][0]:>8}" for key in keys)]
-    interval = metrics.get("bootstrap", {})
+    """Format one result as the papers print it: for clips with two digits and the normalised median rank.
+
+    Args:
+        metrics: The metrics of :func:`vse.evaluation.protocols.report`, perhaps with "bootstrap" beside them.
+        title: The first line.
+
+    Returns:
+        Lines of text: one table for each part of the protocol, then what is known of embedding sets.
+    """
+    lines = []
+    for name, part in parts_of(metrics).items():
+        lines += _table_lines(part, f"{title}, {name}" if name else title)
+    return "\n".join([*lines, *_set_lines(metrics.get("sets", {}))])
+
+
+def _table_lines(metrics: dict[str, Any], title: str) -> list[str]:
+    """Lines of one part's table."""
+    sides = _sides_in(metrics)
+    keys = [key for key in COLUMNS if key in metrics[sides[0]]]
+    clips = "nmr" in keys
+    if "folds" in metrics:
+        title += f", mean of {metrics['folds']} folds"
+    lines = [title, f"{'':14}" + "".join(f"{COLUMNS[key].title:>8}" for key in keys)]
+    intervals = metrics.get("bootstrap", {})
     for side in sides:
-        name = _SIDES[side].replace("Image", "Video").replace("image", "video") if video else _SIDES[side]
-        cells = [_cell(metrics[side], key, video) for key in keys]
-        lines.append(f"{name:14}" + "".join(f"{cell:>8}" for cell in cells))
-        if side in interval:
-            halves = [f"±{(high - low) / 2:.1f}" for low, high in interval[side].values()]
+        name = (_CLIP_SIDES if clips else _SIDES)[side]
+        lines.append(f"{name:14}" + "".join(f"{_cell(metrics[side], key, clips):>8}" for key in keys))
+        if side in intervals:
+            halves = [f"±{(high - low) / 2:.1f}" for low, high in intervals[side].values()]
             lines.append(f"{'  95 %':14}" + "".join(f"{half:>8}" for half in halves))
     if "rsum" in metrics:
         lines.append(f"{'RSUM':14}{metrics['rsum']:8.1f}")
-    if interval:
-        low, high = interval["rsum"]
-        lines.append(f"{'  95 %':14}{low:8.1f} to {high:.1f} ({interval['samples']} samples of the images)")
-        if "difference" in interval:
-            low, high = interval["difference"]
-            lines.append(f"{'':14}{low:+8.1f} to {high:+.1f} against the first")
-    return "\n".join([*lines, *_sets(metrics)])
-
-
-def _sets(metrics: dict[str, Any]) -> list[str]:
-    """Lines on the health of embedding sets, where there are any."""
-    sets, lines = metrics.get("sets", {}), []
-    for side in ("image", "text"):
-        if f"{side}_slots_used" in sets:
-            used, variance = sets[f"{side}_slots_used"], sets[f"{side}_log_variance"]
-            name = f"{side.capitalize()} sets"
-            lines.append(f"{name:14}  log within-set variance {variance:.2f}, {used:.1f} embeddings used")
+    if intervals:
+        lines += _interval_lines(intervals)
     return lines
 
 
-def _cell(metrics: dict[str, Any], key: str, video: bool) -> str:
-    """A number with its digits, or a dash."""
+def _interval_lines(intervals: dict[str, Any]) -> list[str]:
+    """Lines on RSUM's bootstrap interval, and on that of its difference to the first member's."""
+    low, high = intervals["rsum"]
+    lines = [f"{'  95 %':14}{low:8.1f} to {high:.1f} ({intervals['samples']} samples of the images)"]
+    if "difference" in intervals:
+        low, high = intervals["difference"]
+        lines.append(f"{'':14}{low:+8.1f} to {high:+.1f} compared with the first")
+    return lines
+
+
+def _set_lines(sets: dict[str, Any]) -> list[str]:
+    """Lines on embedding sets, where there are any."""
+    lines = []
+    for side in ("image", "text"):
+        name = f"{side.capitalize()} sets"
+        if f"{side}_slots_used" in sets:
+            used, variance = sets[f"{side}_slots_used"], sets[f"{side}_log_variance"]
+            lines.append(f"{name:14}  log within-set variance {variance:.2f}, {used:.1f} embeddings used")
+        if f"{side}_rsum" in sets:
+            numbers = ", ".join(f"{rsum:.1f}" for rsum in sets[f"{side}_rsum"])
+            lines.append(f"{name:14}  RSUM of each embedding alone: {numbers}")
+    return lines
+
+
+def _sides_in(metrics: dict[str, Any]) -> list[str]:
+    return [side for side in _SIDES if side in metrics]
+
+
+def _cell(metrics: dict[str, Any], key: str, clips: bool) -> str:
+    """Format a number with its digits; a dash stands for a missing one."""
     if key not in metrics:
         return "-"
-    return f"{metrics[key]:.{2 if video and key.startswith('r') else _COLUMNS[key][1]}f}"
+    recall_of_clips = clips and key in ("r1", "r5", "r10")  # they are small: the papers print two digits
+    return f"{metrics[key]:.{2 if recall_of_clips else COLUMNS[key].digits}f}"
 
 
 def format_rows(rows: Sequence[Row], markdown: bool = False) -> str:
-    """Results, one a row, as a table for each part of their protocol."""
+    """Format several results, one a row, in one table for each part of their protocol.
+
+    Args:
+        rows: The results; the first one decides which columns there are.
+        markdown: Whether to write Markdown instead of aligned columns.
+
+    Returns:
+        The tables, with an empty line between them.
+    """
     tables = []
-    for part in parts_of(rows[0].metrics):
+    for part, first in parts_of(rows[0].metrics).items():
         own = [(row, parts_of(row.metrics)[part]) for row in rows if part in parts_of(row.metrics)]
-        first = own[0][1]
-        sides = [side for side in _SIDES if side in first]
-        keys = [key for key in _COLUMNS if key in first[sides[0]] and key != "meanr"]
-        if "nmr" not in keys:
-            keys = [key for key in keys if key != "medr"]
-        head = [part, *(f"{side.upper()} {_COLUMNS[keys[0]][0]}" if key == keys[0] else _COLUMNS[key][0]
-                        for side in sides for key in keys), *["RSUM"] * ("rsum" in first)]  # fmt: skip
-        table = [head]
+        sides, keys = _sides_in(first), _row_keys(first)
+        table = [_row_head(part, sides, keys, "rsum" in first)]
         for row, metrics in own:
-            notes = [row.mark, *([f"{metrics['folds']} folds"] if "folds" in metrics else [])]
+            notes = [row.mark]
+            if "folds" in metrics:
+                notes.append(f"{metrics['folds']} folds")
             cells = [_cell(metrics.get(side, {}), key, "nmr" in keys) for side in sides for key in keys]
-            total = [f"{metrics['rsum']:.1f}" if "rsum" in metrics else "-"] * ("rsum" in first)
-            table.append([label(row.name, *notes), *cells, *total])
+            if "rsum" in first:
+                cells.append(f"{metrics['rsum']:.1f}" if "rsum" in metrics else "-")
+            table.append([label(row.name, *notes), *cells])
         tables.append(_render(table, markdown))
     return "\n\n".join(tables)
+
+
+def _row_keys(metrics: dict[str, Any]) -> list[str]:
+    """The metrics that a table of several results shows: a row has no room for all ranks."""
+    keys = [key for key in COLUMNS if key in metrics[_sides_in(metrics)[0]]]
+    left_out = ("meanr",) if "nmr" in keys else ("meanr", "medr")
+    return [key for key in keys if key not in left_out]
+
+
+def _row_head(part: str, sides: list[str], keys: list[str], rsum: bool) -> list[str]:
+    """The first line of a table of several results; the first column of each side names the side."""
+    head = [part]
+    for side in sides:
+        titles = [COLUMNS[key].title for key in keys]
+        head += [f"{side.upper()} {titles[0]}", *titles[1:]]
+    return [*head, "RSUM"] if rsum else head
 
 
 def _render(table: list[list[str]], markdown: bool) -> str:
@@ -129,39 +193,3 @@ def _render(table: list[list[str]], markdown: bool) -> str:
         "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
         for row in table
     )
-
-
-def published_rows(protocol: str, data_format: str) -> list[Row]:
-    """What the papers print under a protocol, for clips on a data set. Raises InputError when they print nothing."""
-    setting = data_format if protocol == "video" else protocol
-    rows = []
-    for result in PUBLISHED:
-        name = f"published, {mark(result.models)}"
-        if result.setting == setting:
-            rows.append(Row(result.system, {"i2t": {}, **result.metrics}, name))
-        elif setting == "coco" and result.setting in ("coco_1k", "coco_5k"):
-            rows.append(Row(result.system, {result.setting: {"i2t": {}, **result.metrics}}, name))
-    if not rows:
-        expected = "f30k, coco, coco_1k, coco_5k, cxc or eccv, or video on the data of tgif or mrw"
-        raise InputError(f"--published: the papers have nothing for {setting}; expected --protocol {expected}")
-    return rows
-
-
-def check_json_file(path: Path) -> None:
-    """Raise InputError for a place where no metrics can be written, or where a file stands that holds no metrics."""
-    check_target(path)
-    if not path.exists() or not path.stat().st_size:
-        return
-    content = None
-    with contextlib.suppress(OSError, ValueError, RecursionError), open(path, "rb") as file:
-        if file.read(64).decode("utf-8-sig", errors="replace").lstrip().startswith("{"):
-            content = json.loads(path.read_text(encoding="utf-8-sig"))
-    results = [content, *content.values()] if isinstance(content, dict) else []
-    if not any(isinstance(result, dict) and parts_of(result) for result in results):
-        raise InputError(f"{path}: is there and holds no metrics; expected a new file, or one of metrics to replace")
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write metrics whole or not at all. Raises InputError as :func:`check_json_file` does."""
-    check_json_file(path)
-    write_file(path, lambda file: file.write((json.dumps(content, indent=2) + "\n").encode()))

@@ -226,7 +226,7 @@ def _finish_epoch(training: Training, folder: Path, log: RunLog, stop: StopSigna
     """Validate, keep the best, save the place."""
     config = training.config
     stop.saved = True
-    metrics = evaluate(training.model, training.dev_corpus, config.eval.batch_size, config.run.precision)
+    metrics = evaluate(training.model, training.dev_corpus, config.eval.batch_size, config.eval.precision)
     stop.saved = False
     training.epoch, training.step = training.epoch + 1, 0
     better = metrics["rsum"] > training.best["rsum"]

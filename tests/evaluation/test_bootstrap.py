@@ -1,0 +1,134 @@
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import noisy_scores, positives_of, random_scores, slow_ranks, uneven_captions
+from torch import Tensor
+
+from vse.errors import InputError
+from vse.evaluation.bootstrap import bootstrap, check_samples
+from vse.metrics import retrieval_metrics
+
+KS = (1, 5, 10)
+Ranks = dict[str, list[tuple[int, int]]]  # direction -> (image of the query, rank)
+
+
+def slow_bootstrap(all_ranks: list[Ranks], draws: np.ndarray) -> list[dict[str, Any]]:
+    """Each query as often as its image was drawn; intervals of each recall, of RSUM, and of what the first has less."""
+    results: list[dict[str, Any]] = []
+    first = np.zeros(len(draws))
+    for number, ranks in enumerate(all_ranks):
+        result: dict[str, Any] = {"samples": len(draws)}
+        total = np.zeros(len(draws))
+        for side, queries in ranks.items():
+            images, places = np.array(queries).T
+            result[side] = {}
+            for k in KS:
+                recalls = []
+                for draw in draws:
+                    times = draw[images]
+                    recalls.append(100 * times[places < k].sum() / times.sum())
+                result[side][f"r{k}"] = interval(np.array(recalls))
+                total += recalls
+        result["rsum"] = interval(total)
+        if number == 0:
+            first = total
+        else:
+            result["difference"] = interval(total - first)
+        results.append(result)
+    return results
+
+
+def interval(values: np.ndarray) -> list[float]:
+    ordered = np.sort(values)
+    ends = []
+    for share in (0.025, 0.975):
+        place = share * (len(ordered) - 1)
+        low = int(place)
+        ends.append(float(ordered[low] + (place - low) * (ordered[min(low + 1, len(ordered) - 1)] - ordered[low])))
+    return ends
+
+
+def assert_same(found: Any, expected: Any) -> None:
+    """Dicts and lists of numbers, with the same keys in both."""
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        for key in expected:
+            assert_same(found[key], expected[key])
+    elif isinstance(expected, list) and isinstance(expected[0], dict):
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected, strict=True):
+            assert_same(one, other)
+    else:
+        assert found == pytest.approx(expected)
+
+
+def image_draws(images: int, samples: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=samples)
+
+
+def test_bootstrap_of_three_members_with_unequal_captions() -> None:
+    """Every recall's interval; the differences of all are to the first member, not to the one before."""
+    of = uneven_captions(40, 130)
+    members = [noisy_scores(of, np.full(40, signal), seed) for seed, signal in enumerate((0.6, 1.2, 2.4))]
+    found = bootstrap(members, of, samples=60, seed=3)
+    expected = slow_bootstrap([slow_ranks(scores, of) for scores in members], image_draws(40, 60, 3))
+    assert_same(found, expected)
+    assert found[1]["difference"][1] < found[2]["difference"][0]  # to the first, the third is the farther one
+    assert all(0 < found[0][side]["r1"][0] < found[0][side]["r10"][1] < 95 for side in ("i2t", "t2i"))
+
+
+def test_the_default_seed_is_zero() -> None:
+    of = uneven_captions(30, 90)
+    scores = noisy_scores(of, np.full(30, 1.5), 0)
+    assert bootstrap([scores], of, samples=30) == bootstrap([scores], of, samples=30, seed=0)
+    assert bootstrap([scores], of, samples=30) != bootstrap([scores], of, samples=30, seed=1)
+
+
+def test_how_many_samples_there_may_be() -> None:
+    scores, of = torch.eye(4), np.arange(4)
+    assert bootstrap([scores], of, samples=1)[0]["rsum"] == [600.0, 600.0]
+    for samples in (-1, 0, 10_001):
+        with pytest.raises(InputError, match=f"bootstrap needs 1 to 10,000 samples, got {samples}"):
+            bootstrap([scores], of, samples=samples)
+    check_samples(10_000)
+
+
+def test_images_without_a_caption_are_no_queries() -> None:
+    """They stay candidates of the captions."""
+    of = np.array([0, 0, 2, 3, 3, 3, 5, 7, 8, 9, 10, 11])
+    scores = noisy_scores(of, np.full(12, 1.5), 0)
+    found = bootstrap([scores], of, samples=50, seed=1)
+    assert_same(found, slow_bootstrap([slow_ranks(scores, of)], image_draws(12, 50, 1)))
+
+
+def test_bootstrap_in_folds() -> None:
+    """Queries are drawn by their own image, of whichever fold, and keep their fold's candidates."""
+    of = uneven_captions(500, 560)
+    scores = noisy_scores(of, np.repeat([0.5, 1.5, 2.5, 3.5, 4.5], 100), 0)
+    found = bootstrap([scores], of, folds=5, samples=20, seed=2)
+    assert_same(found, slow_bootstrap([slow_ranks(scores, of, folds=5)], image_draws(500, 20, 2)))
+
+
+def test_intervals_of_one_model() -> None:
+    scores, of = random_scores(30)
+    found = bootstrap([scores, scores], of, samples=20)
+    assert found[1]["difference"] == [0.0, 0.0]
+    low, high = found[0]["i2t"]["r1"]
+    assert low < retrieval_metrics(scores, positives_of(30, of))["i2t"]["r1"] < high
+
+
+def test_intervals_cover() -> None:
+    """Of many test sets from one distribution, about 95 % have the expected R@1 in their interval."""
+
+    def one(seed: int) -> tuple[Tensor, np.ndarray]:
+        return random_scores(60, per_image=2, seed=seed)
+
+    recalls = [retrieval_metrics(s, positives_of(60, of))["i2t"]["r1"] for s, of in map(one, range(1000, 1100))]
+    inside = []
+    for seed in range(100):
+        scores, of = one(seed)
+        low, high = bootstrap([scores], of, samples=200)[0]["i2t"]["r1"]
+        inside.append(low <= np.mean(recalls) <= high)
+    assert np.mean(inside) > 0.85

@@ -1,0 +1,39 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import vse
+from vse.data.formats import precomp
+from vse.errors import InputError
+from vse.evaluation.encode import check_corpus, encode_corpus
+
+MakeRun = Callable[..., Path]
+
+
+def test_each_item_is_what_the_model_makes_of_it_alone(make_run: MakeRun, data_folder: Path) -> None:
+    model, corpus = vse.load(make_run()), precomp(str(data_folder), "dev")
+    found = encode_corpus(model, corpus, batch_size=3, progress=False)
+    assert found.images.shape == (10, 1, 8) and found.captions.shape == (50, 1, 8)
+    for i in (0, 9):
+        alone = model.encode_images([torch.from_numpy(corpus.images[i])])
+        torch.testing.assert_close(found.images[i], alone[0])
+        torch.testing.assert_close(found.captions[i], model.encode_texts([corpus.captions[i]])[0])
+    assert found.similarity is model.similarity
+
+
+def test_precision(make_run: MakeRun, data_folder: Path) -> None:
+    model, corpus = vse.load(make_run()), precomp(str(data_folder), "dev")
+    full, half, again = (encode_corpus(model, corpus, 4, precision, False) for precision in ("fp32", "bf16", "fp32"))
+    assert torch.equal(full.images, again.images) and torch.equal(full.captions, again.captions)
+    assert not torch.equal(full.images, half.images) and not torch.equal(full.captions, half.captions)
+    torch.testing.assert_close(full.images, half.images, atol=0.05, rtol=0)
+
+
+def test_features_of_another_width(make_run: MakeRun, tmp_path: Path) -> None:
+    from helpers import write_precomp
+
+    model, wide = vse.load(make_run()), precomp(str(write_precomp(tmp_path, width=13)), "dev")
+    with pytest.raises(InputError, match="its features are 13 wide, but the model reads 12"):
+        check_corpus(model, wide)

@@ -1,0 +1,140 @@
+"""Config files: where they are found, and how their YAML is read."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vse.errors import InputError, close_match
+
+_PACKAGE = Path(__file__).parent
+# An installed package has its configs inside; a checkout has them beside the package.
+_SHIPPED = next((folder for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if folder.is_dir()), None)
+
+
+def shipped_configs() -> dict[str, Path]:
+    """Files of the shipped configs by name; a name is the path without its ending, such as "vse_infty/msrvtt"."""
+    if _SHIPPED is None:
+        return {}
+    names = {file.relative_to(_SHIPPED).with_suffix("").as_posix(): file for file in _SHIPPED.rglob("*.yaml")}
+    return {name: names[name] for name in sorted(names) if not name.startswith("_")}  # _base: for others to build on
+
+
+def first_comment(file: Path) -> str:
+    """The comment on a file's first line, which says what a shipped config is; "" when there is none."""
+    with open(file, encoding="utf-8") as lines:
+        line = next(lines, "")
+    return line.removeprefix("#").strip() if line.startswith("#") else ""
+
+
+def find_config(name: str | Path) -> Path:
+    """Return the config file that a user means.
+
+    Args:
+        name: A file, a run folder (its config.yaml is meant), or the name of a shipped config.
+
+    Returns:
+        The file.
+
+    Raises:
+        InputError: when there is none of these.
+
+    >>> find_config("vse_infty/f30k_region_bigru").name
+    'f30k_region_bigru.yaml'
+    """
+    path = Path(name)
+    if (path / "config.yaml").is_file():
+        return path / "config.yaml"
+    if path.exists() and not path.is_dir():
+        return path
+    shipped = shipped_configs()
+    if str(name) in shipped:
+        return shipped[str(name)]
+    if path.is_dir():
+        raise InputError(f"{path}: no config.yaml in this folder; expected a config file or a run folder")
+    hint = "" if path.suffix else f" ({close_match(str(name), list(shipped))})"
+    raise InputError(f"{path}: no such config file{hint}")
+
+
+def find_base(base: str, file: Path) -> Path:
+    """Return the file that ``base:`` means in a config file: a path relative to that file, or a shipped config."""
+    path = file.parent / base
+    return path if path.exists() else shipped_configs().get(base, path)
+
+
+def read_yaml(path: Path) -> Any:
+    """Content of a YAML file.
+
+    Raises:
+        InputError: when it cannot be read or is no YAML; the message names the file and the line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such config file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as a config file ({error})") from None
+    return parse_yaml(text, str(path))
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """Value of a YAML text.
+
+    Args:
+        text: The YAML.
+        source: The file or the override that it is from, for the message of an error.
+
+    Returns:
+        Plain values; ``5e-4`` is a number and a date is a name.
+
+    Raises:
+        InputError: when it is no YAML, or has a key twice.
+
+    >>> parse_yaml("{lr: 5e-4}", "override 'optim={lr: 5e-4}'")
+    {'lr': 0.0005}
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        line, problem = "", "cannot be read"
+        if isinstance(error, yaml.MarkedYAMLError):
+            problem = error.problem or problem
+            line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise InputError(f"{source}{line}: not valid YAML: {problem}") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML that reads 5e-4 as a number and refuses a key given twice."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)$|^[-+]?(\d[\d_]*\.[\d_]*|\.\d[\d_]*)$"),
+    list("-+0123456789."),
+)
+
+# A date in a config is a name, not a point in time.
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in _Loader.yaml_implicit_resolvers.items()
+}
+
+
+def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    for key_node, value_node in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        value = loader.construct_object(value_node, deep=True)
+        problem = None
+        if str(key) in content:
+            problem = f"key {key!r} is given twice"
+        elif node.flow_style and value is None and ":" in str(key):
+            problem = f"a space is missing after the colon in {key!r}"
+        if problem is not None:
+            raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+        content[str(key)] = value
+    return content
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)

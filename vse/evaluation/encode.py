@@ -1,0 +1,73 @@
+"""Encode a corpus: every image and every caption once."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from vse.data.corpus import Corpus
+from vse.data.vocabulary import MissingVocabulary
+from vse.encoders.base import traits_of
+from vse.errors import InputError
+from vse.model import VSEModel
+from vse.runtime import autocast
+
+
+class CorpusEmbeddings(NamedTuple):
+    """The embeddings of a corpus, and the similarity of the model that made them."""
+
+    similarity: Callable[[Tensor, Tensor], Tensor]
+    images: Tensor  # (images, K, H)
+    captions: Tensor  # (captions, L, H)
+
+
+def check_corpus(model: VSEModel, corpus: Corpus) -> None:
+    """Check that a model can read a corpus, before anything is encoded.
+
+    Args:
+        model: A trained model.
+        corpus: The images and captions that it is to encode.
+
+    Raises:
+        InputError: The model came without its vocabulary, or the corpus has features of another width than the model
+            reads.
+    """
+    if isinstance(model.vocabulary, MissingVocabulary):
+        model.vocabulary.encode("")  # raises the error that names the missing file
+    expected, found = traits_of(model.image.encoder).in_dim, getattr(corpus.images, "width", None)
+    if expected is not None and found is not None and expected != found:
+        raise InputError(f"{corpus.name}: its features are {found} wide, but the model reads {expected}")
+
+
+def encode_corpus(
+    model: VSEModel, corpus: Corpus, batch_size: int, precision: str = "fp32", progress: bool = True
+) -> CorpusEmbeddings:
+    """Encode all images and all captions of a corpus, in the order of the corpus.
+
+    Args:
+        model: A trained model.
+        corpus: The images and captions to encode.
+        batch_size: The number of images, and of captions, that are encoded at a time.
+        precision: "fp32", or "bf16" or "fp16" for mixed precision.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The embeddings, on the model's device.
+
+    Raises:
+        ValueError: The corpus does not fit the model.
+    """
+    parts = []
+    total = len(corpus.images) + len(corpus.captions)
+    bar = tqdm(total=total, desc="encoding", unit=" items", unit_scale=True, leave=False, disable=not progress)
+    with bar, autocast(model.device, precision):
+        for start in range(0, len(corpus.images), batch_size):
+            rows = np.arange(start, min(start + batch_size, len(corpus.images)))
+            images = [torch.from_numpy(image) for image in corpus.images.read(rows)]
+            parts.append(model.encode_images(images, batch_size))
+            bar.update(len(rows))
+        captions = model.encode_texts(corpus.captions, batch_size, bar.update)
+    return CorpusEmbeddings(model.similarity, torch.cat(parts), captions)
