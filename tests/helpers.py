@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import vse
 from vse.aggregators import GPO, AdaptivePool, SetPrediction
+from vse.build import read_config
 from vse.data.corpus import Corpus
 from vse.data.vocabulary import SPECIALS
 from vse.model import VSEModel
@@ -34,6 +35,16 @@ class Outcome(NamedTuple):
         lines = [line for line in self.err.replace("\r", "\n").split("\n") if line.startswith("error:")]
         assert len(lines) == 1 and "Traceback" not in self.err, self.err
         return lines[0]
+
+
+def without_word_vectors(config: Path) -> list[str]:
+    """Overrides that run a shipped config without the GloVe file which its recipe names: no test has that file.
+
+    The words then start at random and are trained.
+    """
+    if read_config(config).data.vocabulary.vectors is None:
+        return []
+    return ["data.vocabulary.vectors=null", "model.text.encoder.freeze_words=false"]
 
 
 def write_precomp(folder: Path, train: int = 24, others: int = 10, width: int = 12, seed: int = 0) -> Path:

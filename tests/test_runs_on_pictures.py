@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, Outcome
+from helpers import ROOT, Outcome, without_word_vectors
 from PIL import Image
 from torch import Tensor
 
@@ -76,6 +76,7 @@ def test_the_recipes_for_pictures(config: str, cli: Cli, tiny_bert: Path, tiny_v
     world = ["data.format=synthetic", f"data.root={tmp_path / 'world'}"]
     world += ["data.options={pictures: true, train_scenes: 8, eval_scenes: 4}", "data.workers=0"]
     small = ["train.batch_size=8", "data.transform.size=32", "model.embed_dim=8", f"run.dir={tmp_path / 'run'}"]
+    small += without_word_vectors(ROOT / "configs" / config)
     if encoder["backbone"].startswith("google/vit"):
         small += [f"model.image.encoder.backbone={tiny_vit}"]
     else:
@@ -84,7 +85,6 @@ def test_the_recipes_for_pictures(config: str, cli: Cli, tiny_bert: Path, tiny_v
     if config.endswith("_bert.yaml"):
         small += [f"model.text.encoder.model={tiny_bert}"]
     if config.startswith("dive"):
-        small += ["model.image.aggregator.grid=[1, 1]"]
         small += [f"model.{side}.aggregator.head_dim=4" for side in ("image", "text")]
     for epochs in (1, 2):  # the second trains the backbone
         outcome = cli("train", ROOT / "configs" / config, *world, *small, f"train.epochs={epochs}")
