@@ -232,7 +232,10 @@ def test_what_is_refused(tmp_path: Path) -> None:
     dive = dive_state()
     cells = below("image_encoder.fc.", nn.Linear(7, DIM)) | {"backbone.base.0.weight": torch.zeros(3)}
     for content, message in (
-        ({"model": [image, text], "opt": Wants(target)}, r"it wants (posix|nt).system, and nothing in a file is run"),
+        (
+            {"model": [image, text], "opt": Wants(target)},
+            r"it asks for (posix|nt).system, and nothing that a file asks for is run",
+        ),
         ({"model": [image, text], "opt": Namespace(x=np.zeros(2))}, "it wants numpy._core.multiarray._reconstruct"),
         ({"model": [{**image, "more.weight": torch.zeros(1)}, text]}, "more.weight: not a parameter of VSE∞'s image"),
         ({"model": [image, cut]}, r"its weights do not fit this config: text.encoder.gru.bias_hh_l0 is missing"),
@@ -316,7 +319,7 @@ def test_hostile_vocabularies(tmp_path: Path) -> None:
     target = tmp_path / "created"
     good = pickled_vocabulary([*SPECIALS], "vocab", 2)
     for content, message in (
-        (pickle.dumps(Wants(target)), r"it wants (posix|nt).system, and nothing in a file is run"),
+        (pickle.dumps(Wants(target)), r"it asks for (posix|nt).system, and nothing that a file asks for is run"),
         (pickle.dumps({"word2idx": Wants(target)}), "it wants"),
         (b"\x80\x02cbuiltins\neval\nq\x00.", "it wants builtins.eval"),
         (b"\x80\x02ccollections\nOrderedDict\n)R.", "it wants collections.OrderedDict"),

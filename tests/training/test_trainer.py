@@ -216,7 +216,10 @@ def test_learnable_similarity_and_temperature_are_trained_and_saved(
             ["model.image.encoder={features: raw, context: mean}"],
             "gpo keeps the width of the encoder's features, 12, but",
         ),
-        (["model.image.encoder.features=raw"], "context must be 'max' or 'mean' when the features are raw"),
+        (
+            ["model.image.encoder.features=raw"],
+            "gpo keeps the width of the encoder's features, 12, but model.embed_dim is 8",
+        ),
     ],
 )
 def test_parts_that_do_not_fit(cli: Cli, tiny: list[str], tmp_path: Path, settings: list[str], message: str) -> None:
@@ -304,12 +307,12 @@ def my_ranking(scores: torch.Tensor, positives: torch.Tensor, margin: float = 0.
 def test_own_losses(cli: Cli, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     settings = [
-        "loss.terms={'test_training:MyTerm': {weight: 0.1, power: 1}}",
-        "loss.ranking.name=test_training:my_ranking",
+        "loss.terms={'test_trainer:MyTerm': {weight: 0.1, power: 1}}",
+        "loss.ranking.name=test_trainer:my_ranking",
     ]
     assert cli("train", *tiny, *settings, "train.epochs=1").code == 0
     assert len(load_checkpoint(tmp_path / "run" / "last.pt")["criterion"]) == 1
-    assert "test_training:MyTerm" in read_jsonl(tmp_path / "run" / "metrics.jsonl")[0]["train"]
+    assert "test_trainer:MyTerm" in read_jsonl(tmp_path / "run" / "metrics.jsonl")[0]["train"]
     assert cli("eval", tmp_path / "run").code == 0  # needs neither
     assert cli("train", *tiny, *settings, "train.epochs=2").code == 0
 
@@ -340,11 +343,11 @@ def test_a_component_from_outside_the_package(
     cli: Cli, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    settings = ["model.image.aggregator.name=test_training:MyPool", "model.image.aggregator.scale=2.0"]
+    settings = ["model.image.aggregator.name=test_trainer:MyPool", "model.image.aggregator.scale=2.0"]
     assert cli("train", *tiny, *settings, "train.epochs=1").code == 0
     assert weights(tmp_path / "run")["image.aggregator.weight"].shape == (8,)
     assert (
-        "unknown argument of test_training:MyPool"
+        "unknown argument of test_trainer:MyPool"
         in cli("train", *tiny, settings[0], "model.image.aggregator.x=1").error
     )
 
