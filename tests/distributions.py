@@ -1,6 +1,7 @@
 """Checks of how parameters start."""
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ def check_start(parameter: Tensor, start: Start) -> None:
     deviation = size / math.sqrt(3) if kind == "uniform" else size
     error = 5 / math.sqrt(len(values))
     assert abs(values.mean()) < error * deviation, "mean"
-    assert abs(values.std() / deviation - 1) < error, "deviation"
+    assert abs(values.std(correction=0) / deviation - 1) < error, "deviation"
     if kind == "uniform":
         assert values.abs().max() <= size * (1 + 1e-6), "bound"
         assert values.abs().max() > size * (1 - 20 / len(values)), "bound"
@@ -39,7 +40,11 @@ def check_start(parameter: Tensor, start: Start) -> None:
 
 def check_module(module: nn.Module, starts: dict[str, Start]) -> None:
     """Every parameter of a module starts as told; none is left out, none is there that is not told."""
-    parameters = dict(module.named_parameters())
+    check_parameters(dict(module.named_parameters()), starts)
+
+
+def check_parameters(parameters: Mapping[str, Tensor], starts: Mapping[str, Start]) -> None:
+    """Every parameter starts as told; none is left out, none is there that is not told."""
     assert parameters.keys() == starts.keys()
     for name, start in starts.items():
         try:
