@@ -12,10 +12,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from vse.aggregators import GPO
+import vse
+from vse.aggregators import GPO, AdaptivePool, SetPrediction
 from vse.build import read_config
 from vse.checkpoints.native import load_checkpoint
+from vse.data.corpus import Corpus
 from vse.data.vocabulary import SPECIALS
+from vse.model import VSEModel
 
 ROOT = Path(__file__).parents[1]
 WORDS = "red green blue dog cat bird runs sits flies over under beside water grass snow".split()
@@ -35,6 +38,16 @@ class Outcome(NamedTuple):
         lines = [line for line in self.err.replace("\r", "\n").split("\n") if line.startswith("error:")]
         assert len(lines) == 1 and "Traceback" not in self.err, self.err
         return lines[0]
+
+
+def without_word_vectors(config: Path) -> list[str]:
+    """Overrides that run a shipped config without the GloVe file which its recipe names: no test has that file.
+
+    The words then start at random and are trained.
+    """
+    if read_config(config).data.vocabulary.vectors is None:
+        return []
+    return ["data.vocabulary.vectors=null", "model.text.encoder.freeze_words=false"]
 
 
 def write_precomp(folder: Path, train: int = 24, others: int = 10, width: int = 12, seed: int = 0) -> Path:
@@ -184,6 +197,89 @@ def region_states(vocabulary: int = 30, width: int = 12) -> tuple[State, State]:
     return image, text
 
 
+def resnet_state(name: str = "resnet18") -> State:
+    import torchvision
+
+    torch.manual_seed(0)
+    return {k: v for k, v in torchvision.models.get_model(name).state_dict().items() if not k.startswith("fc.")}
+
+
+def split_backbone(state: State) -> State:
+    """VSE∞'s way to keep a ResNet: in two parts, and all of it once more."""
+    parts = {"conv1": "base.0", "bn1": "base.1", "layer1": "base.4", "layer2": "base.5", "layer3": "base.6"}
+    parts["layer4"] = "top.0"
+    twice: State = {}
+    for key, value in state.items():
+        first, _, rest = key.partition(".")
+        twice |= {f"backbone.{parts[first]}.{rest}": value, f"backbone.resnet.{key}": value}
+    return twice
+
+
+def small_bert(hidden: int = 64) -> nn.Module:
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(1)
+    sizes = {**SMALL, "hidden_size": hidden, "num_attention_heads": hidden // 64}
+    model: nn.Module = BertModel(BertConfig(vocab_size=90, max_position_embeddings=32, **sizes)).eval()
+    return model
+
+
+def vse_2ad_states(vocabulary: int = 30, width: int = 12) -> State:
+    image, text = region_states(vocabulary, width)
+    for side in (image, text):
+        for key in [key for key in side if key.startswith("gpool.")]:
+            del side[key]
+        side |= below("pool.", AdaptivePool(DIM))
+    return below("img_enc.", image) | below("txt_enc.", text)
+
+
+def dive_slots(in_dim: int, depth: int, shared: bool, seed: int, **arguments: Any) -> tuple[SetPrediction, State]:
+    """A set prediction, and its state as DivE's code has it."""
+    torch.manual_seed(seed)
+    module = SetPrediction(in_dim, DIM, 2, depth, head_dim=4, ff_mult=2, share_weights=shared, **arguments)
+    own = module.state_dict()
+    names = {
+        **{"query": "0.fn.to_q", "key": "0.fn.to_k", "value": "0.fn.to_v", "out": "0.fn.to_out.0", "norm": "0.norm"},
+        **{"input_norm": "0.norm_context", "ff": "2.fn.net", "ff_norm": "2.norm"},
+    }
+    state = {"agg_block.latents": own["slots"]}
+    state |= {f"residual_norm.{k}": own[f"context_norm.{k}"] for k in ("weight", "bias")}
+    state |= {f"agg_block.last_layer.0.{k}": own[f"slot_norm.{k}"] for k in ("weight", "bias")}
+    for layer in range(depth):
+        block = f"blocks.{0 if shared else layer}."
+        for key, value in own.items():
+            if key.startswith(block):
+                part, _, rest = key.removeprefix(block).partition(".")
+                state[f"agg_block.layers.{layer}.{names[part]}.{rest}"] = value
+    return module, state
+
+
+def dive_state(depth: int = 2, shared: bool = True) -> State:
+    """DivE, regions and BiGRU."""
+    image, text = region_states()
+    head = {"fc1": nn.Linear(DIM, 4), "fc2": nn.Linear(4, DIM), "bn": nn.ModuleDict({"bn": nn.BatchNorm1d(4)})}
+    parts = {key: value for key, value in text.items() if not key.startswith("gpool.")}
+    image = below("fc.", nn.Linear(12, DIM)) | below("mlp.", nn.ModuleDict(head))
+    image |= below("spm.", dive_slots(DIM, depth, shared, 1)[1])
+    return below("img_enc.", image) | below("txt_enc.", parts | below("spm.", dive_slots(6, depth, shared, 2)[1]))
+
+
+def pvse_state(video: bool = False, count: int = 2) -> State:
+    pie_net = {"attention.w_1.weight": torch.zeros(256, 512), "attention.w_2.weight": torch.zeros(count, 256)}
+    pie_net |= below("fc.", nn.Linear(512, DIM)) | below("layer_norm.", nn.LayerNorm(DIM))
+    words = {"attention.w_1.weight": torch.zeros(3, 6), "attention.w_2.weight": torch.zeros(count, 3)}
+    words |= below("fc.", nn.Linear(6, DIM)) | below("layer_norm.", nn.LayerNorm(DIM))
+    over = nn.GRU(512, DIM // 2, bidirectional=True) if video else nn.Linear(512, DIM)
+    image = below("cnn.", resnet_state()) | below("rnn." if video else "fc.", over) | below("pie_net.", pie_net)
+    text = below("embed.", nn.Embedding(30, 6)) | below("rnn.", nn.GRU(6, DIM // 2, bidirectional=True))
+    return below("img_enc.", image) | below("txt_enc.", text | below("pie_net.", words))
+
+
+def load_content(tmp_path: Path, content: Any, **arguments: Any) -> VSEModel:
+    torch.save(content, tmp_path / "model_best.pth")
+    return vse.load(tmp_path / "model_best.pth", **arguments)
+
+
 def save_vse_infty(file: Path, **sizes: int) -> Path:
     options = Namespace(data_name="f30k_precomp", batch_size=4)
     torch.save({"model": list(region_states(**sizes)), "opt": options, "best_rsum": np.float64(1.0)}, file)
@@ -261,3 +357,51 @@ def launch_training(tiny: list[str], *more: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True
     )
+
+
+def uneven_captions(images: int, captions: int, seed: int = 0) -> np.ndarray:
+    """The image of each caption: at least one caption for each image, many for some, in no order."""
+    rng = np.random.default_rng(seed)
+    favourites = rng.integers(0, max(1, images // 4), captions - images)
+    return rng.permutation(np.concatenate([np.arange(images), favourites]))
+
+
+def noisy_scores(image_of_caption: np.ndarray, signal: np.ndarray, seed: int) -> Tensor:
+    """Scores whose positives stand out by their image's ``signal``."""
+    scores = torch.randn(len(signal), len(image_of_caption), generator=torch.Generator().manual_seed(seed))
+    rows, columns = torch.from_numpy(image_of_caption), torch.arange(len(image_of_caption))
+    scores[rows, columns] += torch.from_numpy(signal[image_of_caption]).float()
+    return scores
+
+
+def slow_ranks(scores: Tensor, image_of_caption: np.ndarray, folds: int = 1) -> dict[str, list[tuple[int, int]]]:
+    """For each direction, each query's image and its rank among its fold's candidates."""
+    size = len(scores) // folds
+    values, fold_of = scores.numpy(), image_of_caption // size
+    ranks: dict[str, list[tuple[int, int]]] = {"i2t": [], "t2i": []}
+    for image in range(len(scores)):
+        candidates = fold_of == image // size
+        own = candidates & (image_of_caption == image)
+        if own.any():
+            best = values[image, own].max()
+            ranks["i2t"].append((image, int((values[image, candidates & ~own] >= best).sum())))
+    for caption, image in enumerate(image_of_caption.tolist()):
+        first = image // size * size
+        column = values[first : first + size, caption]
+        ranks["t2i"].append((image, int((column >= values[image, caption]).sum()) - 1))
+    return ranks
+
+
+def corpus_of_ids(image_of_caption: np.ndarray, clips: bool = False, **changes: Any) -> Corpus:
+    """A corpus that can be scored but not encoded: it has ids and no images."""
+    images, captions = int(image_of_caption.max()) + 1, len(image_of_caption)
+    values: dict[str, Any] = {
+        "name": "small",
+        "images": range(images),
+        "captions": [f"caption {i}" for i in range(captions)],
+        "image_of_caption": image_of_caption,
+        "image_ids": [100 + i for i in range(images)],
+        "caption_ids": [5000 - i for i in range(captions)],
+        "video": clips,
+    }
+    return Corpus(**(values | changes))

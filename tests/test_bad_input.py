@@ -129,11 +129,14 @@ def test_messages_of_the_library(tmp_path: Path, cli: Cli, tiny: list[str]) -> N
     cli("train", *tiny, "train.epochs=1")
     model = vse.load(tmp_path / "run")
     for call, message in (
-        (lambda: model.encode_texts("one string"), "texts must be a list, got a single str"),
+        (lambda: model.encode_texts(b"bytes"), "texts must be a string or a list of strings, got bytes"),  # type: ignore[arg-type]
         (lambda: model.encode_texts(["a", " "]), "caption 1 is empty"),
         (lambda: model.encode_texts([]), "nothing to encode: the list is empty"),
         (lambda: model.encode_texts(["a"], batch_size=0), "batch_size must be at least 1, got 0"),
-        (lambda: model.encode_images(["a.jpg"]), "image 0: expected a .regions, width. tensor of features, got str"),
+        (
+            lambda: model.encode_images(["a.jpg"]),
+            "image 0: expected a .regions, width. tensor or array of features, got str",
+        ),
         (lambda: model.encode_images([torch.zeros(12)]), r"image 0: .* got torch.float32 \(12,\)"),
         (lambda: model.encode_images([torch.zeros(2, 12).long()]), r"image 0: .* got torch.int64 \(2, 12\)"),
         (lambda: model.encode_images([torch.zeros(2, 12), torch.zeros(2, 9)]), "image 1 is 9 wide, image 0 12"),

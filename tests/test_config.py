@@ -1,13 +1,11 @@
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 from helpers import ROOT
 
 from vse.build import read_config
-from vse.config import Config, config_changes, flatten, load_config, merge
-from vse.config_files import parse_yaml
+from vse.config import Config, config_changes, load_config, merge
 from vse.errors import InputError
 
 RECIPE = ROOT / "configs" / "vse_infty" / "f30k_region_bigru.yaml"
@@ -69,155 +67,6 @@ def test_a_name_override_starts_from_that_components_defaults(minimal: Path) -> 
 @pytest.mark.parametrize(("text", "value"), [("5e-4", 5e-4), ("1E3", 1000.0), ("0.1", 0.1), ("1", 1.0), (".5", 0.5)])
 def test_numbers(minimal: Path, text: str, value: float) -> None:
     assert load_config(minimal, [f"optim.lr={text}"]).optim.lr == value
-
-
-@pytest.mark.parametrize("file", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda f: f"{f.parent.name}/{f.stem}")
-def test_shipped_configs_are_valid(file: Path) -> None:
-    assert read_config(file).train.epochs > 0
-
-
-RECIPES: dict[str, dict[str, Any]] = {  # the papers' and their released codes' numbers, by flat key
-    "vsepp": {
-        "loss.ranking": {"name": "triplet", "margin": 0.2, "mining": "hardest", "reduction": "sum", "warmup_epochs": 0},
-        "optim": {"name": "adam", "lr": 2e-4, "weight_decay": 0.0, "factors": {}},
-        "optim.schedule": {"name": "step", "milestones": [15], "factor": 0.1},
-        "train": {"epochs": 30, "batch_size": 128, "clip_norm": 2.0},
-        "model.image.encoder": {"mlp": None, "drop": 0.0},
-        "model.text.encoder": {"drop": 0.0, "word_dim": 300},
-    },
-    "vse_infty": {
-        "loss.ranking": {"name": "triplet", "margin": 0.2, "mining": "hardest", "reduction": "sum", "warmup_epochs": 1},
-        "optim": {"name": "adamw", "lr": 5e-4, "weight_decay": 0.01, "factors": {}},
-        "optim.schedule": {"name": "step", "milestones": [15], "factor": 0.1, "warmup_epochs": 0.0},
-        "train": {"epochs": 25, "batch_size": 128, "clip_norm": 2.0},
-        "model.image.encoder": {"mlp": "input", "features": "projected", "drop": 0.2, "dropout": 0.0},
-        "model.text.encoder": {"directions": "average", "features": "states", "drop": 0.2, "keep_ends": False},
-        "model.image.aggregator": {"name": "gpo", "position_dim": 32, "hidden_dim": 32},
-        "model.similarity": {"name": "cosine"},
-    },
-    "vse_2ad": {
-        "loss.ranking": {"name": "adaptive_contrastive", "gamma": 1.25, "margin": 0.2, "temperature": 0.05}
-        | {"negatives": "adaptive", "released": True},
-        "optim": {"name": "adamw", "lr": 5e-4, "weight_decay": 0.01},
-        "optim.schedule": {"name": "step", "milestones": [15], "factor": 0.1},
-        "train": {"epochs": 25, "batch_size": 128, "clip_norm": 2.0},
-        "model.text.encoder": {"drop": 0.2, "keep_ends": True, "features": "states"},
-        "model.image.encoder": {"drop": 0.2, "mlp": "input"},
-        "model.image.aggregator": {"name": "adaptive"},
-        "model.text.aggregator": {"name": "adaptive"},
-    },
-    "pvse": {
-        "loss.ranking": {
-            "name": "triplet",
-            "margin": 0.1,
-            "mining": "hardest",
-            "reduction": "mean",
-            "warmup_epochs": 0,
-        },
-        "loss.terms.diversity": {"weight": 0.1},
-        "loss.terms.mmd": {"weight": 0.01, "kernel": "exponential", "gamma": 0.5},
-        "optim": {"name": "adam", "lr": 2e-4, "amsgrad": True, "weight_decay": 0.0},
-        "optim.schedule": {"name": "plateau", "factor": 0.5, "patience": 10},
-        "train": {"epochs": 50, "clip_norm": 2.0},
-        "model.image.encoder": {"mlp": None, "features": "raw", "context": "mean", "drop": 0.0},
-        "model.text.encoder": {"directions": "concatenate", "features": "words", "context": "last", "drop": 0.0},
-        "model.image.aggregator": {"name": "pie_net", "num_embeddings": 2, "dropout": 0.0},
-        "model.text.aggregator": {"name": "pie_net", "num_embeddings": 2, "dropout": 0.0},
-        "model.similarity": {"name": "max"},
-    },
-    "dive": {
-        "loss.ranking": {
-            "name": "triplet",
-            "margin": 0.2,
-            "mining": "hardest",
-            "reduction": "mean",
-            "warmup_epochs": 0,
-        },
-        "loss.terms.uniformity": {"weight": 0.01},
-        "loss.terms.mmd": {"weight": 0.01, "kernel": "exponential", "gamma": 0.5},
-        "optim": {"name": "adamw", "lr": 1e-3, "weight_decay": 1e-4}
-        | {"factors": {"image": 0.1, "text.aggregator": 0.1}},
-        "optim.schedule": {"name": "cosine", "final": 0.0},
-        "train": {"epochs": 80, "batch_size": 200, "clip_norm": 1.0},
-        "data": {"sampling": "image"},
-        "run": {"precision": "bf16"},
-        "model.image.encoder": {"mlp": "projection", "context": "max", "drop": 0.2, "dropout": 0.1},
-        "model.text.encoder": {"directions": "average", "features": "words", "context": "last"}
-        | {"drop": 0.2, "dropout": 0.1},
-        "model.image.aggregator": {"name": "set_prediction", "num_embeddings": 4, "depth": 4, "position": "none"}
-        | {"heads": 4, "head_dim": 512, "ff_mult": 4, "dropout": 0.1, "share_weights": True, "attention": "slots"},
-        "model.text.aggregator": {"name": "set_prediction", "num_embeddings": 4, "depth": 4, "position": "sine"}
-        | {"heads": 4, "head_dim": 512, "ff_mult": 4, "dropout": 0.1, "share_weights": True, "attention": "slots"},
-        "model.similarity": {"name": "smooth_chamfer", "temperature": 16.0},
-    },
-}
-GRID_BERT: dict[str, Any] = {
-    "model.image.encoder": {"name": "grid", "features": "projected", "drop": 0.2, "freeze_epochs": 1},
-    "model.text.encoder": {"name": "bert", "model": "bert-base-uncased", "weights": "pretrained", "drop": 0.2},
-    "loss": {"ramp_epoch": 1},
-    "optim": {"lr": 5e-4, "weight_decay": 1e-4},
-    "train": {"epochs": 25, "batch_size": 128, "clip_norm": 2.0},
-    "data.transform": {"name": "square", "size": 512, "min_scale": 0.6},
-}
-PICTURES: dict[str, list[dict[str, Any]]] = {
-    "vse_infty/coco_grid_wsl_bert": [
-        RECIPES["vse_infty"] | GRID_BERT,
-        {"optim.factors": {"image.encoder.backbone": 0.01, "text.encoder.bert": 0.1}},
-        {"model.image.encoder": {"backbone": "resnext101_32x8d", "pixels": "imagenet"}},
-    ],
-    "vse_infty/f30k_grid_butd_bert": [
-        RECIPES["vse_infty"] | GRID_BERT,
-        {"optim.factors": {"image.encoder.backbone": 0.01, "text.encoder.bert": 0.1}},
-        {"model.image.encoder": {"backbone": "caffe_resnet101", "pixels": "caffe"}},
-    ],
-    "vse_2ad/f30k_vit_bert": [
-        RECIPES["vse_2ad"] | GRID_BERT | {"data.transform": {"size": 224, "min_scale": 0.6}},
-        {"optim.factors": {"image.encoder.backbone": 0.1, "text.encoder.bert": 0.1}},
-        {"model.image.encoder": {"backbone": "google/vit-base-patch16-224", "weights": "pretrained", "pixels": "half"}},
-    ],
-    "dive/coco_resnext_bert": [
-        {key: RECIPES["dive"][key] for key in ("loss.terms.uniformity", "loss.terms.mmd", "optim.schedule", "data")},
-        {"loss.ranking": {"margin": 0.1, "mining": "hardest", "reduction": "mean"}},
-        {"train": {"epochs": 50, "batch_size": 128, "clip_norm": 1.0}, "optim": {"lr": 1e-3, "weight_decay": 1e-4}},
-        {"model.image.aggregator": {"heads": 8, "head_dim": 256, "position": "sine_2d", "num_embeddings": 4}},
-        {"model.text.aggregator": {"heads": 8, "head_dim": 256, "position": "sine", "num_embeddings": 4}},
-        {"model.similarity": {"name": "smooth_chamfer", "temperature": 16.0}},
-        {"model.image.encoder": GRID_BERT["model.image.encoder"] | {"context": "max"}},
-        {"model.text.encoder": GRID_BERT["model.text.encoder"] | {"context": "cls"}},
-    ],
-    "pvse/coco_resnet152_bigru": [
-        {k: v for k, v in RECIPES["pvse"].items() if k not in ("train", "model.image.encoder")},
-        {"train": {"epochs": 100, "batch_size": 256}, "data.transform": {"name": "crop", "size": 224, "resize": 256}},
-        {"model.image.encoder": {"backbone": "resnet152", "weights": "imagenet", "freeze_epochs": 50}},
-        {"model.image.encoder": {"train_norm": True}},
-    ],
-    "pvse/tgif": [{"model.image.encoder": {"backbone": "resnet152", "freeze_epochs": 50, "train_norm": True}}],
-    "pvse/mrw": [{"model.image.encoder": {"backbone": "resnet152", "freeze_epochs": 50, "train_norm": True}}],
-}
-BATCHES = {"pvse/f30k": 128, "pvse/coco": 256}
-
-
-@pytest.mark.parametrize("system", RECIPES)
-@pytest.mark.parametrize("dataset", ["f30k", "coco"])
-def test_the_recipe_is_the_papers(system: str, dataset: str) -> None:
-    config = read_config(ROOT / "configs" / system / f"{dataset}_region_bigru.yaml")
-    assert config.model.embed_dim == 1024 and config.data.root == f"data/{dataset}"
-    assert config.run.dir == f"runs/{dataset}_{system}"
-    assert config.train.batch_size == BATCHES.get(f"{system}/{dataset}", config.train.batch_size)
-    check_recipe(config, RECIPES[system])
-
-
-def check_recipe(config: Config, recipe: dict[str, Any]) -> None:
-    flat = flatten(config.model_dump())
-    for section, values in recipe.items():
-        for key, value in flatten(values, f"{section}.").items():
-            assert flat.get(key, "missing") == value, key
-
-
-@pytest.mark.parametrize("name", PICTURES)
-def test_the_recipes_for_pictures(name: str) -> None:
-    for part in PICTURES[name]:
-        check_recipe(read_config(ROOT / "configs" / f"{name}.yaml"), part)
 
 
 @pytest.mark.parametrize(
@@ -395,18 +244,6 @@ def test_a_base_may_be_a_shipped_config(tmp_path: Path) -> None:
     config = load_config(mine)
     assert config.train.epochs == 3 and config.optim.lr == 5e-4
     assert load_config("vse_infty/f30k_region_bigru").model_dump() == load_config(RECIPE).model_dump()
-
-
-def chain(file: Path) -> list[Path]:
-    """A config file and those that it builds on."""
-    base = parse_yaml(file.read_text(encoding="utf-8"), str(file)).get("base")
-    return [file] if base is None else [file, *chain(file.parent / base)]
-
-
-def test_no_config_takes_more_than_three_files() -> None:
-    """Whoever reads a recipe keeps at most two others open."""
-    lengths = {str(file.relative_to(ROOT)): len(chain(file)) for file in (ROOT / "configs").rglob("*.yaml")}
-    assert [name for name, length in lengths.items() if length > 3] == []
 
 
 @pytest.mark.parametrize(

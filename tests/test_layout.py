@@ -8,6 +8,7 @@ import pytest
 from helpers import ROOT
 
 import vse
+from vse.cli import COMMANDS
 
 PACKAGE = ROOT / "vse"
 
@@ -68,7 +69,7 @@ def test_the_mathematics_stands_alone() -> None:
 
 def modules_after(code: str) -> set[str]:
     """Names of the modules that are loaded after some code in a fresh interpreter."""
-    code = f"import sys; {code}; print(' '.join(sys.modules))"
+    code = f"import sys\n{code}\nprint(' '.join(sys.modules))"
     return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
 
 
@@ -77,6 +78,14 @@ def test_importing_is_light(module: str) -> None:
     """The package, configs and the command line come without torch, and so in a fraction of the time that it takes."""
     heavy = {"torch", "numpy", "transformers", "torchvision", "tensorboard", "nltk", "PIL"}
     assert not heavy & modules_after(f"import {module}")
+
+
+def test_help_is_quick() -> None:
+    """No command imports torch before it knows what to do."""
+    help_of = "import vse.cli\ntry: vse.cli.main(['{}', '--help'])\nexcept SystemExit: pass"
+    for name in COMMANDS:
+        assert "torch" not in modules_after(help_of.format(name)), name
+    assert "torch" not in modules_after("import vse.cli; vse.cli.main(['configs'])")
 
 
 def test_the_package_alone_needs_no_config() -> None:

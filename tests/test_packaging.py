@@ -22,7 +22,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source, output = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     for folder in ("vse", "configs"):
         shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     options = ["--quiet", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
     subprocess.run([sys.executable, "-m", "pip", "wheel", *options, "-w", output, source], check=True)
@@ -30,7 +30,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_wheel_holds_everything(wheel: Path) -> None:
-    """Every module, with the configs inside the package; a new folder must be listed in pyproject.toml."""
+    """Every module, the configs inside the package, and the mark that it is typed."""
     modules = {file.relative_to(ROOT).as_posix() for file in (ROOT / "vse").rglob("*.py")}
     configs = {f"vse/{file.relative_to(ROOT).as_posix()}" for file in (ROOT / "configs").rglob("*.yaml")}
     found = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from golden_numbers import GOLDEN, fill_all, load, official_tokens, recipe
-from helpers import ROOT, write_pictures, write_precomp
+from helpers import ROOT, without_word_vectors, write_pictures, write_precomp
 from torch import Tensor
 
 from vse.build import read_config
@@ -44,11 +44,21 @@ def write_vocabulary(file: Path, size: int) -> None:
 
 
 def start_training(about: dict[str, Any], folder: Path) -> Training:
-    """The run of the config that must follow, at its start, with the official code's weights."""
+    """The run of the config that must follow, at its start, with the official code's weights.
+
+    The official codes of the trajectories had random words and trained them. So a config whose recipe has GloVe's goes
+    without them here; its weights are replaced by the official ones in any case.
+    """
     file = ROOT / "configs" / f"{about['config']}.yaml"
     images, captions = write_corpus(folder / "data", about)
     write_vocabulary(folder / "vocabulary.json", about["vocab_size"])
-    overrides = [*about["overrides"], f"data.root={folder / 'data'}", f"run.dir={folder / 'run'}", "run.device=cpu"]
+    overrides = [
+        *without_word_vectors(file),
+        *about["overrides"],
+        f"data.root={folder / 'data'}",
+        f"run.dir={folder / 'run'}",
+        "run.device=cpu",
+    ]
     overrides += [f"data.vocabulary.file={folder / 'vocabulary.json'}", "data.workers=0"]
     config = read_config(file, overrides)
     overrides += [f"{name}=0.0" for name in flatten(config.model_dump()) if name.endswith((".drop", ".dropout"))]

@@ -61,9 +61,10 @@ def evaluate(parser: Parser, words: Sequence[str]) -> None:
         metavar="NAME",
         help="what is ranked together: retrieval (default), f30k, coco_1k, coco_5k, coco, eccv, cxc or video",
     )
-    parser.add_argument("--vocabulary", type=Path, metavar="FILE", help="of an official checkpoint, which has none")
-    parser.add_argument("--padding", choices=("masked", "released"), default="masked", help="official padding mistakes")
-    parser.add_argument("--cxc", type=Path, metavar="FOLDER", help="CxC's sis_test.csv and sts_test.csv")
+    parser.add_argument("--vocabulary", type=Path, metavar="FILE", help="vocabulary of an official checkpoint")
+    padding = "released: with the padding mistakes of the official codes"
+    parser.add_argument("--padding", choices=("masked", "released"), default="masked", help=padding)
+    parser.add_argument("--cxc", type=Path, metavar="FOLDER", help="where CxC's sis_test.csv and sts_test.csv are")
     parser.add_argument("--bootstrap", type=int, metavar="N", help="95 %% intervals from N samples of the images")
     parser.add_argument("--published", action="store_true", help="print the papers' numbers beside one's own")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the metrics there as well")

@@ -1,33 +1,67 @@
 """A tower is an encoder and an aggregator; a model is two towers and a similarity."""
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vse.aggregators.base import traits_of as traits_of_aggregator
+from vse.encoders.base import EncoderTraits
+from vse.encoders.base import traits_of as traits_of_encoder
+from vse.errors import check_at_least
 from vse.sets import Aggregated, pad
 
 if TYPE_CHECKING:
-    from vse.data.clips import ClipTransform
     from vse.data.subwords import Subwords
-    from vse.data.transforms import Crop, Square
     from vse.data.vocabulary import MissingVocabulary, Vocabulary
 
+Progress = bool | Callable[[int], object]
+Prepare = Callable[[Sequence[Any]], tuple[Tensor, Tensor | None]]
 
-def _as_list(items: Any, what: str) -> list[Any]:
-    """The items of a list or another iterable; a single one is a mistake."""
-    if isinstance(items, str | bytes | Path) or not hasattr(items, "__iter__") or hasattr(items, "keys"):
-        raise ValueError(f"{what} must be a list, got a single {type(items).__name__}")
-    return list(items)
+
+class Transform(Protocol):
+    """What happens to a user's picture or clip before the image encoder reads it.
+
+    Any object with this method is a transform, wherever it is defined. Those of this package are in
+    :mod:`vse.data.transforms` (pictures) and :mod:`vse.data.clips` (clips).
+    """
+
+    def read(self, source: Any, train: bool = False) -> Tensor:
+        """Decode and prepare one picture or clip.
+
+        Args:
+            source: A path or a PIL picture; for clips, a path or a list of PIL pictures.
+            train: Whether to augment at random. The model never does.
+
+        Returns:
+            A picture (3, height, width) or a clip (frames, 3, height, width): bytes in RGB, or floats that the encoder
+            takes as they are.
+
+        Raises:
+            vse.errors.InputError: A file is missing or cannot be read.
+        """
+        ...
 
 
 class Tower(nn.Module):
-    """Encoder, then aggregator, then L2 normalisation of every embedding: x / (|x| + 1e-8).
+    """An encoder, then an aggregator, then L2 normalisation of every embedding: x / (|x| + 1e-8).
 
-    Shapes: inputs and mask as the encoder takes them -> :class:`Aggregated` with embeddings (B, K, H) of length 1,
-    float32 or float64. Raises what encoder and aggregator raise.
+    Args:
+        encoder: What turns inputs into sets, see :class:`vse.encoders.base.Encoder`.
+        aggregator: What turns sets into embeddings, see :class:`vse.aggregators.base.Aggregator`.
+
+    Inputs and mask are what the encoder takes. The result is an :class:`vse.sets.Aggregated` whose embeddings
+    (B, K, H) have length 1, in float32 or float64.
+
+    Raises:
+        ValueError: Encoder or aggregator do not take the arguments that they are called with. In the call: they return
+            something else than a :class:`vse.sets.FeatureSet` and an :class:`vse.sets.Aggregated`. Besides, whatever
+            they raise.
 
     >>> Tower(Regions(in_dim=2048, dim=1024), GPO())(torch.randn(2, 36, 2048)).embeddings.shape
     torch.Size([2, 1, 1024])
@@ -35,12 +69,19 @@ class Tower(nn.Module):
 
     def __init__(self, encoder: nn.Module, aggregator: nn.Module) -> None:
         super().__init__()
+        _check_call(encoder, "encoder", ("inputs", "mask"))
+        _check_call(aggregator, "aggregator", ("features", "mask", "context"))
         self.encoder = encoder
         self.aggregator = aggregator
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Aggregated:
         """Embed a batch."""
-        result: Aggregated = self.aggregator(*self.encoder(inputs, mask))
+        features = self.encoder(inputs, mask)
+        if not isinstance(features, tuple):
+            raise ValueError(f"the encoder {_name(self.encoder)} must return a FeatureSet, got {_name(features)}")
+        result = self.aggregator(*features)
+        if not isinstance(result, Aggregated):
+            raise ValueError(f"the aggregator {_name(self.aggregator)} must return an Aggregated, got {_name(result)}")
         embeddings = result.embeddings
         if embeddings.dtype in (torch.float16, torch.bfloat16):
             embeddings = embeddings.float()
@@ -53,7 +94,14 @@ class VSEModel(nn.Module):
 
     ``model.image(inputs, mask=None)`` and ``model.text(tokens, mask=None)`` are the towers;
     ``model.similarity(a, b)`` compares embedding sets (A, K, H) and (C, L, H) and gives scores (A, C).
-    :meth:`encode_images` and :meth:`encode_texts` go from a user's own lists to embeddings.
+    :meth:`encode_images` and :meth:`encode_texts` go from a user's own pictures and captions to embeddings.
+
+    Args:
+        image: The image tower.
+        text: The text tower.
+        similarity: The function or module that compares embedding sets.
+        vocabulary: What turns captions into token ids. Without one, :meth:`encode_texts` does not work.
+        transform: What prepares pictures or clips. Without one, :meth:`encode_images` takes tensors and arrays only.
     """
 
     def __init__(
@@ -62,7 +110,7 @@ class VSEModel(nn.Module):
         text: Tower,
         similarity: Callable[[Tensor, Tensor], Tensor],
         vocabulary: "Vocabulary | Subwords | MissingVocabulary | None" = None,
-        transform: "Square | Crop | ClipTransform | None" = None,
+        transform: Transform | None = None,
     ) -> None:
         super().__init__()
         self.image = image
@@ -76,115 +124,242 @@ class VSEModel(nn.Module):
         """Where the parameters are."""
         return next(self.parameters()).device
 
-    def encode_texts(
-        self, texts: Sequence[str], batch_size: int = 256, progress: Callable[[int], object] = lambda n: None
-    ) -> Tensor:
-        """Embeddings (n, K, H) of captions, on the model's device; in evaluation mode, without gradients.
+    def encode_texts(self, texts: str | Sequence[str], batch_size: int = 256, progress: Progress = False) -> Tensor:
+        """Embed captions, in evaluation mode and without gradients.
 
-        ``progress`` is called with the number of captions done, batch by batch.
+        Args:
+            texts: One caption, or n of them in a list or another iterable.
+            batch_size: Number of captions that are embedded at once.
+            progress: True shows a bar. A function is called with the number of captions done, batch by batch.
 
-        Raises ValueError for an empty list or an empty caption, or when the model came without a vocabulary.
+        Returns:
+            Embeddings (n, K, H) on the model's device, in the order of the captions.
+
+        Raises:
+            ValueError: There is no caption, a caption is empty or no text, or the model has no vocabulary.
 
         >>> model.encode_texts(["a dog runs", "two red kites"]).shape
         torch.Size([2, 1, 1024])
         """
-        texts = _as_list(texts, "texts")
+        captions = [texts] if isinstance(texts, str) else _as_list(texts, "texts must be a string or a list of strings")
         if self.vocabulary is None:
             raise ValueError("this model has no vocabulary: pass one to vse.load(path, vocabulary=...)")
-        for position, text in enumerate(texts):
-            if not isinstance(text, str) or not text.strip():
-                problem = "is empty" if isinstance(text, str) else f"is no text but {type(text).__name__}"
-                raise ValueError(f"caption {position} {problem}")
-            try:
-                text.encode()
-            except UnicodeEncodeError:
-                raise ValueError(f"caption {position} is no valid text: {text[:80]!r}") from None
-        ids = [torch.as_tensor(self.vocabulary.encode(text)) for text in texts]
-        return self._encode(self.text, ids, batch_size, progress)
+        for position, caption in enumerate(captions):
+            _check_caption(caption, position)
+        ids = [torch.as_tensor(self.vocabulary.encode(caption)) for caption in captions]
+        return self._encode(self.text, ids, pad, [len(row) for row in ids], batch_size, progress)
 
-    def encode_images(self, images: Sequence[Any], batch_size: int = 256) -> Tensor:
-        """Embeddings (n, K, H) of images or clips: paths or PIL pictures, or tensors, for a model that reads pictures.
+    def encode_images(self, images: Any, batch_size: int = 256, progress: Progress = False) -> Tensor:
+        """Embed images or clips, in evaluation mode and without gradients.
 
-        A picture gets the model's evaluation transform; a tensor (3, height, width) goes to its
-        encoder as it is. For a model that reads frames, a GIF file, a folder or a list of pictures is a clip, and so is
-        a tensor (frames, 3, height, width). A model of
-        precomputed features takes tensors (regions, width), whose numbers of regions may differ. In evaluation mode,
-        without gradients, on the model's device. Raises ValueError for an empty list, for anything else, and
-        :class:`vse.errors.InputError` for a file that is missing or no picture.
+        Args:
+            images: One path or PIL picture, or n items in a list or another iterable. What an item may be depends on
+                what the model reads. Pictures: a path, a PIL picture, or a tensor or array (3, height, width). Clips:
+                the path of a GIF file or of a folder of pictures, a list of PIL pictures, or a tensor or array
+                (frames, 3, height, width). Precomputed features: a tensor or array (regions, width); the numbers of
+                regions may differ. Paths and PIL pictures get the model's evaluation transform; tensors and arrays go
+                to the encoder as they are.
+            batch_size: Number of images that are embedded at once.
+            progress: True shows a bar. A function is called with the number of images done, batch by batch.
+
+        Returns:
+            Embeddings (n, K, H) on the model's device, in the order of the images.
+
+        Raises:
+            ValueError: There is no image, or one is not what the model reads.
+            vse.errors.InputError: A file is missing or cannot be read.
 
         >>> model.encode_images([torch.randn(36, 2048), torch.randn(20, 2048)]).shape
         torch.Size([2, 1, 1024])
         """
-        images = _as_list(images, "images")
-        reads = getattr(self.image.encoder, "reads", "features")
-        if getattr(self.image.encoder, "in_dim", None) is None and ("pictures" in reads or "frames" in reads):
-            return self._encode(self.image, images, batch_size, prepare=self._read_pictures, length=lambda _: 0)
-        for position, image in enumerate(images):
-            if not isinstance(image, Tensor) or image.dim() != 2 or not image.is_floating_point():
-                found = f"{image.dtype} {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
-                raise ValueError(f"image {position}: expected a (regions, width) tensor of features, got {found}")
-            if image.shape[1] != images[0].shape[1]:
-                raise ValueError(f"image {position} is {image.shape[1]} wide, image 0 {images[0].shape[1]}")
-        return self._encode(self.image, images, batch_size)
+        if isinstance(images, str | Path) or _is_picture(images):
+            images = [images]
+        images = _as_list(images, "images must be a path, a PIL picture or a list")
+        kind = _kind_of_images(traits_of_encoder(self.image.encoder))
+        if kind == "features":
+            features = _check_features(images)
+            return self._encode(self.image, features, pad, [len(rows) for rows in features], batch_size, progress)
+        prepare = self._read_pictures if kind == "pictures" else self._read_clips
+        return self._encode(self.image, images, prepare, None, batch_size, progress)
 
-    def _read_pictures(self, pictures: Sequence[Any]) -> tuple[Tensor, Tensor | None]:
-        """Batch of transformed pictures, which have no mask, or clips."""
-        clips = "frames" in getattr(self.image.encoder, "reads", ())
-        shape = "(frames, 3, height, width)" if clips else "(3, height, width)"
+    def _read_pictures(self, pictures: Sequence[Any]) -> tuple[Tensor, None]:
+        """Batch (B, 3, height, width) of pictures; there is nothing to mask."""
         tensors = []
         for picture in pictures:
-            if isinstance(picture, Tensor):
-                tensors.append(picture)
-            elif not hasattr(picture, "getexif") and not isinstance(picture, str | Path | (list if clips else Path)):
-                kinds = "paths, lists of PIL pictures" if clips else "paths, PIL pictures"
-                raise ValueError(f"images must be {kinds} or tensors, got {type(picture).__name__}")
-            elif self.transform is None:
-                raise ValueError(f"this model came without a transform: pass tensors {shape}")
+            if isinstance(picture, str | Path) or _is_picture(picture):
+                tensors.append(self._transformed(picture, "(3, height, width)"))
             else:
-                tensors.append(self.transform.read(picture))
-            found = tuple(tensors[-1].shape)
-            if tensors[-1].is_floating_point() != tensors[0].is_floating_point():
-                raise ValueError("bytes, as files and PIL pictures are, and float tensors cannot share a list")
-            if found[clips:] != tensors[0].shape[clips:] or len(found) != 3 + clips or 0 in found:
-                raise ValueError(f"{'clips' if clips else 'pictures'} must be {shape} of one size, got {found}")
-        if clips and len({len(clip) for clip in tensors}) > 1:
-            return pad(tensors)
+                tensors.append(_as_tensor(picture, "pictures must be paths, PIL pictures, tensors or arrays"))
+        first = tensors[0]
+        for tensor in tensors:
+            _check_same_kind(tensor, first)
+            if tensor.dim() != 3 or tensor.shape != first.shape or len(tensor) != 3 or 0 in tensor.shape:
+                raise ValueError(f"pictures must be (3, height, width) of one size, got {tuple(tensor.shape)}")
         return torch.stack(tensors), None
+
+    def _read_clips(self, clips: Sequence[Any]) -> tuple[Tensor, Tensor | None]:
+        """Batch (B, frames, 3, height, width) of clips, with a mask when their numbers of frames differ."""
+        tensors = []
+        for clip in clips:
+            if isinstance(clip, str | Path | list):
+                tensors.append(self._transformed(clip, "(frames, 3, height, width)"))
+            else:
+                tensors.append(_as_tensor(clip, "clips must be paths, lists of PIL pictures, tensors or arrays"))
+        first = tensors[0]
+        for tensor in tensors:
+            _check_same_kind(tensor, first)
+            if tensor.dim() != 4 or tensor.shape[1:] != first.shape[1:] or tensor.shape[1] != 3 or 0 in tensor.shape:
+                raise ValueError(f"clips must be (frames, 3, height, width) of one size, got {tuple(tensor.shape)}")
+        if all(len(tensor) == len(first) for tensor in tensors):
+            return torch.stack(tensors), None
+        return pad(tensors)
+
+    def _transformed(self, source: Any, shape: str) -> Tensor:
+        """A picture or clip after the evaluation transform."""
+        if self.transform is None:
+            raise ValueError(f"this model came without a transform: pass tensors {shape}")
+        return self.transform.read(source)
 
     @torch.no_grad()
     def _encode(
         self,
         tower: Tower,
         items: Sequence[Any],
+        prepare: Prepare,
+        lengths: Sequence[int] | None,
         batch_size: int,
-        progress: Callable[[int], object] = lambda n: None,
-        prepare: Callable[[Sequence[Any]], tuple[Tensor, Tensor | None]] = pad,
-        length: Callable[[Any], int] = len,
+        progress: Progress,
     ) -> Tensor:
-        """Embed items: similar lengths share a batch, which ``prepare`` makes; the order is kept.
+        """Embed items in batches that ``prepare`` makes; the result has the items' order.
 
-        Where padding counts (:mod:`vse.checkpoints.official`), items share a batch as they stand in the list.
+        Items of similar ``lengths`` share a batch, to save padding. Where padding changes a result, as in some released
+        codes (:mod:`vse.checkpoints.official`), batches are made as the items stand in the list.
         """
-        if not len(items):
+        if not items:
             raise ValueError("nothing to encode: the list is empty")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        training = self.training
+        check_at_least("batch_size", batch_size, 1)
+        order = list(range(len(items)))
+        if lengths is not None and not traits_of_aggregator(tower.aggregator).padding_counts:
+            order.sort(key=lengths.__getitem__)
+        training, parts = self.training, []
         self.eval()
         try:
-            order = list(range(len(items)))
-            if not getattr(tower.aggregator, "padding_counts", False):
-                order.sort(key=lambda i: length(items[i]))
-            parts = []
-            for start in range(0, len(order), batch_size):
-                inputs, mask = prepare([items[i] for i in order[start : start + batch_size]])
-                if inputs.is_floating_point():
-                    inputs = inputs.to(next(self.parameters()).dtype)
-                mask = None if mask is None else mask.to(self.device)
-                parts.append(tower(inputs.to(self.device), mask).embeddings)
-                progress(len(inputs))
+            with _reporting(progress, len(items)) as report:
+                for start in range(0, len(order), batch_size):
+                    chosen = order[start : start + batch_size]
+                    inputs, mask = prepare([items[i] for i in chosen])
+                    parts.append(self._embed(tower, inputs, mask))
+                    report(len(chosen))
         finally:
             self.train(training)
-        inverse = torch.empty(len(order), dtype=torch.long)
-        inverse[torch.tensor(order)] = torch.arange(len(order))
-        return torch.cat(parts)[inverse.to(self.device)]
+        found = torch.cat(parts)
+        embeddings = torch.empty_like(found)
+        embeddings[torch.tensor(order, device=found.device)] = found
+        return embeddings
+
+    def _embed(self, tower: Tower, inputs: Tensor, mask: Tensor | None) -> Tensor:
+        """Embeddings of one batch, on the model's device and in its precision."""
+        if inputs.is_floating_point():
+            inputs = inputs.to(next(self.parameters()).dtype)
+        mask = None if mask is None else mask.to(self.device)
+        result: Aggregated = tower(inputs.to(self.device), mask)
+        return result.embeddings
+
+
+def _name(thing: object) -> str:
+    return type(thing).__name__
+
+
+def _check_call(part: nn.Module, role: str, arguments: tuple[str, ...]) -> None:
+    """Raise ValueError when a part's forward cannot be called with these positional arguments."""
+    signature = inspect.signature(part.forward)
+    try:
+        signature.bind(*arguments)
+    except TypeError:
+        raise ValueError(
+            f"the {role} {_name(part)} is called with ({', '.join(arguments)}), but its forward is {signature}"
+        ) from None
+
+
+def _as_list(items: Any, expected: str) -> list[Any]:
+    """The items of a list, a tensor or another iterable."""
+    if isinstance(items, str | bytes | Mapping):
+        raise ValueError(f"{expected}, got {_name(items)}")
+    try:
+        iterator = iter(items)
+    except TypeError:
+        raise ValueError(f"{expected}, got {_name(items)}") from None
+    return list(iterator)
+
+
+def _is_picture(item: Any) -> bool:
+    from PIL import Image  # takes a while to import, and only pictures need it
+
+    return isinstance(item, Image.Image)
+
+
+def _check_caption(caption: Any, position: int) -> None:
+    if not isinstance(caption, str):
+        raise ValueError(f"caption {position} is no text but {_name(caption)}")
+    if not caption.strip():
+        raise ValueError(f"caption {position} is empty")
+    try:
+        caption.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"caption {position} is no valid text: {caption[:80]!r}") from None
+
+
+def _kind_of_images(traits: EncoderTraits) -> Literal["features", "pictures", "frames"]:
+    """What an image encoder reads, as it was built; one that tells nothing reads features."""
+    if traits.in_dim is not None and "features" in traits.reads:
+        return "features"
+    if "pictures" in traits.reads:
+        return "pictures"
+    if "frames" in traits.reads:
+        return "frames"
+    return "features"
+
+
+def _as_tensor(item: Any, expected: str) -> Tensor:
+    """A tensor as it is, or an array's values as one."""
+    if isinstance(item, Tensor):
+        return item
+    if not isinstance(item, np.ndarray):
+        raise ValueError(f"{expected}, got {_name(item)}")
+    try:
+        return torch.tensor(np.ascontiguousarray(item))
+    except TypeError:
+        raise ValueError(f"{expected}, got an array of {item.dtype}") from None
+
+
+def _check_features(images: list[Any]) -> list[Tensor]:
+    """Precomputed features as tensors (regions, width). Raises ValueError unless all are that, of one width."""
+    features = []
+    for position, image in enumerate(images):
+        expected = f"image {position}: expected a (regions, width) tensor or array of features"
+        rows = _as_tensor(image, expected)
+        if rows.dim() != 2 or not rows.is_floating_point():
+            raise ValueError(f"{expected}, got {rows.dtype} {tuple(rows.shape)}")
+        features.append(rows)
+        if rows.shape[1] != features[0].shape[1]:
+            raise ValueError(f"image {position} is {rows.shape[1]} wide, image 0 {features[0].shape[1]}")
+    return features
+
+
+def _check_same_kind(tensor: Tensor, first: Tensor) -> None:
+    if tensor.is_floating_point() != first.is_floating_point():
+        raise ValueError("bytes, as files and PIL pictures are, and float tensors cannot share a list")
+
+
+@contextmanager
+def _reporting(progress: Progress, total: int) -> Iterator[Callable[[int], object]]:
+    """The function that is called with the number of items done: the caller's, a bar's, or one that does nothing."""
+    if callable(progress):
+        yield progress
+    elif progress:
+        from tqdm import tqdm
+
+        with tqdm(total=total) as bar:
+            yield bar.update
+    else:
+        yield lambda done: None

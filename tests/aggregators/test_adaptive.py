@@ -31,14 +31,14 @@ def test_it_equals_its_definition() -> None:
     torch.testing.assert_close(pool(features, mask).embeddings[:, 0], expected)
 
 
-def test_it_starts_with_xavier_uniform_weights_and_zero_biases() -> None:
+def test_it_starts_as_in_the_released_code() -> None:
+    """Its init_weights is about the token level's map alone: Xavier uniform, and a bias of zero."""
     torch.manual_seed(0)
     pool = AdaptivePool(200)
-    for layer, inputs, outputs in ((pool.linear, 200, 200), (pool.balance, 200, 1)):
-        bound = math.sqrt(6 / (inputs + outputs))
+    for layer, bound in ((pool.linear, math.sqrt(6 / (200 + 200))), (pool.balance, 1 / math.sqrt(200))):
         largest = float(layer.weight.detach().abs().max())
-        assert 0.95 * bound < largest <= bound  # torch's default stops at 1 / sqrt(inputs)
-        assert (layer.bias == 0).all()
+        assert 0.95 * bound < largest <= bound
+    assert (pool.linear.bias == 0).all() and (pool.balance.bias != 0).all()
 
 
 def test_bad_arguments() -> None:

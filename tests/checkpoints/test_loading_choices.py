@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import WORDS
-from test_official import region_states, save_vse_infty, words_file
+from helpers import WORDS, region_states, save_vse_infty, words_file
 
 from vse.checkpoints.load import convert, load_model
 from vse.data.vocabulary import SPECIALS, MissingVocabulary, Vocabulary

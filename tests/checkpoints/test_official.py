@@ -15,14 +15,20 @@ import pytest
 import torch
 from helpers import (
     DIM,
-    SMALL,
     WORDS,
     Outcome,
-    State,
     below,
+    dive_slots,
+    dive_state,
+    load_content,
     mlp,
+    pvse_state,
     region_states,
+    resnet_state,
     save_vse_infty,
+    small_bert,
+    split_backbone,
+    vse_2ad_states,
     words_file,
     write_precomp,
     write_tokenizer,
@@ -30,58 +36,17 @@ from helpers import (
 from torch import nn
 
 import vse
-from vse.aggregators import GPO, AdaptivePool, SetPrediction
+from vse.aggregators import GPO, AdaptivePool
 from vse.checkpoints.official import native_state
 from vse.data.subwords import Subwords
 from vse.data.vocabulary import SPECIALS, MissingVocabulary, Vocabulary
 from vse.encoders import Bert, Grid, Regions
 from vse.errors import InputError
-from vse.model import Tower, VSEModel
+from vse.model import Tower
 from vse.sets import lengths_to_mask
 
 Cli = Callable[..., Outcome]
 VOCABULARY = os.environ.get("VSE_DIVE_VOCABULARY")
-
-
-def resnet(name: str = "resnet18") -> State:
-    import torchvision
-
-    torch.manual_seed(0)
-    return {k: v for k, v in torchvision.models.get_model(name).state_dict().items() if not k.startswith("fc.")}
-
-
-def split_backbone(state: State) -> State:
-    """VSE∞'s way to keep a ResNet: in two parts, and all of it once more."""
-    parts = {"conv1": "base.0", "bn1": "base.1", "layer1": "base.4", "layer2": "base.5", "layer3": "base.6"}
-    parts["layer4"] = "top.0"
-    twice: State = {}
-    for key, value in state.items():
-        first, _, rest = key.partition(".")
-        twice |= {f"backbone.{parts[first]}.{rest}": value, f"backbone.resnet.{key}": value}
-    return twice
-
-
-def bert(hidden: int = 64) -> nn.Module:
-    from transformers import BertConfig, BertModel
-
-    torch.manual_seed(1)
-    sizes = {**SMALL, "hidden_size": hidden, "num_attention_heads": hidden // 64}
-    model: nn.Module = BertModel(BertConfig(vocab_size=90, max_position_embeddings=32, **sizes)).eval()
-    return model
-
-
-def vse_2ad_states(vocabulary: int = 30, width: int = 12) -> State:
-    image, text = region_states(vocabulary, width)
-    for side in (image, text):
-        for key in [key for key in side if key.startswith("gpool.")]:
-            del side[key]
-        side |= below("pool.", AdaptivePool(DIM))
-    return below("img_enc.", image) | below("txt_enc.", text)
-
-
-def load(tmp_path: Path, content: Any, **arguments: Any) -> VSEModel:
-    torch.save(content, tmp_path / "model_best.pth")
-    return vse.load(tmp_path / "model_best.pth", **arguments)
 
 
 def same(found: nn.Module, expected: Tower, *inputs: Any) -> None:
@@ -106,13 +71,13 @@ PICTURES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
 def test_vse_infty_grid_and_bert(tmp_path: Path) -> None:
-    fc, linear, pools, words = nn.Linear(2048, DIM), nn.Linear(64, DIM), (GPO(), GPO()), bert()
-    backbone = resnet("resnet50")
+    fc, linear, pools, words = nn.Linear(2048, DIM), nn.Linear(64, DIM), (GPO(), GPO()), small_bert()
+    backbone = resnet_state("resnet50")
     image = split_backbone(backbone) | below("image_encoder.fc.", fc) | below("image_encoder.gpool.", pools[0])
     text = below("bert.", words) | below("linear.", linear) | below("gpool.", pools[1])
     text["bert.embeddings.position_ids"] = torch.arange(32)[None]
     options = Namespace(data_name="coco", backbone_source="imagenet_res50", input_scale_factor=2.0)
-    model = load(tmp_path, {"model": [below("module.", image), below("module.", text)], "opt": options})
+    model = load_content(tmp_path, {"model": [below("module.", image), below("module.", text)], "opt": options})
     grid = Grid(DIM, "caffe_resnet50")
     grid.backbone.load_state_dict(backbone)
     grid.head.fc.load_state_dict(fc.state_dict())
@@ -130,7 +95,7 @@ def test_the_detector_reads_other_pixels() -> None:
     """A ResNet-101 is the detector's, unless the options say ImageNet's."""
     image, text = region_states()
     grid = below("image_encoder.fc.", nn.Linear(2048, DIM)) | below("image_encoder.gpool.", GPO())
-    state = [split_backbone(resnet("resnet101")) | grid, text]
+    state = [split_backbone(resnet_state("resnet101")) | grid, text]
     for options, pixels in (({}, "caffe"), ({"backbone_source": "imagenet"}, "imagenet")):
         found: Any = native_state({"model": state, "opt": Namespace(**options)})
         assert found["config"]["model"]["image"]["encoder"]["pixels"] == pixels
@@ -142,14 +107,19 @@ def test_vse_2ad_grid_and_bert(tmp_path: Path, image_side: str) -> None:
     """Its grids, and its regions under precomp_enc_type=backbone, carry an MLP that is not used."""
     torch.manual_seed(3)
     width = 2048 if image_side == "grid" else 12
-    fc, linear, pools, words = nn.Linear(width, DIM), nn.Linear(64, DIM), (AdaptivePool(DIM), AdaptivePool(DIM)), bert()
+    fc, linear, pools, words = (
+        nn.Linear(width, DIM),
+        nn.Linear(64, DIM),
+        (AdaptivePool(DIM), AdaptivePool(DIM)),
+        small_bert(),
+    )
     head = below("fc.", fc) | below("mlp.", mlp(width)) | below("pool.", pools[0])
-    backbone = resnet("resnet50")
+    backbone = resnet_state("resnet50")
     image = split_backbone(backbone) | below("img_proj.", head) if image_side == "grid" else head
     text = below("bert.", words) | below("fc.", linear) | below("pool.", pools[1])
     options = Namespace(data_name="f30k", precomp_enc_type="backbone", backbone_source="imagenet")
     state = below("img_enc.module.", image) | below("txt_enc.module.", text)
-    model = load(tmp_path, {"model": state, "args": options, "rsum": 1.0})
+    model = load_content(tmp_path, {"model": state, "args": options, "rsum": 1.0})
     if image_side == "grid":
         encoder: Grid | Regions = Grid(DIM, "caffe_resnet50")
         encoder.backbone.load_state_dict(backbone)  # type: ignore[union-attr]
@@ -163,38 +133,7 @@ def test_vse_2ad_grid_and_bert(tmp_path: Path, image_side: str) -> None:
     same(model.text, bert_tower(words, linear, pools[1]), *TOKENS)
 
 
-def slots(in_dim: int, depth: int, shared: bool, seed: int, **arguments: Any) -> tuple[SetPrediction, State]:
-    """A set prediction, and its state as DivE's code has it."""
-    torch.manual_seed(seed)
-    module = SetPrediction(in_dim, DIM, 2, depth, head_dim=4, ff_mult=2, share_weights=shared, **arguments)
-    own = module.state_dict()
-    names = {
-        **{"query": "0.fn.to_q", "key": "0.fn.to_k", "value": "0.fn.to_v", "out": "0.fn.to_out.0", "norm": "0.norm"},
-        **{"input_norm": "0.norm_context", "ff": "2.fn.net", "ff_norm": "2.norm"},
-    }
-    state = {"agg_block.latents": own["slots"]}
-    state |= {f"residual_norm.{k}": own[f"context_norm.{k}"] for k in ("weight", "bias")}
-    state |= {f"agg_block.last_layer.0.{k}": own[f"slot_norm.{k}"] for k in ("weight", "bias")}
-    for layer in range(depth):
-        block = f"blocks.{0 if shared else layer}."
-        for key, value in own.items():
-            if key.startswith(block):
-                part, _, rest = key.removeprefix(block).partition(".")
-                state[f"agg_block.layers.{layer}.{names[part]}.{rest}"] = value
-    return module, state
-
-
 DIVE = {"data_name": "coco", "img_res_pool": "max", "temperature": 16.0, "dropout": 0.1, "spm_activation": "gelu"}
-
-
-def dive_state(depth: int = 2, shared: bool = True) -> State:
-    """DivE, regions and BiGRU."""
-    image, text = region_states()
-    head = {"fc1": nn.Linear(DIM, 4), "fc2": nn.Linear(4, DIM), "bn": nn.ModuleDict({"bn": nn.BatchNorm1d(4)})}
-    parts = {key: value for key, value in text.items() if not key.startswith("gpool.")}
-    image = below("fc.", nn.Linear(12, DIM)) | below("mlp.", nn.ModuleDict(head))
-    image |= below("spm.", slots(DIM, depth, shared, 1)[1])
-    return below("img_enc.", image) | below("txt_enc.", parts | below("spm.", slots(6, depth, shared, 2)[1]))
 
 
 def test_tied_blocks_are_told_by_their_weights() -> None:
@@ -228,11 +167,11 @@ def test_what_is_assumed_is_said() -> None:
     ],
 )
 def test_dive_grid_and_bert(tmp_path: Path, options: Any, transform: Any, grid: list[int]) -> None:
-    fc, linear, words, backbone = nn.Linear(512, DIM), nn.Linear(64, DIM), bert(), resnet()
+    fc, linear, words, backbone = nn.Linear(512, DIM), nn.Linear(64, DIM), small_bert(), resnet_state()
     norm = nn.ModuleDict({"bn": nn.BatchNorm1d(4)})
     head = nn.ModuleDict({"fc1": nn.Linear(DIM, 4), "fc2": nn.Linear(4, DIM), "bn": norm})
-    image_slots, image_state = slots(DIM, 2, False, 1, position="sine_2d", grid=grid)
-    text_slots, text_state = slots(DIM, 2, False, 2, position="sine")
+    image_slots, image_state = dive_slots(DIM, 2, False, 1, position="sine_2d", grid=grid)
+    text_slots, text_state = dive_slots(DIM, 2, False, 2, position="sine")
     image = below("cnn.", backbone) | below("fc.", fc) | below("mlp.", head) | below("spm.", image_state)
     image |= below("spm_fc.", fc) | below("residual_first_fc.", fc)
     text = below("bert.", words) | below("linear.", linear) | below("spm.", text_state)
@@ -242,7 +181,7 @@ def test_dive_grid_and_bert(tmp_path: Path, options: Any, transform: Any, grid: 
         "model": below("module.img_enc.", image) | below("module.txt_enc.", text),
         "args": Namespace(**DIVE, **options, **choices, **positions),
     }
-    model = load(tmp_path, content)
+    model = load_content(tmp_path, content)
     encoder = Grid(DIM, "resnet18", mlp="projection", context="max")
     encoder.backbone.load_state_dict(backbone)
     ours = {"fc": fc, "hidden": head["fc1"], "out": head["fc2"], "norm": norm["bn"]}
@@ -255,17 +194,6 @@ def test_dive_grid_and_bert(tmp_path: Path, options: Any, transform: Any, grid: 
     assert found is not None and found["config"]["data"]["format"] == "coco"
     assert found["config"]["data"]["transform"] == transform
     assert model.similarity.keywords == {"temperature": 16.0}  # type: ignore[attr-defined]
-
-
-def pvse_state(video: bool = False, count: int = 2) -> State:
-    pie_net = {"attention.w_1.weight": torch.zeros(256, 512), "attention.w_2.weight": torch.zeros(count, 256)}
-    pie_net |= below("fc.", nn.Linear(512, DIM)) | below("layer_norm.", nn.LayerNorm(DIM))
-    words = {"attention.w_1.weight": torch.zeros(3, 6), "attention.w_2.weight": torch.zeros(count, 3)}
-    words |= below("fc.", nn.Linear(6, DIM)) | below("layer_norm.", nn.LayerNorm(DIM))
-    over = nn.GRU(512, DIM // 2, bidirectional=True) if video else nn.Linear(512, DIM)
-    image = below("cnn.", resnet()) | below("rnn." if video else "fc.", over) | below("pie_net.", pie_net)
-    text = below("embed.", nn.Embedding(30, 6)) | below("rnn.", nn.GRU(6, DIM // 2, bidirectional=True))
-    return below("img_enc.", image) | below("txt_enc.", text | below("pie_net.", words))
 
 
 def test_pvse_options() -> None:
@@ -297,12 +225,17 @@ class Wants:
 def test_what_is_refused(tmp_path: Path) -> None:
     target = tmp_path / "created"
     image, text = region_states()
-    vit = {k: v for k, v in vse_2ad_states().items() if "img_enc.fc" not in k} | below("img_enc.vit_model.", bert())
+    vit = {k: v for k, v in vse_2ad_states().items() if "img_enc.fc" not in k} | below(
+        "img_enc.vit_model.", small_bert()
+    )
     cut = {k: v for k, v in text.items() if "bias_hh" not in k}
     dive = dive_state()
     cells = below("image_encoder.fc.", nn.Linear(7, DIM)) | {"backbone.base.0.weight": torch.zeros(3)}
     for content, message in (
-        ({"model": [image, text], "opt": Wants(target)}, r"it wants (posix|nt).system, and nothing in a file is run"),
+        (
+            {"model": [image, text], "opt": Wants(target)},
+            r"it asks for (posix|nt).system, and nothing that a file asks for is run",
+        ),
         ({"model": [image, text], "opt": Namespace(x=np.zeros(2))}, "it wants numpy._core.multiarray._reconstruct"),
         ({"model": [{**image, "more.weight": torch.zeros(1)}, text]}, "more.weight: not a parameter of VSE∞'s image"),
         ({"model": [image, cut]}, r"its weights do not fit this config: text.encoder.gru.bias_hh_l0 is missing"),
@@ -339,7 +272,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
         ({"model": {}}, r"not a checkpoint of vse or of an official code \(found: model\)"),
     ):
         with pytest.raises(InputError, match=f"model_best.pth: .*{message}"):
-            load(tmp_path, content)
+            load_content(tmp_path, content)
     assert not target.exists()
     save_vse_infty(tmp_path / "whole.pth")
     whole = (tmp_path / "whole.pth").read_bytes()
@@ -386,7 +319,7 @@ def test_hostile_vocabularies(tmp_path: Path) -> None:
     target = tmp_path / "created"
     good = pickled_vocabulary([*SPECIALS], "vocab", 2)
     for content, message in (
-        (pickle.dumps(Wants(target)), r"it wants (posix|nt).system, and nothing in a file is run"),
+        (pickle.dumps(Wants(target)), r"it asks for (posix|nt).system, and nothing that a file asks for is run"),
         (pickle.dumps({"word2idx": Wants(target)}), "it wants"),
         (b"\x80\x02cbuiltins\neval\nq\x00.", "it wants builtins.eval"),
         (b"\x80\x02ccollections\nOrderedDict\n)R.", "it wants collections.OrderedDict"),
@@ -445,29 +378,31 @@ def test_a_checkpoint_without_its_vocabulary(tmp_path: Path, capfd: pytest.Captu
 def test_bert_needs_its_tokenizer(tmp_path: Path) -> None:
     _, text = region_states()
     image, _ = region_states()
-    text = below("bert.", bert()) | below("linear.", nn.Linear(64, DIM)) | below("gpool.", GPO())
+    text = below("bert.", small_bert()) | below("linear.", nn.Linear(64, DIM)) | below("gpool.", GPO())
     text["bert.embeddings.word_embeddings.weight"] = text["bert.embeddings.word_embeddings.weight"][:72]
     content = {"model": [image, text], "opt": Namespace(data_name="f30k_precomp")}
-    model = load(tmp_path, content)
+    model = load_content(tmp_path, content)
     with pytest.raises(ValueError, match="came without its vocabulary, the folder bert-base-uncased of"):
         model.encode_texts(["a dog"])
     folder = tmp_path / "bert-base-uncased"
     folder.mkdir()
     write_tokenizer(folder, WORDS)
-    found = load(tmp_path, content)
+    found = load_content(tmp_path, content)
     assert isinstance(found.vocabulary, Subwords) and found.encode_texts(["a dog"]).shape == (1, 1, DIM)
     other = tmp_path / "other"
     other.mkdir()
     write_tokenizer(other, WORDS[1:])  # ids that mean other words
     with pytest.raises(InputError, match=r"other: has 71 words, but .*model_best.pth has a table of 72"):
-        load(tmp_path, content, vocabulary=other)
+        load_content(tmp_path, content, vocabulary=other)
 
 
 def test_released_padding_depends_on_the_batch(tmp_path: Path) -> None:
     """Captions share a batch as they stand in the list, as in the released code; masked, mates change nothing."""
     content = {"model": vse_2ad_states(), "args": Namespace(data_name="f30k", precomp_enc_type="basic")}
     vocabulary = words_file(tmp_path / "v.json", 29)
-    released, masked = (load(tmp_path, content, vocabulary=vocabulary, padding=p) for p in ("released", "masked"))
+    released, masked = (
+        load_content(tmp_path, content, vocabulary=vocabulary, padding=p) for p in ("released", "masked")
+    )
     texts = [" ".join(WORDS[:n]) for n in (2, 9, 1, 5, 3)]
     ids = [torch.from_numpy(released.vocabulary.encode(text)) for text in texts]  # type: ignore[union-attr]
     batches = [(0, 1), (2, 3), (4,)]
@@ -481,7 +416,7 @@ def test_released_padding_depends_on_the_batch(tmp_path: Path) -> None:
     differ = (released.encode_texts(texts, batch_size=2) - alone).abs().amax((1, 2)) > 1e-4
     assert differ.tolist() == [True, False, True, False, False]
     with pytest.raises(InputError, match="padding must be 'masked' or 'released', got 'leaky'"):
-        load(tmp_path, content, padding="leaky")
+        load_content(tmp_path, content, padding="leaky")
 
 
 def test_command_lines(cli: Cli, tmp_path: Path) -> None:

@@ -6,17 +6,17 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from test_official import (
+from helpers import (
     DIM,
     State,
     below,
-    bert,
+    dive_slots,
     dive_state,
-    load,
+    load_content,
     mlp,
     pvse_state,
     region_states,
-    slots,
+    small_bert,
     split_backbone,
     vse_2ad_states,
 )
@@ -58,12 +58,12 @@ def sets_of(count: int, length: int, width: int) -> tuple[Tensor, Tensor, Tensor
 def dive_grid_state(backbone: str, cells: int) -> State:
     """DivE, a grid and BiGRU, its set predictions with one block."""
     image = renamed("cnn.", blank(backbone)) | below("fc.", nn.Linear(cells, DIM))
-    image |= below("spm.", slots(DIM, 1, True, 1)[1])
+    image |= below("spm.", dive_slots(DIM, 1, True, 1)[1])
     norm = nn.ModuleDict({"bn": nn.BatchNorm1d(4)})
     head = nn.ModuleDict({"fc1": nn.Linear(DIM, 4), "fc2": nn.Linear(4, DIM), "bn": norm})
     _, text = region_states()
     words = {key: value for key, value in text.items() if not key.startswith("gpool.")}
-    words |= below("spm.", slots(6, 1, True, 2)[1])
+    words |= below("spm.", dive_slots(6, 1, True, 2)[1])
     return renamed("img_enc.", image | below("mlp.", head)) | below("txt_enc.", words)
 
 
@@ -73,14 +73,14 @@ def test_the_heads_of_dive(tmp_path: Path, backbone: str, cells: int, heads: int
     content = {"model": dive_grid_state(backbone, cells), "args": Namespace(data_name="coco")}
     found: Any = native_state(content)
     assert f"heads={heads}" in found["assumed"]
-    model = load(tmp_path, content)
+    model = load_content(tmp_path, content)
     for side, width, seed in (("image", DIM, 1), ("text", 6, 2)):
         section = found["config"]["model"][side]["aggregator"]
         assert section["heads"] == heads and section["head_dim"] == 16 // heads
         torch.manual_seed(0)
         position: Literal["none", "sine"] = "none" if side == "image" else "sine"
         own = SetPrediction(width, DIM, 2, 1, heads, 16 // heads, ff_mult=2, position=position)
-        own.load_state_dict(slots(width, 1, True, seed)[0].state_dict())
+        own.load_state_dict(dive_slots(width, 1, True, seed)[0].state_dict())
         features, mask, context = sets_of(3, 5, width)
         with torch.no_grad():
             expected = own.eval()(features, mask, context).embeddings
@@ -104,18 +104,18 @@ def test_regions_have_four_heads() -> None:
     ],
 )
 def test_the_similarity_of_dive(tmp_path: Path, options: dict[str, Any], expected: Any) -> None:
-    model = load(tmp_path, {"model": dive_state(), "args": Namespace(**options)})
+    model = load_content(tmp_path, {"model": dive_state(), "args": Namespace(**options)})
     a, b = torch.randn(3, 2, DIM), torch.randn(4, 2, DIM)
     torch.testing.assert_close(model.similarity(a, b), expected(a, b))
 
 
 def test_keep_ends_is_vse_2ads(tmp_path: Path) -> None:
     """Its training leaves <start> and <end> alone; VSE∞'s does not."""
-    both = load(tmp_path, {"model": vse_2ad_states(), "args": Namespace()})
+    both = load_content(tmp_path, {"model": vse_2ad_states(), "args": Namespace()})
     encoder: Any = both.text.encoder
     assert encoder.keep_ends is True
     assert config_of({"model": vse_2ad_states(), "args": Namespace()})["model"]["text"]["encoder"]["keep_ends"] is True
-    other = load(tmp_path, {"model": list(region_states()), "opt": Namespace()})
+    other = load_content(tmp_path, {"model": list(region_states()), "opt": Namespace()})
     encoder = other.text.encoder
     assert encoder.keep_ends is False
 
@@ -139,7 +139,7 @@ def vse_2ad_grid(backbone: str) -> State:
 def with_bert(text: State, projection: str) -> State:
     """The same text side, read by a BERT."""
     rest = {key: value for key, value in text.items() if not key.startswith(("embed.", "rnn."))}
-    return rest | below("bert.", bert()) | below(f"{projection}.", nn.Linear(64, DIM))
+    return rest | below("bert.", small_bert()) | below(f"{projection}.", nn.Linear(64, DIM))
 
 
 def no_mlp(image: State) -> State:
@@ -304,10 +304,10 @@ def test_each_side_of_dive_has_its_own_sizes() -> None:
     state = dive_state()
     text = {key: value for key, value in state.items() if key.startswith("txt_enc.") and "spm." not in key}
     image = {key: value for key, value in state.items() if key.startswith("img_enc.") and "spm." not in key}
-    image |= below("img_enc.spm.", slots(DIM, 3, False, 1)[1])
-    model = config_of({"model": image | text | below("txt_enc.spm.", slots(6, 1, True, 2)[1]), "args": Namespace()})[
-        "model"
-    ]
+    image |= below("img_enc.spm.", dive_slots(DIM, 3, False, 1)[1])
+    model = config_of(
+        {"model": image | text | below("txt_enc.spm.", dive_slots(6, 1, True, 2)[1]), "args": Namespace()}
+    )["model"]
     assert (model["image"]["aggregator"]["depth"], model["text"]["aggregator"]["depth"]) == (3, 1)
     assert model["image"]["aggregator"]["share_weights"] is False
     untied = native_state({"model": dive_state(shared=True), "args": Namespace(spm_weight_sharing=False)})

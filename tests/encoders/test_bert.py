@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from distributions import check_module, linear
 from helpers import ROOT, SMALL, Outcome, write_tokenizer, write_transformer
 from torch import Tensor
 
@@ -147,44 +148,6 @@ def test_bad_arguments(tiny_bert: Path, tiny_vit: Path, arguments: dict[str, Any
         Bert(dim=8, **{"model": str(tiny_bert), **arguments})
 
 
-def test_bad_folders(tiny_bert: Path, tmp_path: Path) -> None:
-    from transformers import T5Config
-
-    def damaged(name: str) -> Path:
-        return Path(shutil.copytree(tiny_bert, tmp_path / name))
-
-    (tmp_path / "empty").mkdir()
-    (damaged("garbled") / "config.json").write_text("{")
-    weights = damaged("cut") / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:5000])
-    (damaged("bare") / "model.safetensors").unlink()
-    config = json.loads((damaged("deeper") / "config.json").read_text())
-    (tmp_path / "deeper" / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
-    (damaged("wider") / "config.json").write_text(json.dumps({**config, "intermediate_size": 32}))
-    write_transformer(tmp_path / "t5", T5Config(d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, vocab_size=80))
-    for name, message in {
-        "empty": "cannot be read as a model of transformers",
-        "garbled": "cannot be read as a model of transformers",
-        "cut": "cannot be read as a model of transformers",
-        "bare": "cannot be read as a model of transformers",
-        "deeper": "its weights lack encoder.layer.2.attention.self.query.weight, .* and 13 more",
-        "wider": r"its weights do not fit its config: encoder.layer.0.intermediate.dense.bias is \(24,\) there and",
-        "t5": "t5 is an encoder and a decoder; expected one model of hidden states",
-    }.items():
-        with pytest.raises(InputError, match=f"{name}: .*{message}") as caught:
-            encoder(tmp_path / name)
-        assert "\n" not in str(caught.value)
-    encoder(tmp_path / "bare", weights=None)
-
-
-def test_a_model_that_does_not_heed_the_mask(tmp_path: Path) -> None:
-    from transformers import FNetConfig
-
-    folder = write_transformer(tmp_path, FNetConfig(vocab_size=80, tpu_short_seq_length=8, **SMALL), True)
-    with pytest.raises(InputError, match="padding changes what it gives: it does not heed the attention mask"):
-        encoder(folder)
-
-
 def test_bad_tokens(tiny_bert: Path) -> None:
     bert = encoder(tiny_bert)
     with pytest.raises(ValueError, match="tokens must be a non-empty .* tensor of ids, got torch.float32"):
@@ -238,7 +201,7 @@ def test_another_vocabulary(run: list[str], cli: Cli, tmp_path: Path) -> None:
     for texts, message in (
         ([None], "caption 0 is no text but NoneType"),
         (["a", "b \ud83d"], "caption 1 is no valid text: 'b"),
-        (b"a dog", "texts must be a list, got a single bytes"),
+        (b"a dog", "texts must be a string or a list of strings, got bytes"),
     ):
         with pytest.raises(ValueError, match=message):
             vse.load(tmp_path / "run").encode_texts(texts)  # type: ignore[arg-type]
@@ -270,7 +233,7 @@ def test_mistakes_are_one_line(run: list[str], cli: Cli, tmp_path: Path) -> None
     assert cli("train", *run, "model.text.encoder.drop=0", "--dry-run").code == 0
 
 
-def test_a_hostile_architecture_fetches_and_runs_nothing(
+def test_a_hostile_checkpoint_fetches_and_runs_nothing(
     run: list[str], cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert cli("train", *run, "train.epochs=1").code == 0
@@ -334,3 +297,20 @@ def test_ids_beyond_the_count_of_pieces(tiny_bert: Path, tmp_path: Path) -> None
     assert len(pieces) == 5001 and 5000 in pieces.plain and 4999 not in pieces.plain
     with pytest.raises(ValueError, match="its tokenizer has 5001 tokens, but the model knows 90"):
         encoder(folder, vocab_size=len(pieces))
+
+
+def test_the_projection_starts_as_torch_has_it(tiny_bert: Path) -> None:
+    """In VSE∞, VSE-2AD and DivE alike."""
+    torch.manual_seed(0)
+    bert = Bert(dim=600, model=str(tiny_bert))
+    check_module(bert.linear, {"weight": linear(16), "bias": linear(16)})
+
+
+def test_the_models_own_dropout_acts_in_training(tiny_bert: Path) -> None:
+    """Also in a model that a checkpoint's architecture describes: the papers fine-tune BERT with it."""
+    torch.manual_seed(0)
+    tokens = torch.full((2, 5), 7)
+    bert = encoder(tiny_bert)
+    for model in (bert, Bert(8, weights=None, architecture=json.loads(json.dumps(bert.architecture)))):
+        assert torch.equal(model.eval()(tokens).features, model(tokens).features)
+        assert not torch.equal(model.train()(tokens).features, model(tokens).features)

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from distributions import check_module, gru
 from torch import Tensor
 
 from vse.aggregators import GPO
-from vse.encoders import Video
+from vse.encoders import Regions, Video
 from vse.model import Tower
 from vse.sets import lengths_to_mask
 
@@ -90,7 +91,7 @@ def test_freezing_a_clips_backbone() -> None:
         (lambda: Video(7, in_dim=3), "dim must be even to concatenate two directions, got 7"),
         (lambda: Video(8, in_dim=3, dropout=1.0), r"dropout must be in \[0, 1\), got 1.0"),
         (lambda: Video(8, in_dim=3, context="first"), "context must be one of"),  # type: ignore[arg-type]
-        (lambda: Video(8, backbone="resnet18", freeze_epochs=-1), "freeze_epochs must not be negative"),
+        (lambda: Video(8, backbone="resnet18", freeze_epochs=-1), "freeze_epochs must be at least 0, got -1"),
         (lambda: Video(8, in_dim=3)(torch.zeros(2, 4, 5)), "features must be 3 wide, got 5"),
         (lambda: Video(8, backbone="resnet18")(torch.zeros(2, 3, 32, 32)), r"got \(2, 3, 32, 32\)"),
         (
@@ -100,15 +101,39 @@ def test_freezing_a_clips_backbone() -> None:
         (lambda: Video(8, in_dim=3)(torch.zeros(2, 4, 3), torch.zeros(2, 4, dtype=torch.bool)), "has no element"),
     ],
 )
-def test_bad_video_arguments(call: Callable[[], object], message: str) -> None:
+def test_bad_arguments(call: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
 
 
+@pytest.mark.parametrize("train_norm", [False, True])
+def test_batch_norm_of_a_frozen_backbone(train_norm: bool, clip_batch: tuple[Tensor, Tensor]) -> None:
+    """PVSE trains with the statistics of the batch while the CNN is frozen; padding is not among them."""
+    encoder = Video(8, backbone="resnet18", freeze_epochs=1, train_norm=train_norm).train()
+    encoder.set_epoch(0)
+    inputs, mask = clip_batch
+    norm: Any = encoder.backbone.bn1
+    before = norm.running_mean.clone()
+    encoder(inputs.masked_fill(~mask[..., None, None, None], math.nan), mask)
+    assert norm.running_mean.isfinite().all() and torch.equal(norm.running_mean, before) is not train_norm
+
+
+def test_initialisation() -> None:
+    """PVSE's GRU starts as torch has it; of precomputed features nothing else is learned."""
+    torch.manual_seed(0)
+    check_module(Video(80, in_dim=30), gru(40))
+
+
+def test_every_parameter_is_used() -> None:
+    encoder = Video(8, in_dim=3)
+    result = encoder(torch.randn(2, 4, 3))
+    assert result.context is not None
+    result.context.sum().backward()
+    assert all(p.grad is not None for p in encoder.parameters())
+
+
 def test_gpo_over_frames_ignores_padding() -> None:
     """VSE∞ on frame features is its region model: the mask is all there is to it."""
-    from vse.encoders import Regions
-
     torch.manual_seed(0)
     tower = Tower(Regions(6, 8), GPO()).eval()
     clips = [torch.randn(n, 6) for n in (4, 2)]

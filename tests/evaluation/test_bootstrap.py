@@ -1,48 +1,114 @@
+from typing import Any
+
 import numpy as np
 import pytest
-from helpers import positives_of, random_scores
+import torch
+from helpers import noisy_scores, positives_of, random_scores, slow_ranks, uneven_captions
 from torch import Tensor
 
 from vse.errors import InputError
-from vse.evaluation.bootstrap import bootstrap
+from vse.evaluation.bootstrap import bootstrap, check_samples
 from vse.metrics import retrieval_metrics
 
-
-def slow_sample(scores: Tensor, of: np.ndarray, draws: np.ndarray, folds: int = 1) -> float:
-    """RSUM of one sample: each query as often as its image was drawn, against the candidates of its fold."""
-    matrix, right = scores.numpy(), positives_of(len(scores), of)
-    fold = np.arange(len(scores)) // (len(scores) // folds)
-    total = 0.0
-    for k in (1, 5, 10):
-        hits, count = 0, 0
-        for query, image in enumerate(range(len(scores))):
-            candidates = fold[of] == fold[image]
-            best = matrix[query, right[query]].max()
-            rank = int((matrix[query, candidates & ~right[query]] >= best).sum())
-            hits += draws[image] * int(rank < k)
-            count += draws[image]
-        total += 100 * hits / count
-        hits, count = 0, 0
-        for query, image in enumerate(of):
-            candidates = (fold == fold[image]) & (np.arange(len(scores)) != image)
-            rank = int((matrix[candidates, query] >= matrix[image, query]).sum())
-            hits += draws[image] * int(rank < k)
-            count += draws[image]
-        total += 100 * hits / count
-    return total
+KS = (1, 5, 10)
+Ranks = dict[str, list[tuple[int, int]]]  # direction -> (image of the query, rank)
 
 
-@pytest.mark.parametrize("folds", [1, 3])
-def test_equals_its_definition(folds: int) -> None:
-    """All members share the samples, and the difference is paired."""
-    (first, of), (second, _) = random_scores(30), random_scores(30, seed=1)
-    draws = np.random.default_rng(3).multinomial(30, np.full(30, 1 / 30), size=40)
-    sums = np.array([[slow_sample(scores, of, d, folds) for d in draws] for scores in (first, second)])
-    found = bootstrap([first, second], of, folds, samples=40, seed=3)
-    for result, own in zip(found, sums, strict=True):
-        assert result["rsum"] == pytest.approx(np.quantile(own, [0.025, 0.975]).tolist()) and result["samples"] == 40
-    assert found[1]["difference"] == pytest.approx(np.quantile(sums[1] - sums[0], [0.025, 0.975]).tolist())
-    assert "difference" not in found[0]
+def slow_bootstrap(all_ranks: list[Ranks], draws: np.ndarray) -> list[dict[str, Any]]:
+    """Each query as often as its image was drawn; intervals of each recall, of RSUM, and of what the first has less."""
+    results: list[dict[str, Any]] = []
+    first = np.zeros(len(draws))
+    for number, ranks in enumerate(all_ranks):
+        result: dict[str, Any] = {"samples": len(draws)}
+        total = np.zeros(len(draws))
+        for side, queries in ranks.items():
+            images, places = np.array(queries).T
+            result[side] = {}
+            for k in KS:
+                recalls = []
+                for draw in draws:
+                    times = draw[images]
+                    recalls.append(100 * times[places < k].sum() / times.sum())
+                result[side][f"r{k}"] = interval(np.array(recalls))
+                total += recalls
+        result["rsum"] = interval(total)
+        if number == 0:
+            first = total
+        else:
+            result["difference"] = interval(total - first)
+        results.append(result)
+    return results
+
+
+def interval(values: np.ndarray) -> list[float]:
+    ordered = np.sort(values)
+    ends = []
+    for share in (0.025, 0.975):
+        place = share * (len(ordered) - 1)
+        low = int(place)
+        ends.append(float(ordered[low] + (place - low) * (ordered[min(low + 1, len(ordered) - 1)] - ordered[low])))
+    return ends
+
+
+def assert_same(found: Any, expected: Any) -> None:
+    """Dicts and lists of numbers, with the same keys in both."""
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        for key in expected:
+            assert_same(found[key], expected[key])
+    elif isinstance(expected, list) and isinstance(expected[0], dict):
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected, strict=True):
+            assert_same(one, other)
+    else:
+        assert found == pytest.approx(expected)
+
+
+def image_draws(images: int, samples: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=samples)
+
+
+def test_bootstrap_of_three_members_with_unequal_captions() -> None:
+    """Every recall's interval; the differences of all are to the first member, not to the one before."""
+    of = uneven_captions(40, 130)
+    members = [noisy_scores(of, np.full(40, signal), seed) for seed, signal in enumerate((0.6, 1.2, 2.4))]
+    found = bootstrap(members, of, samples=60, seed=3)
+    expected = slow_bootstrap([slow_ranks(scores, of) for scores in members], image_draws(40, 60, 3))
+    assert_same(found, expected)
+    assert found[1]["difference"][1] < found[2]["difference"][0]  # to the first, the third is the farther one
+    assert all(0 < found[0][side]["r1"][0] < found[0][side]["r10"][1] < 95 for side in ("i2t", "t2i"))
+
+
+def test_the_default_seed_is_zero() -> None:
+    of = uneven_captions(30, 90)
+    scores = noisy_scores(of, np.full(30, 1.5), 0)
+    assert bootstrap([scores], of, samples=30) == bootstrap([scores], of, samples=30, seed=0)
+    assert bootstrap([scores], of, samples=30) != bootstrap([scores], of, samples=30, seed=1)
+
+
+def test_how_many_samples_there_may_be() -> None:
+    scores, of = torch.eye(4), np.arange(4)
+    assert bootstrap([scores], of, samples=1)[0]["rsum"] == [600.0, 600.0]
+    for samples in (-1, 0, 10_001):
+        with pytest.raises(InputError, match=f"bootstrap needs 1 to 10,000 samples, got {samples}"):
+            bootstrap([scores], of, samples=samples)
+    check_samples(10_000)
+
+
+def test_images_without_a_caption_are_no_queries() -> None:
+    """They stay candidates of the captions."""
+    of = np.array([0, 0, 2, 3, 3, 3, 5, 7, 8, 9, 10, 11])
+    scores = noisy_scores(of, np.full(12, 1.5), 0)
+    found = bootstrap([scores], of, samples=50, seed=1)
+    assert_same(found, slow_bootstrap([slow_ranks(scores, of)], image_draws(12, 50, 1)))
+
+
+def test_bootstrap_in_folds() -> None:
+    """Queries are drawn by their own image, of whichever fold, and keep their fold's candidates."""
+    of = uneven_captions(500, 560)
+    scores = noisy_scores(of, np.repeat([0.5, 1.5, 2.5, 3.5, 4.5], 100), 0)
+    found = bootstrap([scores], of, folds=5, samples=20, seed=2)
+    assert_same(found, slow_bootstrap([slow_ranks(scores, of, folds=5)], image_draws(500, 20, 2)))
 
 
 def test_intervals_of_one_model() -> None:
@@ -66,9 +132,3 @@ def test_intervals_cover() -> None:
         low, high = bootstrap([scores], of, samples=200)[0]["i2t"]["r1"]
         inside.append(low <= np.mean(recalls) <= high)
     assert np.mean(inside) > 0.85
-
-
-@pytest.mark.parametrize("samples", [0, 10_001])
-def test_a_number_of_samples_that_means_nothing(samples: int) -> None:
-    with pytest.raises(InputError, match=f"bootstrap needs 1 to 10,000 samples, got {samples}"):
-        bootstrap([random_scores(5)[0]], np.arange(5), samples=samples)

@@ -4,7 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import random_embeddings, random_scores
+from helpers import corpus_of_ids, random_embeddings, random_scores
 
 from vse.data.corpus import Corpus
 from vse.errors import InputError
@@ -20,8 +20,7 @@ def scored(name: str, seed: int = 0, **more: Any) -> CorpusScores:
 
 @pytest.fixture
 def corpus() -> Corpus:
-    images, captions = [f"i{i}" for i in range(10)], [f"a caption, number {i}" for i in range(50)]
-    return Corpus("small", images, captions, np.repeat(np.arange(10), 5), images, list(range(50)))
+    return corpus_of_ids(np.repeat(np.arange(10), 5))
 
 
 def test_it_is_the_mean_of_scores() -> None:
@@ -41,7 +40,16 @@ def test_it_counts_models_and_keeps_embeddings() -> None:
     first, second = scored("a", embeddings=(embeddings,)), scored("b", 1, embeddings=(embeddings,) * 2, models=2)
     assert ensemble([first, second]).models == 3 and len(ensemble([first, second]).embeddings) == 3
     assert ensemble([first, second]).name == "ensemble of 3"
-    assert ensemble([first, scored("c")]).embeddings == ()  # the scores of one of them are all that there is
+    assert all(part is embeddings for part in ensemble([first, second]).embeddings)
+    for members in ([first, scored("c")], [scored("c"), first]):
+        assert ensemble(members).embeddings == ()  # the scores of one of them are all that there is
+
+
+def test_members_weigh_the_same_however_many_models_they_are() -> None:
+    parts = [scored("a", 0, models=2), scored("b", 1), scored("c", 2, models=3)]
+    both = ensemble(parts)
+    torch.testing.assert_close(both.scores, (parts[0].scores + parts[1].scores + parts[2].scores) / 3)
+    assert both.models == 6 and both.name == "ensemble of 6" and both.embeddings == () and both.sets == {}
 
 
 def test_scores_come_back_from_their_file(tmp_path: Path, corpus: Corpus) -> None:
@@ -49,6 +57,7 @@ def test_scores_come_back_from_their_file(tmp_path: Path, corpus: Corpus) -> Non
     save_scores(tmp_path / "a.npz", saved, corpus)
     found = read_scores(tmp_path / "a.npz", corpus)
     assert torch.equal(found.scores, saved.scores) and found.models == 2 and found.name == str(tmp_path / "a.npz")
+    assert found.embeddings == () and ensemble([found, scored("b", 1)]).name == "ensemble of 3"
 
 
 @pytest.mark.parametrize(
@@ -69,6 +78,16 @@ def test_files_of_other_scores(tmp_path: Path, corpus: Corpus, changes: dict[str
     np.savez(path, **{**np.load(path), **changes})
     with pytest.raises(InputError, match=f"a.npz: {message}" if message.startswith("its") else message):
         read_scores(path, corpus)
+
+
+@pytest.mark.parametrize("key", ["image_ids", "caption_ids", "captions"])
+def test_scores_of_another_order_are_refused(tmp_path: Path, corpus: Corpus, key: str) -> None:
+    save_scores(tmp_path / "a.npz", scored("a"), corpus)
+    first, second, *rest = getattr(corpus, key)
+    changes: dict[str, Any] = {key: [second, first, *rest]}
+    other = corpus_of_ids(corpus.image_of_caption, **changes)
+    with pytest.raises(InputError, match=f"a.npz: its {key} are not those of small"):
+        read_scores(tmp_path / "a.npz", other)
 
 
 def test_files_that_hold_no_scores(tmp_path: Path, corpus: Corpus) -> None:

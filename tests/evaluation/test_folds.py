@@ -3,7 +3,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import positives_of, random_scores
+from helpers import noisy_scores, positives_of, random_scores, slow_ranks, uneven_captions
 
 from vse.evaluation.folds import fold_metrics, split_folds
 from vse.metrics import retrieval_metrics
@@ -44,3 +44,20 @@ def test_clips_have_their_normalised_median_rank() -> None:
 def test_folds_must_be_equal() -> None:
     with pytest.raises(ValueError, match="expected images that can be divided into 3 folds, got 10"):
         fold_metrics(*random_scores(10), folds=3)
+
+
+def test_folds_with_unequal_captions() -> None:
+    """The folds' mean is not weighted by their numbers of captions; folds differ in difficulty."""
+    of = uneven_captions(500, 700)
+    scores = noisy_scores(of, np.repeat([0.5, 1.5, 2.5, 3.5, 4.5], 100), 0)
+    found = fold_metrics(scores, of, folds=5)
+    total = 0.0
+    for side, queries in slow_ranks(scores, of, folds=5).items():
+        parts = [[rank for image, rank in queries if image // 100 == fold] for fold in range(5)]
+        for k in (1, 5, 10):
+            expected = float(np.mean([100 * np.mean(np.array(part) < k) for part in parts]))
+            assert found[side][f"r{k}"] == pytest.approx(expected)
+            total += expected
+        assert found[side]["medr"] == pytest.approx(np.mean([np.floor(np.median(part)) + 1 for part in parts]))
+        assert found[side]["meanr"] == pytest.approx(np.mean([np.mean(part) + 1 for part in parts]))
+    assert found["rsum"] == pytest.approx(total) and found["folds"] == 5

@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ import eccv_caption
 import numpy as np
 import pytest
 import torch
-from helpers import WORDS, Outcome, random_embeddings, save_vse_infty, words_file
+from helpers import WORDS, Outcome, corpus_of_ids, random_embeddings, save_vse_infty, words_file
 from torch import Tensor
 
 from vse.data.corpus import Corpus
 from vse.errors import InputError
+from vse.evaluation import judgements as module
 from vse.evaluation.encode import CorpusEmbeddings
 from vse.evaluation.ensemble import ensemble
 from vse.evaluation.judgements import (
@@ -30,14 +32,13 @@ from vse.evaluation.judgements import (
 )
 from vse.evaluation.protocols import PROTOCOLS, check_protocol, report
 from vse.evaluation.score import CorpusScores, score
-from vse.evaluation.score import judgements as module
-from vse.similarity import cosine, smooth_chamfer
+from vse.similarity import chamfer, cosine, order
 
 PUBLISHED_CXC = os.environ.get("VSE_CXC")
 
 
 @pytest.fixture(scope="module")
-def judged() -> Iterator[Any]:
+def package() -> Iterator[Any]:
     """The package's object, made once: it reads its files anew each time, and nothing in it changes."""
     metrics = eccv_caption.Metrics()
     with pytest.MonkeyPatch.context() as patch:
@@ -46,12 +47,12 @@ def judged() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def coco(judged: Any) -> Corpus:
+def coco(package: Any) -> Corpus:
     """The ids of COCO's 5K test; its images and captions are not needed."""
-    metrics = judged
+    metrics = package
     captions = metrics.coco_ids.tolist()
     images = [metrics.coco_gts["t2i"][caption][0] for caption in captions[::5]]
-    return Corpus("coco", images, ["a"] * 25_000, np.repeat(np.arange(5000), 5), images, captions)
+    return corpus_of_ids(np.repeat(np.arange(5000), 5), name="coco", image_ids=images, caption_ids=captions)
 
 
 def test_equal_to_the_package(coco: Corpus) -> None:
@@ -107,44 +108,93 @@ def test_the_package_is_asked_for(coco: Corpus, monkeypatch: pytest.MonkeyPatch)
         eccv_metrics(torch.zeros(1, 1), [1], [1], np.array([0]))
 
 
-def slow_within(scores: Tensor, positives: list[set[int]]) -> dict[str, float]:
-    """Item by item: an item is never its own answer, one without a positive is left out, a tie counts against."""
-    hits = {1: 0, 5: 0, 10: 0}
-    asked = 0
-    for i, right in enumerate(positives):
-        if not right:
-            continue
-        asked += 1
-        best = max(float(scores[i, j]) for j in right)
-        rank = sum(float(scores[i, j]) >= best for j in range(len(positives)) if j != i and j not in right)
-        for k in hits:
-            hits[k] += rank < k
-    return {f"r{k}": 100 * count / asked for k, count in hits.items()}
+SIZE = 600  # more than what is ranked at a time
 
 
-@pytest.mark.parametrize("group", [None, np.arange(600) // 3])
-def test_within_one_kind(group: np.ndarray | None) -> None:
-    rng = np.random.default_rng(0)
-    scores = torch.from_numpy(rng.integers(0, 40, (600, 600)) / 40).float()  # with ties
-    scores.fill_diagonal_(1.0)
-    ids = rng.permutation(10_000)[:600].tolist()
-    places = rng.integers(0, 600, (150, 2))
-    places = places[places[:, 0] != places[:, 1]]
-    positives: list[set[int]] = [set() for _ in ids]
-    for a, b in places.tolist():
-        positives[a].add(b)
-        positives[b].add(a)
+def slow_recalls(scores: Tensor, positives: list[set[int]]) -> dict[str, float]:
+    """Sort the other items of each item that has a positive, a positive after its equals, and look for the first."""
+    table = scores.tolist()
+    ranks = []
+    for item, right in enumerate(positives):
+        if right:
+            others = [other for other in range(len(table)) if other != item]
+            others.sort(key=lambda other: (-table[item][other], other in right))
+            ranks.append(next(place for place, other in enumerate(others) if other in right))
+    return {f"r{k}": 100 * sum(rank < k for rank in ranks) / len(ranks) for k in (1, 5, 10)}
+
+
+def partners(pairs: list[list[int]], group: np.ndarray | None, size: int) -> list[set[int]]:
+    """The positives of each item: what it is paired with in either column, and its group; never itself."""
+    found: list[set[int]] = [set() for _ in range(size)]
+    for a, b in pairs:
+        found[a].add(b)
+        found[b].add(a)
     if group is not None:
-        for i in range(600):
-            positives[i] |= {j for j in range(600) if group[j] == group[i] and j != i}
-    assert group is not None or not all(positives)
-    found = cxc_within(lambda rows: scores[rows], ids, np.array(ids)[places], group)
-    assert found == pytest.approx(slow_within(scores, positives))
-    assert float(scores[3, 3]) == 1.0  # the caller's scores are as they were
+        for i in range(size):
+            found[i] |= {j for j in range(size) if group[j] == group[i]}
+    return [right - {i} for i, right in enumerate(found)]
+
+
+def middling_scores(positives: list[set[int]], signal: float) -> Tensor:
+    """Scores in which an item is most like itself, and somewhat more like its positives than like others."""
+    rng = np.random.default_rng(0)
+    scores = rng.standard_normal((len(positives), len(positives))).round(1)  # with ties
+    for item, right in enumerate(positives):
+        scores[item, list(right)] += signal
+    np.fill_diagonal(scores, 9.0)
+    return torch.from_numpy(scores).float()
+
+
+def assert_in_the_middle(recalls: dict[str, float]) -> None:
+    assert 10 < recalls["r1"] < recalls["r5"] < recalls["r10"] < 95
+
+
+# Two of a group stand far apart, and no two groups need have the same size.
+GROUPS = np.random.default_rng(5).integers(0, 250, SIZE)
+
+
+@pytest.mark.parametrize("group", [None, GROUPS], ids=["pairs", "pairs and groups"])
+def test_recalls_are_those_of_sorted_lists(group: np.ndarray | None) -> None:
+    rng = np.random.default_rng(1)
+    places = rng.integers(0, SIZE, (170, 2)).tolist()
+    places += [[7, 7], [511, 3], [4, 512]]  # an item is no answer to itself; 512 are ranked at a time
+    positives = partners(places, group, SIZE)
+    scores = middling_scores(positives, 2.5)
+    ids = (rng.permutation(10_000)[:SIZE]).tolist()
+    found = cxc_within(lambda rows: scores[rows], ids, np.array(ids)[np.array(places)], group)
+    assert_in_the_middle(found)
+    assert found == pytest.approx(slow_recalls(scores, positives))
+    assert bool((scores.diagonal() == 9.0).all())  # the caller's scores are as they were
+
+
+def test_each_pair_counts_both_ways() -> None:
+    """Of one pair, one item finds the other at once and the other one does not."""
+    scores = torch.zeros(30, 30)
+    scores[3, 20], scores[20, 3] = 1.0, -1.0
+    for pair in ([3, 20], [20, 3]):
+        found = cxc_within(lambda rows: scores[rows], range(30), np.array([pair]))
+        assert found == {"r1": 50.0, "r5": 50.0, "r10": 50.0}
+
+
+def test_an_item_is_neither_its_own_answer_nor_in_its_own_way() -> None:
+    scores = torch.eye(30) * 5
+    for place, other in ((2, 9), (9, 2)):
+        scores[place, other] = 1.0  # second to the item itself
+    assert cxc_within(lambda rows: scores[rows], range(30), np.array([[2, 9]]))["r1"] == 100
+    scores[9, 2] = scores[2, 9] = -1.0
+    group = np.arange(30)
+    group[9] = 2
+    assert cxc_within(lambda rows: scores[rows], range(30), np.zeros((0, 2), dtype=int), group)["r10"] == 0
+
+
+def test_ids_of_other_items() -> None:
+    def equal(rows: slice) -> Tensor:
+        return torch.zeros(30, 30)[rows]
+
     with pytest.raises(InputError, match="CxC judges no two items of this corpus alike"):
-        cxc_within(lambda rows: scores[rows], ids, np.array([[ids[0], ids[0]]]))
-    with pytest.raises(InputError, match="CxC judges item 10001, which is not in this corpus"):
-        cxc_within(lambda rows: scores[rows], ids, np.array([[ids[0], 10_001]]), group)
+        cxc_within(equal, range(30), np.array([[4, 4]]))
+    with pytest.raises(InputError, match="CxC judges item 31, which is not in this corpus"):
+        cxc_within(equal, range(30), np.array([[4, 31]]))
 
 
 def write_judgements(folder: Path, corpus: Corpus) -> Path:
@@ -166,45 +216,75 @@ def write_judgements(folder: Path, corpus: Corpus) -> Path:
 
 
 @pytest.fixture
-def judged(tmp_path: Path) -> Path:
-    labels = Corpus("ids", range(500), ["a"] * 500, np.arange(500), range(7, 507), range(9000, 9500))
-    return write_judgements(tmp_path / "cxc", labels)
+def judged_folder(tmp_path: Path) -> Path:
+    ids = corpus_of_ids(np.arange(500), image_ids=range(7, 507), caption_ids=range(9000, 9500))
+    return write_judgements(tmp_path / "cxc", ids)
 
 
-def test_judgements(judged: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pairs = read_judgements(judged)
-    rows = list(csv.DictReader(open(judged / "sis_test.csv")))
+def test_judgements(judged_folder: Path) -> None:
+    pairs = read_judgements(judged_folder)
+    rows = list(csv.DictReader(open(judged_folder / "sis_test.csv")))
     assert len(pairs.images) == 200 and len(rows) == 250
     assert pairs.images[0].tolist() == [int(rows[0][f"image{i}"][-16:-4]) for i in (1, 2)]
     assert len(pairs.captions) == 160 and set(pairs.captions.ravel()) <= set(range(9000, 9500))
-    plain = (judged / "sts_test.csv").read_bytes()
-    (judged / "sts_test.csv").unlink()
-    with gzip.open(judged / "sts_test.csv.gz", "wb") as file:
+    plain = (judged_folder / "sts_test.csv").read_bytes()
+    (judged_folder / "sts_test.csv").unlink()
+    with gzip.open(judged_folder / "sts_test.csv.gz", "wb") as file:
         file.write(plain)
-    assert np.array_equal(read_judgements(judged).captions, pairs.captions)
-    for name in ("sts_test.csv.gz", "sis_test.csv"):
-        (judged / name).unlink()
-        with pytest.raises(InputError, match="sis_test.csv: no such file, nor|sts_test.csv: no such file, nor sts_te"):
-            read_judgements(judged)
+    assert np.array_equal(read_judgements(judged_folder).captions, pairs.captions)
+    for name, missing in (("sts_test.csv.gz", "sts_test.csv"), ("sis_test.csv", "sis_test.csv")):
+        (judged_folder / name).unlink()
+        with pytest.raises(InputError, match=f"{missing}: no such file, nor {missing}.gz; expected Crisscrossed"):
+            read_judgements(judged_folder)
 
 
 def test_another_number_of_positives_is_worth_a_warning(
-    judged: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    judged_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only that: a corrected or reduced file of judgements can be used."""
-    read_judgements(judged)
+    read_judgements(judged_folder)
     first, second = capsys.readouterr().err.splitlines()
     assert first.startswith("warning: ") and "sis_test.csv: 200 pairs have an agg_score of at least 2.5" in first
     assert "sts_test.csv: 160 pairs have" in second and second.endswith("; in the published file 16,184 have")
     monkeypatch.setattr(module, "_IMAGES", module._IMAGES._replace(published=200))
     monkeypatch.setattr(module, "_CAPTIONS", module._CAPTIONS._replace(published=160))
-    read_judgements(judged)
+    read_judgements(judged_folder)
     assert capsys.readouterr().err == ""
 
 
-def test_damaged_judgements(judged: Path) -> None:
-    plain = (judged / "sts_test.csv").read_bytes()
-    (judged / "sts_test.csv").unlink()
+def write_pairs(folder: Path, images: list[float], captions: list[float]) -> None:
+    """CxC's two files with these scores, pair by pair; the ids count up."""
+    for name, kind, pattern, scores in (
+        ("sis", "image", "COCO_val2014_{:012d}.jpg", images),
+        ("sts", "caption", "COCO_val2014:sentid:{}", captions),
+    ):
+        with open(folder / f"{name}_test.csv", "w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow([f"{kind}1", f"{kind}2", "agg_score", "sampling_method"])
+            writer.writerows([pattern.format(i), pattern.format(7 * i + 1), s, "x"] for i, s in enumerate(scores))
+
+
+def test_a_pair_at_the_threshold_is_positive(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From 2.5 on for images, from 3 on for captions; nothing below, and in the order of the file."""
+    images, captions = [2.5] * 21_816, [3.0] * 16_184  # as many as are published
+    write_pairs(tmp_path, [2.49, *images, 0.0], [2.99, *captions, 2.5])
+    found = read_judgements(tmp_path)
+    for pairs, count in ((found.images, 21_816), (found.captions, 16_184)):
+        first = np.arange(1, count + 1)
+        assert np.array_equal(pairs, np.stack([first, 7 * first + 1], axis=1))
+    assert capsys.readouterr().err == ""
+    write_pairs(tmp_path, [*images, 2.5], captions[1:])
+    read_judgements(tmp_path)
+    first_line, second_line = capsys.readouterr().err.splitlines()
+    assert "sis_test.csv: 21,817 pairs have" in first_line and "sts_test.csv: 16,183 pairs have" in second_line
+    write_pairs(tmp_path, [*images, 5.01], captions)
+    with pytest.raises(InputError, match="sis_test.csv: line 21818: "):
+        read_judgements(tmp_path)
+
+
+def test_damaged_judgements(judged_folder: Path) -> None:
+    plain = (judged_folder / "sts_test.csv").read_bytes()
+    (judged_folder / "sts_test.csv").unlink()
     head = plain.split(b"\r\n")[0]
     for content, message in (
         (b"\x1f\x8b junk", "cannot be read after line 1"),
@@ -218,37 +298,65 @@ def test_damaged_judgements(judged: Path) -> None:
         (gzip.compress(plain)[:-20], "cannot be read after line"),
         (gzip.compress(plain)[:40] + bytes(90), "cannot be read after line"),
     ):
-        (judged / "sts_test.csv.gz").write_bytes(content)
+        (judged_folder / "sts_test.csv.gz").write_bytes(content)
         with pytest.raises(InputError, match=f"sts_test.csv.gz: {message}"):
-            read_judgements(judged)
-    (judged / "sts_test.csv").write_bytes(plain[:-12])  # a plain file that is cut off within a line
+            read_judgements(judged_folder)
+    (judged_folder / "sts_test.csv").write_bytes(plain[:-12])  # a plain file that is cut off within a line
     with pytest.raises(InputError, match="sts_test.csv: line 211: expected caption1 and caption2"):
-        read_judgements(judged)
+        read_judgements(judged_folder)
 
 
-def test_an_ensemble_within_one_kind(coco: Corpus) -> None:
-    """The mean of its models' scores, among images and among captions as well; saved scores have neither."""
-    of = np.repeat(np.arange(60), 5)
-    small = Corpus("small", range(60), ["a"] * 300, of, list(range(60)), list(range(300)))
-    judgements = Judgements(np.array([[0, 1], [5, 9], [7, 50]]), np.array([[0, 20], [33, 44]]))
+def test_i2i_and_t2t_of_models_and_their_ensemble() -> None:
+    """The row is the query, also where a similarity is not symmetric; an ensemble's scores are the mean."""
+    generator = torch.Generator().manual_seed(0)
+    rng = np.random.default_rng(0)
+    of = rng.permutation(np.repeat(np.arange(60), 3))
+    corpus = corpus_of_ids(of)
+    image_places, caption_places = rng.integers(0, 60, (40, 2)), rng.integers(0, 180, (50, 2))
+    judgements = Judgements(np.array(corpus.image_ids)[image_places], np.array(corpus.caption_ids)[caption_places])
     members = []
-    for k, similarity in ((1, cosine), (2, smooth_chamfer)):
-        images, captions = random_embeddings(of, k, dim=4)
-        scores = score(similarity, images, captions, progress=False)
-        embeddings = CorpusEmbeddings(similarity, images, captions)
-        members.append(CorpusScores(f"{k}", scores, embeddings=(embeddings,)))
-    both = ensemble(members)
-    assert both.models == 2 and both.name == "ensemble of 2"
-    found = within_metrics(both, small, judgements)
-    for side, ids, pairs, group in (
-        ("images", small.image_ids, judgements.images, None),
-        ("captions", small.caption_ids, judgements.captions, of),
+    for name, similarity, size in (("a", chamfer, 2), ("b", order, 1)):
+        images = torch.randn(60, size, 5, generator=generator)
+        captions = images[torch.from_numpy(of)] + torch.randn(180, size, 5, generator=generator)
+        for place, other in image_places.tolist():
+            images[other] = 0.7 * images[place] + 0.6 * images[other]
+        members.append(
+            CorpusScores(name, torch.zeros(60, 180), embeddings=(CorpusEmbeddings(similarity, images, captions),))
+        )
+    results = []
+    for member in (*members, ensemble(members)):
+        expected = {}
+        for key, pairs, group in (("i2i", image_places, None), ("t2t", caption_places, of)):
+            sides = [(part.similarity, part.images if key == "i2i" else part.captions) for part in member.embeddings]
+            mean = torch.stack([similarity(items, items) for similarity, items in sides]).mean(0)
+            expected[key] = slow_recalls(mean, partners(pairs.tolist(), group, len(mean)))
+        found = within_metrics(member, corpus, judgements)
+        assert found["i2i"] == pytest.approx(expected["i2i"]) and found["t2t"] == pytest.approx(expected["t2t"])
+        results.append(found)
+    for key in ("i2i", "t2t"):
+        assert_in_the_middle(results[0][key])
+        assert results[0][key] != results[1][key] != results[2][key]
+    lost = judgements._replace(captions=np.array([[5000, 1]]))
+    with pytest.raises(InputError, match="small: CxC judges item 1, which is not in this corpus"):
+        within_metrics(members[0], corpus, lost)
+
+
+def test_only_cxc_with_judgements_and_embeddings_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """COCO's own test is 5,000 images, too many for here: the protocol's other half is replaced."""
+    corpus = corpus_of_ids(np.arange(40))
+    judgements = Judgements(np.array([[100, 101]]), np.array([[5000, 4999]]))
+    embeddings = torch.randn(40, 1, 4)
+    member = CorpusScores("a", torch.zeros(40, 40), embeddings=(CorpusEmbeddings(chamfer, embeddings, embeddings),))
+    for name in ("cxc_metrics", "eccv_metrics"):
+        monkeypatch.setattr(f"vse.evaluation.protocols.{name}", lambda *_: {"i2t": {}, "t2i": {}})
+    for protocol, given, own, sides in (
+        ("cxc", judgements, member, {"i2t", "t2i", "i2i", "t2t"}),
+        ("cxc", None, member, {"i2t", "t2i"}),
+        ("cxc", judgements, member._replace(embeddings=()), {"i2t", "t2i"}),
+        ("eccv", judgements, member, {"i2t", "t2i"}),
     ):
-        sets = [(m.embeddings[0].similarity, getattr(m.embeddings[0], side)) for m in members]
-        mean = torch.stack([similarity(x, x) for similarity, x in sets]).mean(0)
-        expected = cxc_within(lambda rows, mean=mean: mean[rows], ids, pairs, group)  # type: ignore[misc]
-        assert found["i2i" if side == "images" else "t2t"] == pytest.approx(expected)
-    assert ensemble([members[0]._replace(embeddings=()), members[1]]).embeddings == ()
+        anywhere = replace(PROTOCOLS[protocol], images=None, captions=None)
+        assert set(report(own, corpus, anywhere, given)) == sides
 
 
 def test_command_line(cli: Callable[..., Outcome], coco: Corpus, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import random_scores
+from helpers import corpus_of_ids, random_scores
 
 from vse.data.corpus import Corpus
 from vse.errors import InputError
@@ -13,9 +13,12 @@ from vse.evaluation.tables import COLUMNS, Row, format_rows
 
 
 def clips(per_clip: int) -> Corpus:
-    of = np.repeat(np.arange(4), per_clip)
-    names = list(range(len(of)))
-    return Corpus("gifs", range(4), ["a"] * len(of), of, range(4), names, video=True)
+    return corpus_of_ids(np.repeat(np.arange(4), per_clip), clips=True, name="gifs")
+
+
+def rows_of(protocol: str, data: str) -> list[Row]:
+    results = published_results(PROTOCOLS[protocol], data)
+    return published_rows(results, PROTOCOLS[protocol], clips(1))[0]
 
 
 def test_every_result_can_be_printed() -> None:
@@ -71,3 +74,30 @@ def test_where_the_papers_have_nothing() -> None:
         published_results(PROTOCOLS["retrieval"], "precomp")
     with pytest.raises(InputError, match="video on synthetic_clips; expected the data msrvtt, vatex, tgif, mrw"):
         published_results(PROTOCOLS["video"], "synthetic_clips")
+    with pytest.raises(InputError, match="--published: the papers have no numbers for protocol video on precomp"):
+        published_results(PROTOCOLS["video"], "precomp")
+
+
+@pytest.mark.parametrize(
+    ("protocol", "data", "count", "first", "best"),
+    [
+        ("f30k", "precomp", 6, "regions, BiGRU", 555.1),
+        ("coco_1k", "coco", 10, "K = 1", 549.9),
+        ("coco_5k", "coco", 9, "ResNet-152", 482.0),
+    ],
+)
+def test_published_rows_of_pictures(protocol: str, data: str, count: int, first: str, best: float) -> None:
+    rows = rows_of(protocol, data)
+    assert len(rows) == count and rows[0].name.endswith(first)
+    assert max(row.metrics.get("rsum", 0.0) for row in rows) == best
+    assert {row.mark for row in rows if row.metrics.get("rsum") == best} == {"published, ensemble of 2"}
+    assert rows[0].mark == "published, single"
+
+
+def test_published_rows_of_both_parts_of_coco_and_of_clips() -> None:
+    both = rows_of("coco", "coco")
+    assert [list(row.metrics) for row in both] == [["coco_1k"]] * 10 + [["coco_5k"]] * 9
+    assert [len(rows_of("video", data)) for data in ("tgif", "mrw")] == [2, 2]
+    assert rows_of("video", "mrw")[0].metrics["i2t"] == {
+        **{"r1": 0.16, "r5": 0.68, "r10": 1.8, "medr": 1586.0, "nmr": 0.32}
+    }

@@ -1,22 +1,119 @@
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from helpers import positives_of, random_embeddings
+from helpers import WORDS, positives_of, random_embeddings
 from torch import Tensor
 
 import vse
+from vse.aggregators import PIENet
+from vse.data.corpus import Corpus
 from vse.data.formats import precomp
+from vse.data.vocabulary import SPECIALS, Vocabulary
+from vse.encoders import BiGRU, Regions
 from vse.errors import InputError
 from vse.evaluation.encode import CorpusEmbeddings
 from vse.evaluation.score import evaluate, score, score_corpus, single_embedding_rsums
 from vse.metrics import retrieval_metrics
+from vse.model import Tower, VSEModel
 from vse.set_health import set_health
-from vse.similarity import max_cosine, smooth_chamfer
+from vse.similarity import chamfer, cosine, max_cosine, smooth_chamfer
 
 MakeRun = Callable[..., Path]
+OF = np.array([3, 0, 0, 6, 1, 2, 4, 5, 6, 6, 2])
+
+
+class Images:
+    """Region sets of unequal sizes, read some at a time."""
+
+    width = 5
+
+    def __init__(self) -> None:
+        rng = np.random.default_rng(0)
+        self.sets = [rng.standard_normal((size, 5)).astype(np.float32) for size in (4, 1, 6, 2, 3, 5, 4)]
+
+    def __len__(self) -> int:
+        return len(self.sets)
+
+    def read(self, rows: np.ndarray) -> list[np.ndarray]:
+        return [self.sets[row] for row in rows]
+
+
+def small_corpus(images: Any) -> Corpus:
+    rng = np.random.default_rng(1)
+    captions = [" ".join(rng.choice(WORDS, size)) for size in rng.integers(1, 7, len(OF))]
+    return Corpus("small", images, captions, OF, range(len(images)), range(len(OF)))
+
+
+@pytest.fixture
+def model() -> VSEModel:
+    torch.manual_seed(0)
+    vocabulary = Vocabulary([*SPECIALS, *WORDS])
+    image = Tower(Regions(5, 8, drop=0.5), PIENet(8, 8, 2))
+    text = Tower(BiGRU(len(vocabulary), 8, 6), PIENet(8, 8, 3))
+    return VSEModel(image, text, max_cosine, vocabulary)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 7, 100])
+def test_scores_are_those_of_each_alone(model: VSEModel, batch_size: int) -> None:
+    images = Images()
+    corpus = small_corpus(images)
+    alone = [torch.cat([model.encode_images([torch.from_numpy(image)]) for image in images.sets])]
+    alone.append(torch.cat([model.encode_texts([caption]) for caption in corpus.captions]))
+    member = score_corpus(model.train(), corpus, batch_size, progress=False, name="run")
+    expected = torch.stack([torch.stack([(a @ b.T).max() for b in alone[1]]) for a in alone[0]])
+    torch.testing.assert_close(member.scores, expected)
+    assert member.name == "run" and member.models == 1 and len(member.embeddings) == 1 and model.training
+    for found, embeddings in zip(member.embeddings[0][1:], alone, strict=True):
+        torch.testing.assert_close(found, embeddings)
+    health = set_health(member.embeddings[0].images, member.embeddings[0].captions, torch.from_numpy(OF))
+    assert member.sets == {key: float(value) for key, value in health.items()} and len(health) == 4
+    metrics = evaluate(model, corpus, batch_size, progress=False)
+    assert metrics["sets"] == member.sets and set(metrics) == {"i2t", "t2i", "rsum", "sets"}
+
+
+def test_precision_is_the_encoders(model: VSEModel) -> None:
+    """Half precision rounds the embeddings a little; the scores are float32 all the same."""
+    corpus = small_corpus(Images())
+    full, half = (score_corpus(model, corpus, 4, precision, progress=False).scores for precision in ("fp32", "bf16"))
+    assert half.dtype == torch.float32 and not torch.equal(half, full)
+    torch.testing.assert_close(half, full, atol=0.05, rtol=0.05)
+
+
+def test_one_nan_is_enough(model: VSEModel) -> None:
+    corpus = small_corpus(Images())
+
+    def similarity(a: Any, b: Any) -> Any:
+        scores = max_cosine(a, b)
+        scores[2, 5] = torch.nan
+        return scores
+
+    model.similarity = similarity
+    with pytest.raises(InputError, match="small: the model gives NaN; its weights have diverged"):
+        score_corpus(model, corpus, 4, progress=False)
+
+
+def test_a_model_that_gives_nan(model: VSEModel) -> None:
+    with torch.no_grad():
+        next(model.text.parameters()).fill_(torch.nan)
+    with pytest.raises(InputError, match="small: the model gives NaN; its weights have diverged"):
+        score_corpus(model, small_corpus(Images()), 4, progress=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_embeddings_are_scored_in_float32(dtype: torch.dtype) -> None:
+    """So that pairs which half precision cannot tell apart keep their order."""
+    torch.manual_seed(0)
+    for similarity, size in ((cosine, 1), (chamfer, 3), (smooth_chamfer, 3)):
+        images, captions = (torch.randn(count, size, 16).to(dtype) for count in (7, 11))
+        found = score(similarity, images, captions)
+        assert found.dtype == torch.float32
+        expected = similarity(images.double(), captions.double())
+        torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
+        assert torch.equal(found, similarity(images.float(), captions.float()))
 
 
 def test_blocks_change_nothing(make_run: MakeRun, data_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,14 +138,6 @@ def test_evaluation_is_plain_retrieval_and_the_health_of_sets(make_run: MakeRun,
             health = set_health(images, captions, torch.from_numpy(corpus.image_of_caption))
             assert found.pop("sets") == pytest.approx({key: float(value) for key, value in health.items()}, abs=1e-4)
         assert found == expected
-
-
-def test_a_model_that_gives_nan(make_run: MakeRun, data_folder: Path) -> None:
-    model, corpus = vse.load(make_run()), precomp(str(data_folder), "dev")
-    with torch.no_grad():
-        next(model.text.parameters()).fill_(float("nan"))
-    with pytest.raises(InputError, match="the model gives NaN; its weights have diverged"):
-        score_corpus(model, corpus, 256, progress=False)
 
 
 def test_embeddings_that_do_not_fit_the_similarity(make_run: MakeRun, data_folder: Path) -> None:
@@ -82,10 +171,3 @@ def test_only_sets_have_embeddings_alone() -> None:
     images, captions = random_embeddings(of, k=2)
     assert single_embedding_rsums(CorpusEmbeddings(smooth_chamfer, images[:, :1], captions[:, :1]), of) == {}
     assert set(single_embedding_rsums(CorpusEmbeddings(smooth_chamfer, images[:, :1], captions), of)) == {"text_rsum"}
-
-
-def test_scores_are_float32_whatever_the_embeddings_are() -> None:
-    images, captions = random_embeddings(np.arange(5), k=2)
-    found = score(smooth_chamfer, images.bfloat16(), captions.bfloat16())
-    assert found.dtype == torch.float32
-    assert torch.equal(found, smooth_chamfer(images.bfloat16().float(), captions.bfloat16().float()))

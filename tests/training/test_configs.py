@@ -68,7 +68,10 @@ def test_every_parameter_of_every_system_gets_a_gradient(tiny: list[str], config
             ["model.image.encoder={features: raw, context: mean}"],
             "gpo keeps the width of the encoder's features, 12, but",
         ),
-        (["model.image.encoder.features=raw"], "context must be 'max' or 'mean' when the features are raw"),
+        (
+            ["model.image.encoder.features=raw"],
+            "gpo keeps the width of the encoder's features, 12, but model.embed_dim is 8",
+        ),
     ],
 )
 def test_parts_that_do_not_fit(cli: Cli, tiny: list[str], tmp_path: Path, settings: list[str], message: str) -> None:

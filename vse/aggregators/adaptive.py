@@ -13,8 +13,8 @@ class AdaptivePool(nn.Module):
     VSE-2AD, Zhang et al. 2023 (EACL), its adaptive pooling. With x_(1)d >= x_(2)d >= ... the values of dimension d over
     the real elements, and softmaxes over the ranks k:
     E = sum_k softmax_k(x_(k)) * x_(k) (embedding level), T = sum_k softmax_k(relu(W x_(k) + b)) * x_(k) (token level),
-    (w_T, w_E) = softmax(v.T + c, v.E + c), and the result is w_T T + w_E E. As in the released code, weights start
-    Xavier uniform and biases at zero.
+    (w_T, w_E) = softmax(v.T + c, v.E + c), and the result is w_T T + w_E E. As in the released code, W starts Xavier
+    uniform and b at zero, while v and c start as torch has it.
 
     Args:
         dim: Width D of the features.
@@ -31,9 +31,8 @@ class AdaptivePool(nn.Module):
         check_at_least("dim", dim, 1)
         self.linear = nn.Linear(dim, dim)
         self.balance = nn.Linear(dim, 1)
-        for layer in (self.linear, self.balance):
-            nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        nn.init.xavier_uniform_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
 
     def forward(self, features: Tensor, mask: Tensor | None = None, context: Tensor | None = None) -> Aggregated:
         """Pool a batch of sets.

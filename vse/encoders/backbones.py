@@ -1,6 +1,7 @@
-"""Backbones of pictures: they become the cells of a CNN's last feature map, or a transformer's patches."""
+"""Backbones: a picture becomes the cells of a CNN's last feature map, or a vision transformer's patches."""
 
 import inspect
+import sys
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -9,11 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from vse.encoders.pretrained import load_transformer, read_pixels
-from vse.errors import InputError, close_match, first_line, misfit
+from vse.errors import InputError, check_at_least, check_choice, close_match, first_line, misfit
 from vse.safe_load import is_state_dict, read_weights
 
 _CAFFE = "caffe_"  # before a ResNet's name: the geometry of the networks converted from Caffe
-
 
 Pixels = Literal["imagenet", "half", "clip", "caffe"]
 
@@ -26,11 +26,18 @@ _STATISTICS = {  # mean and standard deviation of the channels, in the range 0..
 
 
 class Normalise(nn.Module):
-    """RGB bytes of pictures to what a backbone was trained on; floats stay as they are.
+    """Turns RGB bytes into what a backbone was trained on; floats stay as they are.
 
-    "imagenet", "half" (ViT) and "clip": minus mean, by standard deviation; "caffe": BGR, 0..255, minus the mean. On the
-    device, for a whole batch at once. Shapes: (B, 3, height, width) -> the same, floats. Raises ValueError for another
-    name, shape or type.
+    It runs on the model's device, for a whole batch at once: the data moves bytes.
+
+    Args:
+        pixels: What the backbone was trained on: "imagenet", "half" (ViT) or "clip", each channel of RGB minus its mean
+            and divided by its standard deviation; or "caffe", BGR in 0..255 minus the mean.
+
+    Inputs are pictures (B, 3, height, width); the result has their shape and is of floats.
+
+    Raises:
+        ValueError: The name is unknown. In the call: the pictures have another shape or type.
 
     >>> Normalise("imagenet")(torch.zeros(2, 3, 8, 8, dtype=torch.uint8)).shape
     torch.Size([2, 3, 8, 8])
@@ -41,14 +48,13 @@ class Normalise(nn.Module):
 
     def __init__(self, pixels: Pixels = "imagenet") -> None:
         super().__init__()
-        if pixels not in get_args(Pixels):
-            raise ValueError(f"pixels must be one of {get_args(Pixels)}, got {pixels!r}")
+        check_choice("pixels", pixels, get_args(Pixels))
         self.flip = pixels == "caffe"
         for name, values in zip(("mean", "deviation"), _STATISTICS[pixels], strict=True):
             self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """Convert."""
+        """Normalise a batch of pictures."""
         if pictures.dim() != 4 or pictures.shape[1] != 3 or not _is_picture(pictures.dtype):
             found = f"{pictures.dtype} {tuple(pictures.shape)}"
             raise ValueError(f"pictures must be (B, 3, height, width), bytes or floats, got {found}")
@@ -70,46 +76,73 @@ def resnets() -> list[str]:
 
 
 class Unfreezing:
-    """When which stages of a backbone are trained.
+    """When which stages of a backbone are trained (VSE∞'s and PVSE's recipes).
 
-    None in the first ``freeze_epochs`` epochs; then all or, with ``stage_epochs``, one more after every that many
-    epochs, the last first (VSE∞'s and PVSE's recipes). Raises ValueError for a negative number, or for 0 stage epochs.
+    Args:
+        freeze_epochs: Number of epochs in which no stage is trained.
+        stage_epochs: Number of epochs after which one more stage is trained, the last first. With None all stages are
+            trained as soon as the backbone is no longer frozen.
+
+    Raises:
+        ValueError: ``freeze_epochs`` is negative, or ``stage_epochs`` is below 1.
+
+    >>> Unfreezing(freeze_epochs=1, stage_epochs=None)([list(nn.Linear(2, 2).parameters())], epoch=0)
     """
 
     def __init__(self, freeze_epochs: int, stage_epochs: int | None) -> None:
-        if freeze_epochs < 0:
-            raise ValueError(f"freeze_epochs must not be negative, got {freeze_epochs}")
-        if stage_epochs is not None and stage_epochs < 1:
-            raise ValueError(f"stage_epochs must be at least 1, got {stage_epochs}")
+        check_at_least("freeze_epochs", freeze_epochs, 0)
+        if stage_epochs is not None:
+            check_at_least("stage_epochs", stage_epochs, 1)
         self.freeze_epochs, self.stage_epochs = freeze_epochs, stage_epochs
 
     def __call__(self, stages: list[list[nn.Parameter]], epoch: int) -> None:
-        """Freeze what is not yet trained; epochs count from 0."""
-        done = epoch - self.freeze_epochs
-        trained = 0 if done < 0 else len(stages) if self.stage_epochs is None else 1 + done // self.stage_epochs
+        """Freeze the stages that are not yet trained.
+
+        Args:
+            stages: Groups of parameters, in the order in which they are unfrozen.
+            epoch: Number of the epoch, counted from 0.
+        """
+        trained = self._count_trained(len(stages), epoch)
         for number, stage in enumerate(stages):
             for parameter in stage:
                 parameter.requires_grad_(number < trained)
+
+    def _count_trained(self, stages: int, epoch: int) -> int:
+        if epoch < self.freeze_epochs:
+            return 0
+        if self.stage_epochs is None:
+            return stages
+        return 1 + (epoch - self.freeze_epochs) // self.stage_epochs
 
 
 class ResNetBackbone(nn.Module):
     """A torchvision ResNet, ResNeXt or Wide ResNet without its pooling and classifier.
 
-    ``name``: torchvision's, such as "resnext101_32x8d"; with "caffe_" before it, the stride of a stage sits in its
-    first 1x1 convolution and the first pooling has no padding and counts what stands over (bottom-up attention's
-    detector). Parameter names are torchvision's. BatchNorm uses its running statistics, unless ``train_norm``.
+    Parameter names are torchvision's.
 
-    Shapes: pictures (B, 3, height, width) -> cells (B, h * w, dim), row by row. Raises ValueError for an unknown name.
+    Args:
+        name: torchvision's name, such as "resnext101_32x8d". With "caffe_" before it, the stride of a stage sits in its
+            first 1x1 convolution, and the first pooling has no padding and counts what stands over: the geometry of
+            bottom-up attention's detector.
+        train_norm: Whether BatchNorm runs in training mode when the backbone does. Otherwise it always uses its running
+            statistics.
+
+    Inputs are pictures (B, 3, height, width); the result is their cells (B, h * w, dim), row by row.
+
+    Raises:
+        ValueError: The name is unknown, or has no such geometry.
 
     >>> ResNetBackbone("resnet18")(torch.randn(2, 3, 224, 224)).shape
     torch.Size([2, 49, 512])
     """
 
+    architecture = None  # the name says it all
+
     def __init__(self, name: str, train_norm: bool = False) -> None:
         super().__init__()
-        self.train_norm = train_norm
         import torchvision
 
+        self.train_norm = train_norm
         plain, known = name.removeprefix(_CAFFE), resnets()
         if plain not in known:
             raise ValueError(f"backbone must be a torchvision ResNet, got {name!r} ({close_match(plain, known)})")
@@ -118,13 +151,11 @@ class ResNetBackbone(nn.Module):
         self.conv1, self.bn1, self.relu, self.maxpool = net.conv1, net.bn1, net.relu, net.maxpool
         self.layer1, self.layer2, self.layer3, self.layer4 = net.layer1, net.layer2, net.layer3, net.layer4
         if plain != name:
-            if not hasattr(net.layer2[0], "conv3"):
+            if not isinstance(net.layer2[0], torchvision.models.resnet.Bottleneck):
                 raise ValueError(f"backbone {name!r}: only ResNets with bottlenecks (50 layers and more) have it")
             self.maxpool = nn.MaxPool2d(3, stride=2, ceil_mode=True)
             for stage in (self.layer2, self.layer3, self.layer4):
                 stage[0].conv1.stride, stage[0].conv2.stride = stage[0].conv2.stride, stage[0].conv1.stride
-
-    architecture = None  # the name says it all
 
     @property
     def stages(self) -> list[list[nn.Parameter]]:
@@ -149,28 +180,44 @@ class ResNetBackbone(nn.Module):
 
 
 class TransformerBackbone(nn.Module):
-    """A vision model of ``transformers``: the patches among its last hidden states, without [CLS] and registers.
+    """A vision model of ``transformers``: the patches among its last hidden states.
 
-    ViT, DeiT, DINOv2, CLIP's and SigLIP's vision halves, Swin and others of their kind; arguments as in
-    :func:`vse.encoders.pretrained.load_transformer`. Learned positions are interpolated to other picture sizes where
-    the model can.
+    ViT, DeiT, DINOv2, CLIP's and SigLIP's vision halves, Swin and others of their kind. Learned positions are
+    interpolated to other picture sizes where the model can.
 
-    Shapes: pictures (B, 3, height, width) -> patches (B, N, dim), row by row. Raises ValueError for pictures of a size
-    that the model does not take, and for a model whose tokens are not the patches after a few others.
+    Args:
+        name: As in :func:`vse.encoders.pretrained.load_transformer`.
+        weights: As in :func:`vse.encoders.pretrained.load_transformer`.
+        architecture: As in :func:`vse.encoders.pretrained.load_transformer`.
+        cls: Whether the [CLS] token comes first, before the patches. Registers and a distillation token never come.
+
+    Inputs are pictures (B, 3, height, width); the result is their patches (B, N, dim), row by row, after [CLS] with
+    ``cls``.
+
+    Raises:
+        ValueError: The model has no [CLS] token, though ``cls`` asks for it. In the call: the model does not take
+            pictures of that size, or its tokens are not the patches after a few others.
 
     >>> TransformerBackbone("google/vit-base-patch16-224")(torch.randn(2, 3, 224, 224)).shape
     torch.Size([2, 196, 768])
     """
 
     def __init__(
-        self, name: str, weights: Literal["pretrained"] | None = "pretrained", architecture: Any = None
+        self,
+        name: str,
+        weights: Literal["pretrained"] | None = "pretrained",
+        architecture: dict[str, Any] | None = None,
+        cls: bool = False,
     ) -> None:
         super().__init__()
         self.net, self.architecture = load_transformer(name, weights, architecture, "vision")
+        self.cls = cls
         config: Any = self.net.config
         self.dim: int = config.hidden_size
         self.merges = hasattr(config, "depths")  # Swin: fewer tokens than patches, and nothing else among them
         self.others = 2 + getattr(config, "num_register_tokens", 0)  # [CLS], distillation, registers: at most
+        if cls and self.merges:
+            raise ValueError(f"cls: {config.model_type} has no [CLS] token")
         patch = getattr(config, "patch_size", 1)
         self.patch = tuple(patch) if isinstance(patch, list | tuple) else (patch, patch)
         can = "interpolate_pos_encoding" in inspect.signature(self.net.forward).parameters
@@ -190,41 +237,95 @@ class TransformerBackbone(nn.Module):
         if self.merges:
             return hidden
         patches = (pictures.shape[2] // self.patch[0]) * (pictures.shape[3] // self.patch[1])
-        if not 0 <= hidden.shape[1] - patches <= self.others:
-            name = self.architecture["model_type"]
+        name, others = self.architecture["model_type"], hidden.shape[1] - patches
+        if not 0 <= others <= self.others:
             raise ValueError(f"{name} gives {hidden.shape[1]} tokens for {patches} patches; they cannot be told apart")
+        if self.cls and others == 0:
+            raise ValueError(f"cls: {name} has no [CLS] token")
+        if self.cls:
+            return torch.cat([hidden[:, :1], hidden[:, -patches:]], dim=1)
         return hidden[:, -patches:]
 
 
 def make_backbone(
-    name: str, weights: str | None, architecture: dict[str, Any] | None, train_norm: bool, pixels: Pixels
+    name: str,
+    weights: str | None,
+    architecture: dict[str, Any] | None,
+    train_norm: bool,
+    pixels: Pixels,
+    cls: bool = False,
 ) -> ResNetBackbone | TransformerBackbone:
-    """Backbone by name: torchvision's, or a model of ``transformers``, a folder or "organisation/model".
+    """Make a backbone by name; a warning tells when ``pixels`` are not what the model says of itself.
 
-    Raises ValueError for ``weights`` that are not that kind's, and for ``pixels`` that are not the model's.
+    Args:
+        name: A name that :class:`ResNetBackbone` knows, or a model of ``transformers``: a folder or
+            "organisation/model".
+        weights: As in :class:`vse.encoders.Grid`.
+        architecture: What a checkpoint holds of a model of ``transformers``; ``name`` is not looked at then.
+        train_norm: Whether a ResNet's BatchNorm runs in training mode.
+        pixels: How the pictures are normalised before they come here.
+        cls: Whether a transformer's [CLS] token comes before the patches.
+
+    Returns:
+        The backbone, with its weights.
+
+    Raises:
+        ValueError: An argument is not for a backbone of that kind.
+        InputError: Weights or a model cannot be read.
     """
-    if name.removeprefix(_CAFFE) in resnets() or not (architecture is not None or "/" in name or Path(name).is_dir()):
-        backbone = ResNetBackbone(name, train_norm)
-        if weights == "pretrained":
-            raise ValueError(f"weights of the torchvision backbone {name} must be a file, imagenet or null")
-        if weights == "imagenet":
-            load_imagenet_weights(backbone, name)
-        elif weights is not None:
-            load_backbone_weights(backbone, weights)
-        return backbone
+    if _is_resnet(name, architecture):
+        if cls:
+            raise ValueError(f"cls is for a vision transformer's [CLS] token, and {name} has none")
+        return _make_resnet(name, weights, train_norm)
     if weights not in ("pretrained", None):
         raise ValueError(f"weights of {name}, a model of transformers, must be pretrained or null, got {weights!r}")
     if train_norm:
         raise ValueError(f"train_norm is for the BatchNorm of torchvision's backbones, not for {name}")
-    published = read_pixels(name) if architecture is None else None
-    if published is not None and not np.allclose(255 * np.array(published), _STATISTICS[pixels], atol=0.6):
-        fits = [k for k, own in _STATISTICS.items() if np.allclose(255 * np.array(published), own, atol=0.6)]
-        raise ValueError(f"pixels must be {fits[0] if fits else published} for {name}, as it says, got {pixels!r}")
-    return TransformerBackbone(name, "pretrained" if weights else None, architecture)
+    if architecture is None:
+        _compare_pixels(name, pixels)
+    return TransformerBackbone(name, "pretrained" if weights else None, architecture, cls)
+
+
+def _is_resnet(name: str, architecture: dict[str, Any] | None) -> bool:
+    """Whether a name is to be one of torchvision's; a misspelt one is, too, so that the error shows those."""
+    if name.removeprefix(_CAFFE) in resnets():
+        return True
+    return architecture is None and "/" not in name and not Path(name).is_dir()
+
+
+def _make_resnet(name: str, weights: str | None, train_norm: bool) -> ResNetBackbone:
+    """A ResNet with its published weights."""
+    backbone = ResNetBackbone(name, train_norm)
+    if weights == "pretrained":
+        raise ValueError(f"weights of the torchvision backbone {name} must be a file, imagenet or null")
+    if weights == "imagenet":
+        load_imagenet_weights(backbone, name)
+    elif weights is not None:
+        load_backbone_weights(backbone, weights)
+    return backbone
+
+
+def _compare_pixels(name: str, pixels: Pixels) -> None:
+    """Warn when a model says that its pictures are normalised in another way."""
+    published = read_pixels(name)
+    if published is None:
+        return
+    fits = [kind for kind, own in _STATISTICS.items() if np.allclose(255 * np.array(published), own, atol=0.6)]
+    if pixels not in fits:
+        own = f"pixels: {fits[0]}" if fits else f"mean {published[0]} and standard deviation {published[1]}"
+        print(f"warning: {name} was trained with {own}, but is given pixels: {pixels}", file=sys.stderr)
 
 
 def load_imagenet_weights(backbone: ResNetBackbone, name: str) -> None:
-    """Load torchvision's ImageNet weights, which it downloads once. Raises InputError when it has or gets none."""
+    """Load torchvision's ImageNet weights, which it downloads once.
+
+    Args:
+        backbone: The backbone to fill.
+        name: Its name.
+
+    Raises:
+        InputError: There are none for this backbone, or they cannot be downloaded.
+    """
     import torchvision
 
     if name.startswith(_CAFFE):
@@ -240,7 +341,14 @@ def load_imagenet_weights(backbone: ResNetBackbone, name: str) -> None:
 def load_backbone_weights(backbone: ResNetBackbone, file: str | Path) -> None:
     """Load published weights: torchvision's and WSL's files, or a dict of ``base`` and ``top`` states (BUTD).
 
-    Nothing in the file is executed. Raises InputError that names the file, and the first keys that do not fit.
+    Nothing in the file is executed.
+
+    Args:
+        backbone: The backbone to fill.
+        file: The file of weights.
+
+    Raises:
+        InputError: The file is missing, holds no weights, or does not fit; the first keys that do not fit are named.
     """
     path, content = read_weights(file, "the backbone's published weights")
     state = _torchvision_names(content)

@@ -6,29 +6,43 @@ import torch
 from torch import Tensor, nn
 
 from vse.encoders.pretrained import load_transformer, longest_input
-from vse.sets import FeatureSet, check_mask, masked_max, masked_mean
+from vse.encoders.tokens import clean_tokens
+from vse.errors import check_choice, check_probability
+from vse.sets import FeatureSet, masked_max, masked_mean
 
 Context = Literal["cls", "max", "mean"]
 
 
 class Bert(nn.Module):
-    """The last hidden states of BERT, or of a text encoder of ``transformers`` like it.
+    """The last hidden states of BERT, or of another text model of ``transformers`` (VSE∞, Chen et al. 2021, 4.1).
 
-    VSE∞, Chen et al. 2021, section 4.1: V = dropout(linear(hidden)). ``model``: a folder or a name on the hub, whose
-    fast tokenizer the data uses; ``weights``: "pretrained", those that lie there, or None for random ones.
-    ``context``: V of the first token ("cls"), the ``max`` or ``mean`` of V (DivE), or none. ``drop`` is the probability
-    of the caption augmentation, word by word (see :func:`vse.data.vocabulary.augment`); it acts on token ids in the
-    data pipeline. ``architecture`` and ``vocab_size`` are filled in: a checkpoint holds what is needed of ``model``.
+    V = linear(hidden states). The linear layer starts as torch has it, in all the published systems.
 
-    Shapes: token ids (B, L), prefix mask (B, L) -> features (B, L, dim), context (B, dim) or None. Raises ValueError
-    for an unknown choice, probabilities outside [0, 1), a tokenizer with more ids than the model, more tokens than it
-    has positions, an empty caption; :class:`vse.errors.InputError` when the model cannot be read.
+    Args:
+        dim: Width of V; filled in from ``model.embed_dim``.
+        vocab_size: Number of ids that the tokenizer gives; filled in from the data.
+        model: A folder, or a name on the hub. Its fast tokenizer is the data's vocabulary.
+        weights: "pretrained", those that lie there, or None for random ones.
+        context: The context: V of the first token ("cls") or the "max" of V (DivE's two options), the "mean" of V, or
+            none.
+        dropout: Probability of dropout on V. VSE∞, VSE-2AD and DivE have none there (DivE's code creates one and never
+            uses it). The dropout inside the text model is another: it is part of that model and acts in training.
+        drop: Probability of the caption augmentation, word by word (see :func:`vse.data.vocabulary.augment`). The data
+            applies it to token ids.
+        architecture: What a checkpoint holds of the model, so that it needs no folder; filled in.
+
+    Inputs are token ids (B, L) and a prefix mask (B, L). The features are (B, L, dim), the context is (B, dim) or None.
+
+    Raises:
+        ValueError: A choice is unknown, a probability is outside [0, 1), or the tokenizer has more ids than the model.
+            In the call: a caption is empty, or has more tokens than the model has positions.
+        vse.errors.InputError: The model cannot be read.
 
     >>> Bert(dim=1024, model="bert-base-uncased")(torch.tensor([[101, 1037, 3899, 102]])).features.shape
     torch.Size([1, 4, 1024])
     """
 
-    reads = "subwords"  # what the data must provide
+    reads: tuple[str, ...] = ("subwords",)
 
     def __init__(
         self,
@@ -42,11 +56,9 @@ class Bert(nn.Module):
         architecture: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        for name, probability in (("drop", drop), ("dropout", dropout)):
-            if not 0 <= probability < 1:
-                raise ValueError(f"{name} must be in [0, 1), got {probability}")
-        if context not in (*get_args(Context), None):
-            raise ValueError(f"context must be one of {(*get_args(Context), None)}, got {context!r}")
+        check_probability("drop", drop)
+        check_probability("dropout", dropout)
+        check_choice("context", context, (*get_args(Context), None))
         self.drop, self.context = drop, context
         self.bert, self.architecture = load_transformer(model, weights, architecture, "text")
         self.max_length = longest_input(self.bert)
@@ -59,17 +71,11 @@ class Bert(nn.Module):
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> FeatureSet:
         """Encode a batch of token ids."""
-        if inputs.dim() != 2 or inputs.is_floating_point() or 0 in inputs.shape:
-            raise ValueError(
-                f"tokens must be a non-empty (B, L) tensor of ids, got {inputs.dtype} {tuple(inputs.shape)}"
-            )
-        if self.max_length is not None and inputs.shape[1] > self.max_length:
-            raise ValueError(f"tokens must be at most {self.max_length} for this text model, got {inputs.shape[1]}")
-        if mask is not None:
-            check_mask(mask, inputs.shape, prefix=True)
-            inputs = inputs.masked_fill(~mask, 0)  # whatever stands behind the caption is no token
-        attention = torch.ones_like(inputs) if mask is None else mask.long()
-        hidden = self.bert(input_ids=inputs, attention_mask=attention, return_dict=True).last_hidden_state
+        tokens = clean_tokens(inputs, mask)
+        if self.max_length is not None and tokens.shape[1] > self.max_length:
+            raise ValueError(f"tokens must be at most {self.max_length} for this text model, got {tokens.shape[1]}")
+        attention = torch.ones_like(tokens) if mask is None else mask.long()
+        hidden = self.bert(input_ids=tokens, attention_mask=attention, return_dict=True).last_hidden_state
         projected = self.dropout(self.linear(hidden))
         if self.context is None:
             return FeatureSet(projected, mask)

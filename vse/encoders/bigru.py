@@ -5,33 +5,49 @@ from typing import Literal, get_args
 from torch import Tensor, nn
 
 from vse.encoders.recurrent import Context, read_sequence
-from vse.sets import FeatureSet, check_mask
+from vse.encoders.tokens import clean_tokens
+from vse.errors import check_at_least, check_choice, check_probability
+from vse.sets import FeatureSet
 
 Directions = Literal["average", "concatenate"]
 Locals = Literal["states", "words"]
+WordInit = Literal["uniform", "normal", "xavier"]
 
 
 class BiGRU(nn.Module):
-    """Bidirectional GRU over learned word vectors (VSE∞, PVSE and DivE; Chen et al. 2021, section 4.1).
+    """Bidirectional GRU over learned word vectors (VSE∞, Chen et al. 2021, section 4.1; PVSE; DivE; VSE-2AD).
 
-    ``directions``: each direction has ``dim`` units and the two are averaged (VSE∞, VSE-2AD, DivE), or dim/2 units and
-    they are concatenated (PVSE). ``features``: the GRU's states, or the word vectors (PVSE, DivE). ``context``: each
-    direction's last state ("last"), the output at the last valid step ("last_step", PVSE's released checkpoints: there
-    the backward direction has read one word), or the maximum or mean of the states.
-    ``dropout`` acts on word vectors and on the context (PVSE, DivE). ``drop`` is the probability of the caption
-    augmentation, which leaves ``<start>`` and ``<end>`` alone with ``keep_ends`` (VSE-2AD); it acts on token ids in the
-    data pipeline, where words can be removed (see :func:`vse.data.vocabulary.augment`). Word vectors start
-    uniform in [-0.1, 0.1], or from ``data.vocabulary.vectors``; with ``freeze_words`` they stay as they start.
+    Args:
+        vocab_size: Number of words; filled in from the vocabulary.
+        dim: Width of the states and of the context; filled in from ``model.embed_dim``.
+        word_dim: Width of the word vectors.
+        directions: "average": each direction has ``dim`` units and the two are averaged (VSE∞, VSE-2AD, DivE).
+            "concatenate": each has dim / 2 units (PVSE).
+        features: The local features: the "states" of the GRU (VSE∞, VSE-2AD), or the "words" themselves (PVSE, DivE).
+        context: The context: "last", the last state of each direction; "last_step", the output at the last real token,
+            where the backward direction has read a single word (the released PVSE checkpoints); "max" or "mean" of the
+            states.
+        dropout: Probability of dropout on the word vectors and on the context (PVSE, DivE).
+        drop: Probability of the caption augmentation (see :func:`vse.data.vocabulary.augment`). The data applies it to
+            token ids, where words can be removed.
+        keep_ends: Whether that augmentation leaves ``<start>`` and ``<end>`` alone (VSE-2AD, DivE).
+        freeze_words: Whether the word vectors stay as they start.
+        word_init: How the word vectors start: "uniform" in ±0.1 (VSE∞, VSE-2AD, DivE without GloVe), "xavier", uniform
+            in ±sqrt(6 / (vocab_size + word_dim)) (PVSE without GloVe), or "normal", from N(0, 1) (PVSE and DivE give
+            this to the words that GloVe lacks). ``data.vocabulary.vectors`` replaces those of the words it has.
 
-    Shapes: token ids (B, L), prefix mask (B, L) -> features (B, L, dim), or (B, L, word_dim) for "words"; context
-    (B, dim). Raises ValueError for sizes below 1, an odd ``dim`` to concatenate, probabilities outside [0, 1), an
-    unknown choice, an empty caption, a mask that is no prefix.
+    Inputs are token ids (B, L) and a prefix mask (B, L). The features are (B, L, dim), or (B, L, word_dim) for "words";
+    the context is (B, dim).
+
+    Raises:
+        ValueError: A size is below 1, ``dim`` is odd where two directions are concatenated, a probability is outside
+            [0, 1), or a choice is unknown. In the call: a caption is empty, or the mask is no prefix.
 
     >>> BiGRU(vocab_size=10, dim=64)(torch.randint(0, 10, (2, 5))).features.shape
     torch.Size([2, 5, 64])
     """
 
-    reads = "words"  # what the data must provide
+    reads: tuple[str, ...] = ("words",)
 
     def __init__(
         self,
@@ -45,42 +61,36 @@ class BiGRU(nn.Module):
         drop: float = 0.0,
         keep_ends: bool = False,
         freeze_words: bool = False,
+        word_init: WordInit = "uniform",
     ) -> None:
         super().__init__()
-        if min(vocab_size, dim, word_dim) < 1:
-            raise ValueError(f"sizes must be at least 1, got vocab_size {vocab_size}, dim {dim}, word_dim {word_dim}")
-        for name, probability in (("drop", drop), ("dropout", dropout)):
-            if not 0 <= probability < 1:
-                raise ValueError(f"{name} must be in [0, 1), got {probability}")
-        for name, choice, choices in (
-            ("directions", directions, Directions),
-            ("features", features, Locals),
-            ("context", context, Context),
-        ):
-            if choice not in get_args(choices):
-                raise ValueError(f"{name} must be one of {get_args(choices)}, got {choice!r}")
+        for name, size in (("vocab_size", vocab_size), ("dim", dim), ("word_dim", word_dim)):
+            check_at_least(name, size, 1)
+        check_probability("drop", drop)
+        check_probability("dropout", dropout)
+        check_choice("directions", directions, get_args(Directions))
+        check_choice("features", features, get_args(Locals))
+        check_choice("context", context, get_args(Context))
+        check_choice("word_init", word_init, get_args(WordInit))
         if directions == "concatenate" and dim % 2:
             raise ValueError(f"dim must be even to concatenate two directions, got {dim}")
         self.directions, self.features, self.context = directions, features, context
         self.drop, self.keep_ends = drop, keep_ends
         self.dim = dim if features == "states" else word_dim
         self.context_dim = dim
-        self.embedding = nn.Embedding(vocab_size, word_dim)
+        self.embedding = nn.Embedding(vocab_size, word_dim)  # torch starts it from N(0, 1)
         units = dim if directions == "average" else dim // 2
         self.gru = nn.GRU(word_dim, units, batch_first=True, bidirectional=True)
         self.dropout = nn.Dropout(dropout)
-        nn.init.uniform_(self.embedding.weight, -0.1, 0.1).requires_grad_(not freeze_words)
+        if word_init == "uniform":
+            nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
+        elif word_init == "xavier":
+            nn.init.xavier_uniform_(self.embedding.weight)
+        self.embedding.weight.requires_grad_(not freeze_words)
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> FeatureSet:
         """Encode a batch of token ids."""
-        if inputs.dim() != 2 or inputs.is_floating_point() or 0 in inputs.shape:
-            raise ValueError(
-                f"tokens must be a non-empty (B, L) tensor of ids, got {inputs.dtype} {tuple(inputs.shape)}"
-            )
-        if mask is not None:
-            check_mask(mask, inputs.shape, prefix=True)
-            inputs = inputs.masked_fill(~mask, 0)  # whatever stands behind the caption is no word id
-        words = self.dropout(self.embedding(inputs))
+        words = self.dropout(self.embedding(clean_tokens(inputs, mask)))
         average = self.directions == "average"
         states, context = read_sequence(self.gru, words, mask, self.context, average, self.features == "states")
         features = words if states is None or self.features == "words" else states

@@ -6,37 +6,61 @@ import torch
 from torch import Tensor, nn
 
 from vse.encoders.backbones import Normalise, Pixels, Unfreezing, make_backbone
-from vse.encoders.regions import Context, Locals, Mlp, Regions, drop_elements
+from vse.encoders.regions import Context, Init, Locals, Mlp, Regions, drop_elements
+from vse.errors import check_probability
 from vse.sets import FeatureSet
+
+_KEEP_ALL = 0.2  # share of the pictures that keep all their cells in training, and the least r of the others
 
 
 class Grid(nn.Module):
-    """The cells of a CNN's last feature map (VSE∞, Chen et al. 2021, section 4.1; PVSE, Song & Soleymani 2019).
+    """The cells of a CNN's last feature map, or a vision transformer's patches (VSE∞, Chen et al. 2021, section 4.1).
 
-    X = the map, row by row, or a vision transformer's patches (VSE-2AD); V = fc(X). ``backbone``: a name of
-    :class:`vse.encoders.backbones.ResNetBackbone`, or a model of ``transformers``, as a folder or the hub's
-    "organisation/model" (:class:`vse.encoders.backbones.TransformerBackbone`). ``weights``: a file of published weights
-    or "imagenet" (torchvision downloads them) for the former, "pretrained" for the latter, or none. ``mlp``,
-    ``features``, ``context`` and ``dropout`` as in :class:`vse.encoders.Regions`: projected without a context is VSE∞,
-    raw with the context "mean" PVSE. ``architecture`` is filled in: a checkpoint holds what is needed of a
-    ``transformers`` model.
+    V = fc(X), where X are the cells, row by row. PVSE (Song & Soleymani 2019) keeps X and uses V only for the context;
+    VSE-2AD takes a transformer's patches.
 
-    The backbone is frozen in the first ``freeze_epochs`` epochs; then it is trained, all of it or, with
-    ``stage_epochs``, one stage (a transformer's layer) more, the last first, after every that many epochs. BatchNorm
-    keeps the statistics it came with, as in the papers; without published weights, it needs ``train_norm``.
-    In training ``drop`` is the size augmentation for grids: with probability 0.2 a picture keeps all its cells,
-    otherwise each goes with probability ``drop`` * r, r uniform in [0.2, 1]; never all of them.
+    The backbone is frozen in the first ``freeze_epochs`` epochs. Then all of it is trained or, with ``stage_epochs``,
+    one stage more after every that many epochs, the last first. Freezing says nothing of BatchNorm's statistics: see
+    ``train_norm``.
 
-    Shapes: pictures (B, 3, height, width) -> features (B, h * w, dim), or (B, h * w, channels) for "raw"; context
-    (B, dim) or None. Bytes are RGB and become what the backbone was trained on (``pixels``, see
-    :class:`vse.encoders.backbones.Normalise`); floats are taken as they are. Raises ValueError for another shape, an
-    unknown name or choice, and :class:`vse.errors.InputError` for a weights file that is missing or does not fit.
+    Args:
+        dim: Width of V; filled in from ``model.embed_dim``.
+        backbone: A name of :class:`vse.encoders.backbones.ResNetBackbone`, or a vision model of ``transformers``: a
+            folder or "organisation/model" (:class:`vse.encoders.backbones.TransformerBackbone`).
+        weights: For a ResNet, a file of published weights, "imagenet" (torchvision downloads them), or None for random
+            ones. For a model of ``transformers``, "pretrained" or None.
+        mlp: As in :class:`vse.encoders.Regions`. DivE has "projection", the other systems none.
+        features: As in :class:`vse.encoders.Regions`: "projected" (VSE∞, VSE-2AD, DivE) or "raw" (PVSE).
+        context: As in :class:`vse.encoders.Regions`: None (VSE∞, VSE-2AD), "mean" (PVSE) or "max" (DivE).
+        dropout: As in :class:`vse.encoders.Regions`.
+        drop: Size augmentation in training (VSE∞'s released code). With probability 0.2 a picture keeps all its cells.
+            Otherwise each cell goes with probability ``drop`` * r, where r is uniform in [0.2, 1]; at least one stays.
+        freeze_epochs: Number of epochs in which the backbone is frozen.
+        stage_epochs: Number of epochs after which one more stage is trained, or None for all stages at once. A stage is
+            a transformer's layer or one of a ResNet's parts.
+        train_norm: Whether a ResNet's BatchNorm runs in training mode: it then normalises with the statistics of the
+            batch and updates its running ones, even while the backbone is frozen. PVSE trains so, and so does DivE's
+            code unless it is told otherwise. VSE∞ and VSE-2AD keep the published statistics (False). Random weights
+            need True.
+        pixels: What the backbone's pixels are like, see :class:`vse.encoders.backbones.Normalise`.
+        architecture: What a checkpoint holds of a ``transformers`` model, so that it needs no folder; filled in.
+        init: As in :class:`vse.encoders.Regions`: "xavier" (VSE∞, VSE-2AD) or "torch" (PVSE, DivE).
+        cls: Whether a transformer's [CLS] token is an element too, before the patches (VSE-2AD's released code).
+
+    Inputs are pictures (B, 3, height, width) of one size. Bytes are RGB and become what the backbone was trained on;
+    floats are taken as they are. The features are (B, N, dim), or (B, N, channels) when they are raw, where N is the
+    number of cells, and one more with ``cls``; the context is (B, dim) or None.
+
+    Raises:
+        ValueError: A name or a choice is unknown or does not fit the backbone. In the call: the pictures have another
+            shape or type, or there is a mask.
+        vse.errors.InputError: A file of weights is missing or does not fit, or a model cannot be read.
 
     >>> Grid(dim=1024, backbone="resnet18")(torch.randn(2, 3, 224, 224)).features.shape
     torch.Size([2, 49, 1024])
     """
 
-    reads = "pictures"  # what the data must provide
+    reads: tuple[str, ...] = ("pictures",)
 
     def __init__(
         self,
@@ -53,16 +77,17 @@ class Grid(nn.Module):
         train_norm: bool = False,
         pixels: Pixels = "imagenet",
         architecture: dict[str, Any] | None = None,
+        init: Init = "xavier",
+        cls: bool = False,
     ) -> None:
         super().__init__()
-        if not 0 <= drop < 1:
-            raise ValueError(f"drop must be in [0, 1), got {drop}")
+        check_probability("drop", drop)
         self.drop = drop
         self.unfreezing = Unfreezing(freeze_epochs, stage_epochs)
         self.normalise = Normalise(pixels)
-        self.backbone = make_backbone(backbone, weights, architecture, train_norm, pixels)
+        self.backbone = make_backbone(backbone, weights, architecture, train_norm, pixels, cls)
         self.architecture = self.backbone.architecture
-        self.head = Regions(self.backbone.dim, dim, mlp, features, context, dropout)
+        self.head = Regions(self.backbone.dim, dim, mlp, features, context, dropout, init=init)
         self.dim, self.context_dim = self.head.dim, self.head.context_dim
 
     def set_epoch(self, epoch: int) -> None:
@@ -75,8 +100,12 @@ class Grid(nn.Module):
             raise ValueError("a batch of pictures takes no mask")
         cells = self.backbone(self.normalise(inputs))
         if self.training and self.drop > 0:
-            share = torch.rand(len(cells), 1, device=cells.device) * 0.8 + 0.2
-            share = share.masked_fill(torch.rand_like(share) < 0.2, 0.0)
-            mask = drop_elements(cells.shape[:2], None, self.drop * share, cells.device)
+            mask = drop_elements(cells.shape[:2], None, self._draw_probabilities(cells), cells.device)
         result: FeatureSet = self.head(cells, mask)
         return result
+
+    def _draw_probabilities(self, cells: Tensor) -> Tensor:
+        """Probability (B, 1) with which each cell of a picture goes."""
+        r = torch.rand(len(cells), 1, device=cells.device) * (1 - _KEEP_ALL) + _KEEP_ALL
+        keeps_all = torch.rand_like(r) < _KEEP_ALL
+        return self.drop * r.masked_fill(keeps_all, 0.0)

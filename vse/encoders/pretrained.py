@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from vse.errors import InputError, first_line
 
+Side = Literal["text", "vision"]
+
 # What is no architecture: a path, labels, the files' number format, or something that would be fetched and run.
 _LEFT_OUT = {
     *("_name_or_path", "transformers_version", "id2label", "label2id", "dtype", "torch_dtype", "auto_map"),
@@ -23,61 +25,92 @@ _LEFT_OUT = {
 
 
 def load_transformer(
-    name: str,
-    weights: Literal["pretrained"] | None,
-    architecture: dict[str, Any] | None,
-    side: Literal["text", "vision"],
+    name: str, weights: Literal["pretrained"] | None, architecture: dict[str, Any] | None, side: Side
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """Model of ``transformers`` that gives last hidden states, and its architecture as plain values.
+    """Load a model of ``transformers`` that gives last hidden states.
 
-    ``name``: a folder, or a model's name on the hub; ``weights``: "pretrained", those that lie there, or None for
-    random ones. ``architecture``: what this returned for such a model, as a checkpoint holds it: then ``name`` is not
-    looked at. ``side``: the half that is taken of a model with both. What the last hidden states do not depend on
-    (poolers, heads) is left out. Nothing that a config names is fetched or run. Raises InputError, naming folder or
-    model, for what cannot be read or gives no hidden states.
+    What the last hidden states do not depend on (poolers, heads) is left out. Nothing that a config names is fetched or
+    run.
+
+    Args:
+        name: A folder, or a model's name on the hub.
+        weights: "pretrained", those that lie there, or None for random ones.
+        architecture: What this function returned for such a model, as a checkpoint holds it; ``name`` is not looked at
+            then. None reads it from the folder or the hub.
+        side: Which half is taken of a model that has both.
+
+    Returns:
+        The model, and its architecture as plain values.
+
+    Raises:
+        InputError: The model cannot be read, or gives no hidden states; folder or model is named.
     """
-    from transformers import AutoConfig, AutoModel
-
     path = local_path(name) if architecture is None else "the checkpoint's architecture"
     with _one_line(path):
-        if architecture is None:
-            found = AutoConfig.from_pretrained(path, trust_remote_code=False)
-            found = getattr(found, f"{side}_config", None) or found
-            architecture = json.loads(found.to_json_string(use_diff=False))
-        architecture = _without_extras(architecture)
-        kind = str(architecture.get("model_type"))
-        if kind.startswith("timm") or any(key.startswith("backbone") for key in architecture):
-            raise ValueError(f"{kind} is made of other models; expected one of its own")  # which it would fetch
-        config = AutoConfig.for_model(**architecture)
-        if getattr(config, "is_encoder_decoder", False):
-            raise ValueError(f"{config.model_type} is an encoder and a decoder; expected one model of hidden states")
-        if config.sub_configs:
-            raise ValueError(f"{kind} is made of other models; expected one of its own")
-        if weights is None:
-            model = AutoModel.from_config(config, trust_remote_code=False)
-        else:
-            model, report = AutoModel.from_pretrained(
-                path,
-                config=config,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # told below, by name
-                dtype=torch.float32,
-                trust_remote_code=False,
-            )
-            if other := [f"{key} is {tuple(a)} there and {tuple(b)} here" for key, a, b in report["mismatched_keys"]]:
-                raise ValueError(f"its weights do not fit its config: {'; '.join(sorted(other)[:3])}")
+        architecture = _without_extras(_read_architecture(path, side) if architecture is None else architecture)
+        config = _make_config(architecture)
+        model, absent = _make_model(path, config, weights)
         probe = _probe(config, side)
         if (reads := next(iter(probe))) not in inspect.signature(model.forward).parameters:
             raise ValueError(f"{config.model_type} is no {side} model: it takes no {reads}")
         unused = _prune(model, probe)
         if side == "text":
             _check_mask(model, probe["input_ids"])
-        if weights is not None:
-            missing = [key for key in model.state_dict() if key in report["missing_keys"] - unused]
-            if missing:
-                more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-                raise ValueError(f"its weights lack {', '.join(missing[:3])}{more}")
+        _check_complete(model, absent - unused)
     return model, architecture
+
+
+def _read_architecture(path: str, side: Side) -> dict[str, Any]:
+    """What a folder or the hub says of a model, or of that half of it."""
+    from transformers import AutoConfig
+
+    found = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    found = getattr(found, f"{side}_config", None) or found
+    content: dict[str, Any] = json.loads(found.to_json_string(use_diff=False))
+    return content
+
+
+def _make_config(architecture: dict[str, Any]) -> Any:
+    """The library's config of an architecture. Raises ValueError for what is no single model of hidden states."""
+    from transformers import AutoConfig
+
+    kind = str(architecture.get("model_type"))
+    made_of_others = f"{kind} is made of other models; expected one of its own"
+    if kind.startswith("timm") or any(key.startswith("backbone") for key in architecture):
+        raise ValueError(made_of_others)  # which the library would fetch
+    config = AutoConfig.for_model(**architecture)
+    if getattr(config, "is_encoder_decoder", False):
+        raise ValueError(f"{config.model_type} is an encoder and a decoder; expected one model of hidden states")
+    if config.sub_configs:
+        raise ValueError(made_of_others)
+    return config
+
+
+def _make_model(path: str, config: Any, weights: Literal["pretrained"] | None) -> tuple[nn.Module, set[str]]:
+    """The model of a config, and the names of the parameters that its published weights lack."""
+    from transformers import AutoModel
+
+    if weights is None:
+        return AutoModel.from_config(config, trust_remote_code=False), set()
+    model, report = AutoModel.from_pretrained(
+        path,
+        config=config,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # told below, by name
+        dtype=torch.float32,
+        trust_remote_code=False,
+    )
+    if other := [f"{key} is {tuple(a)} there and {tuple(b)} here" for key, a, b in report["mismatched_keys"]]:
+        raise ValueError(f"its weights do not fit its config: {'; '.join(sorted(other)[:3])}")
+    return model, set(report["missing_keys"])
+
+
+def _check_complete(model: nn.Module, absent: set[str]) -> None:
+    """Raise ValueError when a model's published weights lack what it needs."""
+    missing = [key for key in model.state_dict() if key in absent]
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise ValueError(f"its weights lack {', '.join(missing[:3])}{more}")
 
 
 def _without_extras(architecture: Any) -> Any:
@@ -87,7 +120,7 @@ def _without_extras(architecture: Any) -> Any:
     return architecture
 
 
-def _probe(config: Any, side: str) -> dict[str, Tensor]:
+def _probe(config: Any, side: Side) -> dict[str, Tensor]:
     """A small input for a model."""
     if side == "text":
         return {"input_ids": torch.ones(1, 3, dtype=torch.long), "attention_mask": torch.ones(1, 3, dtype=torch.long)}
@@ -128,6 +161,7 @@ def _check_mask(model: nn.Module, ids: Tensor) -> None:
 
 
 def _replace(model: nn.Module, name: str, new: nn.Module | None) -> None:
+    """Put ``new`` in the place of a module or a parameter."""
     parent, _, attribute = name.rpartition(".")
     with contextlib.suppress(AttributeError):  # gone with the module around it
         setattr(model.get_submodule(parent), attribute, new)
@@ -152,9 +186,16 @@ def local_path(name: str) -> str:
 
 
 def read_tokenizer(name: str) -> tuple[str, int | None, int | None]:
-    """The fast tokenizer of a folder or a model: its JSON, its mask's id, and the number of tokens it may give.
+    """Read the fast tokenizer of a model.
 
-    Raises InputError when there is none.
+    Args:
+        name: A folder, or a model's name on the hub.
+
+    Returns:
+        The tokenizer's JSON, the id of its mask or None, and the largest number of tokens that it may give or None.
+
+    Raises:
+        InputError: There is none.
     """
     from transformers import AutoTokenizer
 
@@ -174,7 +215,17 @@ def read_tokenizer(name: str) -> tuple[str, int | None, int | None]:
 
 
 def read_pixels(name: str) -> tuple[list[float], list[float]] | None:
-    """Mean and standard deviation, in 0..1, of a model's pictures, where its folder or the hub says so."""
+    """Read how a model's pictures are normalised.
+
+    Args:
+        name: A folder, or a model's name on the hub.
+
+    Returns:
+        Mean and standard deviation of the three channels, in 0..1; None when neither folder nor hub says so.
+
+    Raises:
+        InputError: What is there cannot be read.
+    """
     from transformers.utils.hub import cached_file
 
     path = local_path(name)

@@ -16,9 +16,17 @@ def read_sequence(
 ) -> tuple[Tensor | None, Tensor]:
     """States of a bidirectional GRU and one vector of the whole sequence; padding is never read.
 
-    ``context``: each direction's last state ("last"), the output at the last valid step ("last_step"), or the
-    ``max`` or ``mean`` of the states. The two directions are averaged or concatenated. Shapes: sequence (B, L, D),
-    prefix mask (B, L), already checked -> (B, L, H), or None when no ``states`` are asked for, and (B, H).
+    Args:
+        gru: A bidirectional GRU of one layer that takes the batch first.
+        sequence: What it reads (B, L, D).
+        mask: Which steps are real (B, L), bool, each row a prefix, already checked. None means that all are.
+        context: The vector of the whole sequence: "last", the last state of each direction; "last_step", the output at
+            the last real step, where the backward direction has read one step only; "max" or "mean" of the states.
+        average: Whether the two directions are averaged; otherwise they are concatenated.
+        states: Whether the states are wanted. Leaving them out saves work when ``context`` is "last".
+
+    Returns:
+        The states (B, L, H), or None when they were neither wanted nor needed, and the vector (B, H).
     """
     if mask is None:
         lengths = torch.full((len(sequence),), sequence.shape[1])
@@ -37,6 +45,8 @@ def read_sequence(
         vector = join(*last)
     elif context == "last_step":
         vector = output[torch.arange(len(output)), lengths - 1]
+    elif context == "max":
+        vector = masked_max(output, mask)
     else:
-        vector = (masked_max if context == "max" else masked_mean)(output, mask)
+        vector = masked_mean(output, mask)
     return output, vector

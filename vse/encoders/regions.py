@@ -5,32 +5,47 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from vse.errors import check_choice, check_probability
 from vse.sets import FeatureSet, MaskedBatchNorm, check_set, fill_masked, masked_max, masked_mean
 
 Mlp = Literal["input", "projection"]
 Locals = Literal["projected", "raw"]
 Context = Literal["max", "mean"]
+Init = Literal["xavier", "torch"]
 
 
 class Regions(nn.Module):
-    """Projected region features V (VSE∞, Chen et al. 2021, section 4.1; DivE, Kim et al. 2023, its released code).
+    """Region features and their projection V (VSE∞, Chen et al. 2021, section 4.1; DivE, Kim et al. 2023).
 
-    V = fc(X) + mlp(X), where mlp = Linear(-> dim/2), BatchNorm, ReLU, Linear(dim/2 -> dim) reads X
-    (``mlp: input``; VSE∞, VSE-2AD) or fc(X) (``projection``; DivE), or is left out (``null``; PVSE, VSE++).
-    ``features``: V, or the ``raw`` X (PVSE, whose V only makes the context). ``context``: the ``max`` (DivE) or
-    ``mean`` (PVSE) of V, or none. ``dropout`` acts on V, or, when the features are raw, on the context.
-    In training each region is dropped with probability ``drop`` (the papers' size augmentation), never all of a
-    sample's; dropped regions are absent from the context and from BatchNorm's statistics too.
+    V = fc(X) + mlp(X), where mlp is Linear(-> dim / 2), BatchNorm, ReLU, Linear(-> dim). In training every region is
+    dropped with probability ``drop``, which the papers call size augmentation. A dropped region is absent from the
+    context and from BatchNorm's statistics too, and at least one region of every sample stays.
 
-    Shapes: X (B, N, in_dim), mask (B, N) -> features (B, N, dim), or (B, N, in_dim) for ``raw``, the mask without the
-    dropped regions, context (B, dim) or None. Raises ValueError for sizes below 1, an unknown choice, raw features
-    without a context, probabilities outside [0, 1), another width than in_dim, an empty set.
+    Args:
+        in_dim: Width of the region features X; filled in from the data.
+        dim: Width of V; filled in from ``model.embed_dim``.
+        mlp: What the mlp reads: X ("input"; VSE∞, VSE-2AD) or fc(X) ("projection"; DivE). None leaves it out (PVSE,
+            VSE++).
+        features: The local features: V ("projected") or X ("raw"; PVSE). Raw features without a context need no
+            projection, so there is none then: ``dim``, ``mlp`` and ``init`` change nothing.
+        context: The context: the "max" (DivE) or "mean" (PVSE) of V, or none.
+        dropout: Probability of dropout on V, or on the context when the features are raw (PVSE).
+        drop: Probability with which each region is dropped in training.
+        init: How fc starts: "xavier", uniform in ±sqrt(6 / (in_dim + dim)) with a bias of 0 (VSE∞, VSE-2AD), or
+            "torch", uniform in ±1 / sqrt(in_dim) for both (PVSE, DivE). The mlp always starts as torch has it.
+
+    Inputs are X (B, N, in_dim) and a mask (B, N). The features are (B, N, dim), or (B, N, in_dim) when they are raw;
+    their mask lacks the dropped regions; the context is (B, dim) or None.
+
+    Raises:
+        ValueError: A size is too small, a choice is unknown, a probability is outside [0, 1), or there is dropout but
+            nothing that it could act on. In the call: the width is not ``in_dim``, or a set is empty.
 
     >>> Regions(in_dim=2048, dim=1024, drop=0.2)(torch.randn(2, 36, 2048)).features.shape
     torch.Size([2, 36, 1024])
     """
 
-    reads = "features"  # what the data must provide
+    reads: tuple[str, ...] = ("features",)
 
     def __init__(
         self,
@@ -41,61 +56,87 @@ class Regions(nn.Module):
         context: Context | None = None,
         dropout: float = 0.0,
         drop: float = 0.0,
+        init: Init = "xavier",
     ) -> None:
         super().__init__()
         if in_dim < 1 or dim < 2:
             raise ValueError(f"in_dim must be at least 1 and dim at least 2, got {in_dim} and {dim}")
-        for name, probability in (("drop", drop), ("dropout", dropout)):
-            if not 0 <= probability < 1:
-                raise ValueError(f"{name} must be in [0, 1), got {probability}")
-        for name, choice, choices in (
-            ("mlp", mlp, (*get_args(Mlp), None)),
-            ("features", features, get_args(Locals)),
-            ("context", context, (*get_args(Context), None)),
-        ):
-            if choice not in choices:
-                raise ValueError(f"{name} must be one of {choices}, got {choice!r}")
-        if features == "raw" and context is None:
-            raise ValueError("context must be 'max' or 'mean' when the features are raw: nothing else uses the weights")
+        check_probability("drop", drop)
+        check_probability("dropout", dropout)
+        check_choice("mlp", mlp, (*get_args(Mlp), None))
+        check_choice("features", features, get_args(Locals))
+        check_choice("context", context, (*get_args(Context), None))
+        check_choice("init", init, get_args(Init))
+        projects = features == "projected" or context is not None
+        if dropout > 0 and not projects:
+            raise ValueError(f"dropout acts on the projection, and raw features without a context have none: {dropout}")
         self.in_dim, self.drop = in_dim, drop
         self.mlp, self.features, self.context = mlp, features, context
         self.dim = dim if features == "projected" else in_dim
         self.context_dim = None if context is None else dim
-        self.fc = nn.Linear(in_dim, dim)
-        if mlp is not None:
-            self.hidden = nn.Linear(in_dim if mlp == "input" else dim, dim // 2)
+        self.dropout = nn.Dropout(dropout)
+        if projects:
+            self._make_projection(dim, init)
+
+    def _make_projection(self, dim: int, init: Init) -> None:
+        self.fc = nn.Linear(self.in_dim, dim)
+        if self.mlp is not None:
+            self.hidden = nn.Linear(self.in_dim if self.mlp == "input" else dim, dim // 2)
             self.norm = MaskedBatchNorm(dim // 2)
             self.out = nn.Linear(dim // 2, dim)
-        self.dropout = nn.Dropout(dropout)
-        nn.init.xavier_uniform_(self.fc.weight)
-        nn.init.zeros_(self.fc.bias)
+        if init == "xavier":
+            nn.init.xavier_uniform_(self.fc.weight)
+            nn.init.zeros_(self.fc.bias)
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> FeatureSet:
-        """Project a batch of region sets."""
+        """Encode a batch of region sets."""
         check_set(inputs, mask, dim=self.in_dim)
         if self.training and self.drop > 0:
             mask = drop_elements(inputs.shape[:2], mask, self.drop, inputs.device)
         inputs = fill_masked(inputs, mask)  # a NaN in a masked place must not reach the weights' gradients
-        if self.features == "raw" and self.mlp is None and self.context == "mean":
-            return FeatureSet(inputs, mask, self.dropout(self.fc(masked_mean(inputs, mask))))  # the same, N times less
-        projected = self.fc(inputs)
-        if self.mlp is not None:
-            read = inputs if self.mlp == "input" else projected
-            projected = projected + self.out(self.norm(self.hidden(read), mask).relu())
-        if self.features == "projected":
-            projected = self.dropout(projected)
-        context = None
-        if self.context is not None:
-            context = (masked_max if self.context == "max" else masked_mean)(projected, mask)
-        if self.features == "projected":
-            return FeatureSet(projected, mask, context)
-        return FeatureSet(inputs, mask, self.dropout(context))
+        if self.features == "raw":
+            return FeatureSet(inputs, mask, self._summarise_raw(inputs, mask))
+        projected = self.dropout(self._project(inputs, mask))
+        if self.context is None:
+            return FeatureSet(projected, mask)
+        return FeatureSet(projected, mask, self._pool(projected, mask))
+
+    def _summarise_raw(self, inputs: Tensor, mask: Tensor | None) -> Tensor | None:
+        """Context of features that stay raw."""
+        if self.context is None:
+            return None
+        if self.context == "mean" and self.mlp is None:
+            # fc is linear, so the mean of the projections is the projection of the mean. The second takes one row a
+            # sample instead of N, which is most of PVSE's image head.
+            return self.dropout(self.fc(masked_mean(inputs, mask)))
+        return self.dropout(self._pool(self._project(inputs, mask), mask))
+
+    def _project(self, inputs: Tensor, mask: Tensor | None) -> Tensor:
+        """V, before dropout."""
+        projected: Tensor = self.fc(inputs)
+        if self.mlp is None:
+            return projected
+        read = inputs if self.mlp == "input" else projected
+        return projected + self.out(self.norm(self.hidden(read), mask).relu())
+
+    def _pool(self, projected: Tensor, mask: Tensor | None) -> Tensor:
+        return masked_max(projected, mask) if self.context == "max" else masked_mean(projected, mask)
 
 
 def drop_elements(shape: torch.Size, mask: Tensor | None, probability: float | Tensor, device: torch.device) -> Tensor:
-    """Mask (B, N) that keeps each real element with 1 - probability, and always at least one per sample.
+    """Draw which elements of each set stay, and always at least one of its real ones.
 
-    ``probability``: one for all, or (B, 1), one per sample.
+    Args:
+        shape: Size (B, N) of the mask to make.
+        mask: Which elements are real (B, N), bool. None means that all are.
+        probability: Probability with which a real element goes: one for all samples, or (B, 1), one for each.
+        device: Where the mask is made.
+
+    Returns:
+        The mask (B, N) of the elements that stay.
+
+    >>> drop_elements(torch.Size([2, 5]), None, 0.2, torch.device("cpu")).any(1).tolist()
+    [True, True]
     """
     draw = torch.rand(shape, device=device)
     if mask is not None:

@@ -7,27 +7,44 @@ from torch import Tensor, nn
 
 from vse.encoders.backbones import Normalise, Pixels, Unfreezing, make_backbone
 from vse.encoders.recurrent import Context, read_sequence
+from vse.errors import check_choice, check_probability
 from vse.sets import FeatureSet, check_mask, check_set, fill_masked
 
 
 class Video(nn.Module):
     """The frames of a clip and a bidirectional GRU's summary of them (PVSE, Song & Soleymani 2019, section 3.1).
 
-    Locals: the frame features, each a frame's average-pooled cells from ``backbone``, or precomputed ones (``in_dim``,
-    filled in from the data: then there is no backbone). Context: dropout of the GRU's, dim/2 units each way, joined:
-    each direction's last state ("last"), the output at the last frame ("last_step", the released checkpoints), or the
-    ``max`` or ``mean`` of its states. ``backbone``, ``weights``, ``freeze_epochs``, ``stage_epochs``, ``train_norm``,
-    ``pixels`` and ``architecture`` as in :class:`vse.encoders.Grid`. For VSE∞, which pools projected frame features
-    without a GRU, take :class:`vse.encoders.Regions`.
+    The local features are the frames', each the average of its cells, or precomputed ones. The context is dropout of
+    the GRU's vector. VSE∞ pools projected frame features without a GRU: take :class:`vse.encoders.Regions` for that.
 
-    Shapes: frames (B, T, 3, height, width), or features (B, T, in_dim), prefix mask (B, T) -> features (B, T, channels)
-    and context (B, dim). Raises ValueError for another shape, an odd ``dim``, an unknown choice, an empty clip.
+    Args:
+        dim: Width of the context, dim / 2 units for each direction; filled in from ``model.embed_dim``.
+        in_dim: Width of precomputed frame features; filled in from the data. There is no backbone then, and what
+            concerns one changes nothing.
+        backbone: As in :class:`vse.encoders.Grid`.
+        weights: As in :class:`vse.encoders.Grid`.
+        context: The context: "last", the last state of each direction; "last_step", the output at the last frame, where
+            the backward direction has read a single frame (the released checkpoints); "max" or "mean" of the states.
+        dropout: Probability of dropout on the context.
+        freeze_epochs: As in :class:`vse.encoders.Grid`.
+        stage_epochs: As in :class:`vse.encoders.Grid`.
+        train_norm: As in :class:`vse.encoders.Grid`. PVSE trains with True.
+        pixels: As in :class:`vse.encoders.Grid`.
+        architecture: As in :class:`vse.encoders.Grid`.
+
+    Inputs are frames (B, T, 3, height, width), or features (B, T, in_dim), and a prefix mask (B, T). The features are
+    (B, T, channels), the context is (B, dim).
+
+    Raises:
+        ValueError: ``dim`` is odd, ``dropout`` is outside [0, 1), or a choice is unknown. In the call: the frames have
+            another shape, a clip is empty, or the mask is no prefix.
+        vse.errors.InputError: A file of weights is missing or does not fit, or a model cannot be read.
 
     >>> Video(dim=512, backbone="resnet18")(torch.randn(2, 8, 3, 224, 224)).features.shape
     torch.Size([2, 8, 512])
     """
 
-    reads = ("frames", "features")  # what the data may provide
+    reads: tuple[str, ...] = ("frames", "features")
 
     def __init__(
         self,
@@ -46,10 +63,8 @@ class Video(nn.Module):
         super().__init__()
         if dim < 2 or dim % 2:
             raise ValueError(f"dim must be even to concatenate two directions, got {dim}")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {dropout}")
-        if context not in get_args(Context):
-            raise ValueError(f"context must be one of {get_args(Context)}, got {context!r}")
+        check_probability("dropout", dropout)
+        check_choice("context", context, get_args(Context))
         self.in_dim, self.context = in_dim, context
         self.architecture = None
         if in_dim is None:
@@ -82,13 +97,10 @@ class Video(nn.Module):
         if frames.dim() != 5 or 0 in frames.shape:
             raise ValueError(f"frames must be a non-empty (B, T, 3, height, width) tensor, got {tuple(frames.shape)}")
         if mask is None:
-            real = frames.flatten(0, 1)
-        else:
-            check_mask(mask, frames.shape[:2], prefix=True)
-            real = frames[mask]
-        pooled = self.backbone(self.normalise(real)).mean(1)
-        if mask is None:
+            pooled = self.backbone(self.normalise(frames.flatten(0, 1))).mean(1)
             return pooled.unflatten(0, frames.shape[:2])
+        check_mask(mask, frames.shape[:2], prefix=True)
+        pooled = self.backbone(self.normalise(frames[mask])).mean(1)
         features = torch.zeros(*frames.shape[:2], self.dim, dtype=pooled.dtype, device=pooled.device)
         features[mask] = pooled
         return features

@@ -37,7 +37,7 @@ def check_corpus(model: VSEModel, corpus: Corpus) -> None:
     """
     if isinstance(model.vocabulary, MissingVocabulary):
         model.vocabulary.encode("")  # raises the error that names the missing file
-    expected, found = traits_of(model.image.encoder).in_dim, getattr(corpus.images, "width", None)
+    expected, found = traits_of(model.image.encoder).in_dim, corpus.images.width
     if expected is not None and found is not None and expected != found:
         raise InputError(f"{corpus.name}: its features are {found} wide, but the model reads {expected}")
 
