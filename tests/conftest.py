@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import ROOT, SMALL, WORDS, Outcome, write_precomp, write_tokenizer, write_transformer
+from helpers import ROOT, SMALL, WORDS, Outcome, without_word_vectors, write_precomp, write_tokenizer, write_transformer
 
 # The tests' models are tiny: a second thread only waits, for long when the machine is busy.
 torch.set_num_threads(1)
@@ -81,8 +81,9 @@ def make_run(tmp_path_factory: pytest.TempPathFactory, data_folder: Path) -> Cal
             "train.batch_size": 16,
         }
         path = ROOT / "configs" / system / "f30k_region_bigru.yaml"
-        config = read_config(path, [*(f"{key}={value}" for key, value in small.items()), *settings])
-        save_checkpoint(folder / "best.pt", Training(config).weights())
+        overrides = [f"{key}={value}" for key, value in small.items()] + without_word_vectors(path)
+        config = read_config(path, [*overrides, *settings])
+        save_checkpoint(folder / "best.pt", Training(config).run_state())
         return folder
 
     return make

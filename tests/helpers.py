@@ -345,6 +345,7 @@ def small_config(config: str, tiny: list[str]) -> list[str]:
     """A published system's config with everything wide made narrow, on the tiny corpus."""
     content = read_config(ROOT / "configs" / config)
     settings = [s for s in tiny[1:] if not s.startswith("optim.schedule")]
+    settings += without_word_vectors(ROOT / "configs" / config)
     for side in ("image", "text"):
         if getattr(content.model, side).aggregator.name == "set_prediction":
             settings.append(f"model.{side}.aggregator.head_dim=4")

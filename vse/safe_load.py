@@ -46,7 +46,7 @@ def read_weights(file: str | Path, what: str) -> tuple[Path, Any]:
         problem = "it is no torch file, is truncated, or holds more than tensors"
         wanted = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if wanted:
-            problem = f"it wants {wanted[1]}, and nothing in a file is run"
+            problem = f"it asks for {wanted[1]}, and nothing that a file asks for is run"
         raise InputError(f"{path}: cannot be read as weights ({problem}); expected {what}") from None
 
 

@@ -13,7 +13,7 @@ from vse.errors import InputError
 from vse.evaluation.compare import compare
 from vse.evaluation.encode import encode_corpus
 from vse.evaluation.score import evaluate, single_embedding_rsums
-from vse.training import trainer
+from vse.training import run
 
 Cli = Callable[..., Outcome]
 MakeRun = Callable[..., Path]
@@ -149,7 +149,7 @@ def test_validation_is_in_the_evaluations_precision(
         seen.append(precision)
         return evaluate(model, corpus, batch_size, precision, progress=False)
 
-    monkeypatch.setattr(trainer, "evaluate", watched)
+    monkeypatch.setattr(run, "evaluate", watched)
     half = [*tiny, "run.precision=bf16", "train.epochs=1"]
     for settings in ([], ["eval.precision=bf16", f"run.dir={tmp_path / 'again'}"]):
         assert cli("train", *half, *settings).code == 0

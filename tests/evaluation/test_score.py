@@ -69,8 +69,10 @@ def test_scores_are_those_of_each_alone(model: VSEModel, batch_size: int) -> Non
     assert member.name == "run" and member.models == 1 and len(member.embeddings) == 1 and model.training
     for found, embeddings in zip(member.embeddings[0][1:], alone, strict=True):
         torch.testing.assert_close(found, embeddings)
-    health = set_health(member.embeddings[0].images, member.embeddings[0].captions, torch.from_numpy(OF))
-    assert member.sets == {key: float(value) for key, value in health.items()} and len(health) == 4
+    health = set_health(
+        member.embeddings[0].images, member.embeddings[0].captions, torch.from_numpy(OF), model.similarity
+    )
+    assert member.sets == {key: float(value) for key, value in health.items()} and len(health) == 6
     metrics = evaluate(model, corpus, batch_size, progress=False)
     assert metrics["sets"] == member.sets and set(metrics) == {"i2t", "t2i", "rsum", "sets"}
 
@@ -135,7 +137,7 @@ def test_evaluation_is_plain_retrieval_and_the_health_of_sets(make_run: MakeRun,
         captions = model.encode_texts(corpus.captions)
         expected = retrieval_metrics(model.similarity(images, captions), corpus.positives)
         if sets:
-            health = set_health(images, captions, torch.from_numpy(corpus.image_of_caption))
+            health = set_health(images, captions, torch.from_numpy(corpus.image_of_caption), model.similarity)
             assert found.pop("sets") == pytest.approx({key: float(value) for key, value in health.items()}, abs=1e-4)
         assert found == expected
 

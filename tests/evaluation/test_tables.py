@@ -61,7 +61,7 @@ RSUM             163.4
 
 
 def test_the_parts_of_a_protocol_and_the_sets() -> None:
-    sets = {"text_slots_used": 1.26, "text_log_variance": -6.994}
+    sets = {"text_embeddings_used": 1.26, "text_log_variance": -6.994}
     table = lines(format_table({"coco_1k": {**METRICS, "folds": 5}, "coco_5k": METRICS, "sets": sets}, "run"))
     assert [line for line in table if line.startswith("run")] == ["run, coco_1k, mean of 5 folds", "run, coco_5k"]
     assert table[-1] == "Text sets       log within-set variance -6.99, 1.3 embeddings used" and len(table) == 11
@@ -107,8 +107,8 @@ def test_labels() -> None:
 
 
 def test_each_embedding_of_a_set_alone() -> None:
-    sets: dict[str, Any] = {"image_slots_used": 3.5, "image_log_variance": -2.1, "image_rsum": [401.26, 8.0]}
-    sets |= {"text_slots_used": 1.0, "text_log_variance": -9.0, "text_rsum": [7.0, 6.0]}
+    sets: dict[str, Any] = {"image_embeddings_used": 3.5, "image_log_variance": -2.1, "image_rsum": [401.26, 8.0]}
+    sets |= {"text_embeddings_used": 1.0, "text_log_variance": -9.0, "text_rsum": [7.0, 6.0]}
     table = lines(format_table({**METRICS, "sets": sets}, "run"))
     assert table[5:] == [
         "Image sets      log within-set variance -2.10, 3.5 embeddings used",

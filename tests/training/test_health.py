@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import ROOT, Outcome, read_jsonl, same_weights, small_config, weights_of
+from helpers import ROOT, Outcome, read_jsonl, same_weights, small_config, weights_of, without_word_vectors
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -86,7 +86,7 @@ def test_sets_that_training_never_parts(capsys: pytest.CaptureFixture[str]) -> N
 
 def shrink(name: str, tiny_bert: Path) -> Config:
     """A shipped config whose parts are small, without files of weights; the sets' sizes are kept."""
-    settings = ["model.embed_dim=64"]
+    settings = ["model.embed_dim=64", *without_word_vectors(ROOT / "configs" / name)]
     content = read_config(ROOT / "configs" / name)
     if content.model.image.encoder.name != "regions":
         settings += ["model.image.encoder.backbone=resnet18", "model.image.encoder.weights=null"]

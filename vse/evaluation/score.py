@@ -90,7 +90,8 @@ def score_corpus(
     if scores.isnan().any():
         raise InputError(f"{corpus.name}: the model gives NaN; its weights have diverged")
     image_of_caption = torch.from_numpy(corpus.image_of_caption).to(embeddings.images.device)
-    health = set_health(embeddings.images.float(), embeddings.captions.float(), image_of_caption)
+    similarity, images, captions = embeddings.similarity, embeddings.images.float(), embeddings.captions.float()
+    health = set_health(images, captions, image_of_caption, similarity)
     return CorpusScores(name, scores, {key: float(value) for key, value in health.items()}, (embeddings,))
 
 

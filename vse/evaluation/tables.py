@@ -119,8 +119,8 @@ def _set_lines(sets: dict[str, Any]) -> list[str]:
     lines = []
     for side in ("image", "text"):
         name = f"{side.capitalize()} sets"
-        if f"{side}_slots_used" in sets:
-            used, variance = sets[f"{side}_slots_used"], sets[f"{side}_log_variance"]
+        if f"{side}_embeddings_used" in sets:
+            used, variance = sets[f"{side}_embeddings_used"], sets[f"{side}_log_variance"]
             lines.append(f"{name:14}  log within-set variance {variance:.2f}, {used:.1f} embeddings used")
         if f"{side}_rsum" in sets:
             numbers = ", ".join(f"{rsum:.1f}" for rsum in sets[f"{side}_rsum"])

@@ -79,9 +79,9 @@ def extract_features(
     """
     device = pick_device(config.run.device)
     model: nn.Module | None = detector
+    corpora = {split: read_corpus(config, split) for split in splits}
     with claim_folder(folder, str(folder), "extracting"):
-        for split in dict.fromkeys(splits):
-            corpus = read_corpus(config, split)
+        for split, corpus in corpora.items():
             kind = corpus.images.kind
             _check_corpus(corpus, detector)
             if model is None:
