@@ -116,7 +116,7 @@ GPO: list[Fact] = [
     )
 ]
 DECAY = ("optim.weight_decay", 0.01, "code (bigru), train.py: torch's default of AdamW")
-NO_FACTORS = ("optim.factors", {}, "code (bigru), train.py: one rate")
+NO_FACTORS: Fact = ("optim.factors", {}, "code (bigru), train.py: one rate")
 MEAN: list[Fact] = [
     (f"model.{side}.{key}", value, "paper 4: VSE++ pools by the mean; size augmentation is VSE∞'s own")
     for side in ("image", "text")
