@@ -12,7 +12,6 @@ from helpers import ROOT, without_word_vectors, write_pictures, write_precomp
 from torch import Tensor
 
 from vse.build import read_config
-from vse.checkpoints.official import native_state
 from vse.config import flatten
 from vse.data.batches import Batch
 from vse.sets import lengths_to_mask
@@ -44,14 +43,16 @@ def write_vocabulary(file: Path, size: int) -> None:
 
 
 def start_training(about: dict[str, Any], folder: Path) -> Training:
-    """The run of the config that must follow, at its start, with the official code's weights.
+    """The run of the config that must follow, which starts from an official checkpoint (``train.start_from``).
 
-    The official codes of the trajectories had random words and trained them. So a config whose recipe has GloVe's goes
-    without them here; its weights are replaced by the official ones in any case.
+    The words of a config with GloVe's are trained here: the official runs of the trajectories had none of GloVe's and
+    trained their own (their options: no wemb_type, txt_finetune), and a word without GloVe's vector is never frozen by
+    intent. Which vectors the words start from changes nothing, since all weights come from the checkpoint.
     """
     file = ROOT / "configs" / f"{about['config']}.yaml"
     images, captions = write_corpus(folder / "data", about)
     write_vocabulary(folder / "vocabulary.json", about["vocab_size"])
+    torch.save({"model": fill_all(about), "args": Namespace(**about.get("options", {}))}, folder / "official.pth")
     overrides = [
         *without_word_vectors(file),
         *about["overrides"],
@@ -60,14 +61,12 @@ def start_training(about: dict[str, Any], folder: Path) -> Training:
         "run.device=cpu",
     ]
     overrides += [f"data.vocabulary.file={folder / 'vocabulary.json'}", "data.workers=0"]
+    overrides.append(f"train.start_from={folder / 'official.pth'}")
     config = read_config(file, overrides)
     overrides += [f"{name}=0.0" for name in flatten(config.model_dump()) if name.endswith((".drop", ".dropout"))]
     samples = images if config.data.sampling == "image" else captions
     training = Training(read_config(file, [*overrides, f"train.batch_size={samples // about['steps_per_epoch']}"]))
     assert len(training.sampler) == about["steps_per_epoch"]
-    official = native_state({"model": fill_all(about), "args": Namespace(**about.get("options", {}))})
-    assert official is not None
-    training.model.load_state_dict(official["model"])
     return training
 
 
