@@ -112,7 +112,7 @@ from vse.evaluation.score import evaluate
 from vse.files import claim_folder
 from vse.training.stop import StopSignal
 checkpoint, corpus, folder = sys.argv[1:]
-model, config, _ = load_model(checkpoint)
+model, config, *_ = load_model(checkpoint)
 dev = precomp(corpus, "dev")
 print(evaluate(model, dev, 16, progress=False)["rsum"])
 print(model.encode_texts(dev.captions[:1]).shape)

@@ -124,4 +124,4 @@ def load(path: str | Path, vocabulary: str | Path | None = None, padding: str = 
     """
     from vse.checkpoints.load import load_model
 
-    return load_model(path, vocabulary=vocabulary, padding=padding)[0]
+    return load_model(path, vocabulary=vocabulary, padding=padding).model

@@ -64,7 +64,7 @@ def test_the_parts_of_a_protocol_and_the_sets() -> None:
     sets = {"text_embeddings_used": 1.26, "text_log_variance": -6.994}
     table = lines(format_table({"coco_1k": {**METRICS, "folds": 5}, "coco_5k": METRICS, "sets": sets}, "run"))
     assert [line for line in table if line.startswith("run")] == ["run, coco_1k, mean of 5 folds", "run, coco_5k"]
-    assert table[-1] == "Text sets       log within-set variance -6.99, 1.3 embeddings used" and len(table) == 11
+    assert table[-1] == "Text sets       log within-set variance -6.99, embeddings used 1.3" and len(table) == 11
 
 
 def test_judged_retrieval_has_four_sides() -> None:
@@ -106,14 +106,22 @@ def test_labels() -> None:
     assert label("ensemble of 2", "ensemble of 2") == "ensemble of 2"  # its name says it already
 
 
+def test_sets_beside_their_start() -> None:
+    sets: dict[str, Any] = {"image_embeddings_used": 3.5, "image_log_variance": -2.1}
+    sets["start"] = {"image_embeddings_used": 3.94, "image_log_variance": -2.066, "image_slots_used": 2.0}
+    table = lines(format_table({**METRICS, "sets": sets}, "run"))
+    expected = "log within-set variance -2.10 (at the start -2.07), embeddings used 3.5 (at the start 3.9)"
+    assert table[5:] == [f"Image sets      {expected}"]
+
+
 def test_each_embedding_of_a_set_alone() -> None:
     sets: dict[str, Any] = {"image_embeddings_used": 3.5, "image_log_variance": -2.1, "image_rsum": [401.26, 8.0]}
     sets |= {"text_embeddings_used": 1.0, "text_log_variance": -9.0, "text_rsum": [7.0, 6.0]}
     table = lines(format_table({**METRICS, "sets": sets}, "run"))
     assert table[5:] == [
-        "Image sets      log within-set variance -2.10, 3.5 embeddings used",
+        "Image sets      log within-set variance -2.10, embeddings used 3.5",
         "Image sets      RSUM of each embedding alone: 401.3, 8.0",
-        "Text sets       log within-set variance -9.00, 1.0 embeddings used",
+        "Text sets       log within-set variance -9.00, embeddings used 1.0",
         "Text sets       RSUM of each embedding alone: 7.0, 6.0",
     ]
 

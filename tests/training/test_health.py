@@ -1,5 +1,6 @@
 """Warnings: what is said, when, and how often."""
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -160,7 +161,13 @@ def test_the_start_is_logged_and_remembered(cli: Cli, tiny: list[str], tmp_path:
     names = {"log_variance", "slots_used", "embeddings_used", "constant_share"}
     assert set(starts[0]["start"]) == {f"{side}_{name}" for side in ("image", "text") for name in names}
     assert set(starts[0]["start"]) < set(next(record["train"] for record in records if "train" in record))
-    assert load_checkpoint(tmp_path / "run" / "last.pt")["start"] == starts[0]["start"]
+    for name in ("best.pt", "last.pt"):
+        assert load_checkpoint(tmp_path / "run" / name)["start"] == starts[0]["start"]
+    variance, used = (starts[0]["start"][f"text_{name}"] for name in ("log_variance", "embeddings_used"))
+    table = cli("eval", tmp_path / "run").out
+    line = next(line for line in table.splitlines() if line.startswith("Text sets"))
+    assert f"(at the start {variance:.2f})" in line and f"(at the start {used:.1f})" in line
+    assert json.loads((tmp_path / "run" / "test.json").read_text())["sets"]["start"] == starts[0]["start"]
 
 
 def test_a_set_that_collapses_in_a_run(

@@ -188,6 +188,18 @@ def test_a_fresh_text_tower_has_the_new_runs_vocabulary(
     assert same_weights(below(state_of(training), "image."), below(weights_of(first, "best.pt"), "image."))
 
 
+def test_a_fresh_text_encoder_starts_from_word_vectors(
+    first: Path, second: list[str], corpus_folder: Path, tmp_path: Path
+) -> None:
+    """As in a run that starts from no checkpoint."""
+    (tmp_path / "glove.txt").write_text("dog 1 2 3 4 5 6\ncat 9 9 9 9 9 9\n")
+    training = begin(second, f"data.vocabulary.vectors={tmp_path / 'glove.txt'}", "train.start_fresh=[text.encoder]")
+    assert isinstance(training.vocabulary, Vocabulary)
+    assert state_of(training)[TABLE][training.vocabulary.ids["dog"]].tolist() == [1, 2, 3, 4, 5, 6]
+    aggregators = below(weights_of(first, "best.pt"), "text.aggregator.")
+    assert same_weights(below(state_of(training), "text.aggregator."), aggregators)
+
+
 # --- More words -----------------------------------------------------------------------------------------------------
 
 
@@ -230,7 +242,7 @@ def test_an_extended_vocabulary_with_word_vectors(
     assert table[words.ids["wolf"]].tolist() == [1, 2, 3, 4, 5, 6]
     unknown = table[words.ids["zebra"]]
     assert unknown.abs().max() > 0 and not (unknown == unknown.round()).all()
-    assert not training.model.text.encoder.embedding.weight.requires_grad
+    assert not dict(training.model.named_parameters())[TABLE].requires_grad
 
 
 def test_without_extending_no_file_of_word_vectors_is_read(second: list[str]) -> None:
@@ -302,7 +314,8 @@ def test_what_is_refused(cli: Cli, second: list[str], tmp_path: Path, settings: 
 
 def test_another_vocabulary_is_refused(cli: Cli, first: Path, second: list[str], tmp_path: Path) -> None:
     size = len(load_checkpoint(first / "best.pt")["vocabulary"])
-    for count, message in ((size, "has other words, or other ids"), (size + 7, f"words, but {first / 'best.pt'} has a")):
+    other_size = f"has {size + 8} words, but {first / 'best.pt'} has a table of {size}"  # with <mask>
+    for count, message in ((size, "has other words, or other ids"), (size + 7, other_size)):
         words = words_file(tmp_path / f"{count}.json", count)
         content: Any = json.loads(words.read_text())
         content["word2idx"] = {f"{word}x" if word in WORDS else word: i for word, i in content["word2idx"].items()}

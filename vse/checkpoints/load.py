@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -30,14 +30,23 @@ from vse.model import VSEModel
 _WORD_TABLE = "text.encoder.embedding.weight"
 
 
+class Loaded(NamedTuple):
+    """A model from a checkpoint, and what is known of it."""
+
+    model: VSEModel  # in evaluation mode on the CPU
+    config: Config
+    file: Path  # that it came from
+    start: dict[str, float]  # health of its embedding sets when its training began; {} when that is not known
+
+
 def load_model(
     path: str | Path,
     overrides: Sequence[str] = (),
     vocabulary: str | Path | None = None,
     padding: str = "masked",
     keep_own: bool = False,
-) -> tuple[VSEModel, Config, Path]:
-    """Load the model of a run folder or a checkpoint, in evaluation mode on the CPU.
+) -> Loaded:
+    """Load the model of a run folder or a checkpoint.
 
     Args:
         path: The folder or file.
@@ -45,9 +54,6 @@ def load_model(
         vocabulary: A vocabulary file, or a tokenizer's folder, as in :func:`vse.load`.
         padding: "masked" or "released", as in :func:`vse.load`.
         keep_own: Whether ``vocabulary`` is only for a checkpoint that has none.
-
-    Returns:
-        The model, its config, and the file that it came from.
 
     Raises:
         InputError: What :func:`vse.load` raises.
@@ -71,7 +77,7 @@ def load_model(
     load_weights(model, weights, file)
     with errors_at(config, "model.similarity", config.model.similarity.arguments), torch.no_grad():
         model.similarity(torch.zeros(1, 1, 1), torch.zeros(1, 1, 1))
-    return model.eval(), config, file
+    return Loaded(model.eval(), config, file, state.get("start", {}))
 
 
 def convert(
@@ -94,7 +100,7 @@ def convert(
     if output.exists():
         raise InputError(f"{output}: is there already; expected the name of a new file")
     check_target(output)
-    model, config, file = load_model(path, overrides, vocabulary)
+    model, config, file, _ = load_model(path, overrides, vocabulary)
     state = evaluation_state(config, model, traits_of(model.image.encoder).in_dim)
     for name, value in state["model"].items():
         if not value.isfinite().all():

@@ -54,6 +54,7 @@ class RunState(EvaluationState):
     criterion: dict[str, Tensor]  # the loss's state dict: what it learned, such as a temperature
     source: Source | None  # the checkpoint that the run started from (train.start_from); may be missing in a file
     epoch: int  # number of finished epochs
+    start: dict[str, float]  # health of the embedding sets on the first batch, before the first update; may be missing
 
 
 class BestState(RunState):
@@ -72,7 +73,6 @@ class TrainingState(RunState):
     optimiser: dict[str, Any]  # its state dict
     scaler: dict[str, Any]  # the state dict of the fp16 loss scaler
     random: dict[str, Any]  # all random generators, as `vse.runtime.random_states()` gives them
-    start: dict[str, float]  # the health of the embedding sets before the first update
 
 
 _TRAINING_FIELDS = sorted(TrainingState.__required_keys__ - EvaluationState.__required_keys__)

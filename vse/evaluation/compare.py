@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vse.build import build_corpus
-from vse.checkpoints.load import load_model
+from vse.checkpoints.load import Loaded, load_model
 from vse.checkpoints.native import find_checkpoint
-from vse.config import Config
 from vse.data.corpus import Corpus
 from vse.errors import InputError
 from vse.evaluation.bootstrap import bootstrap, check_samples
@@ -19,7 +18,6 @@ from vse.evaluation.protocols import PROTOCOLS, Protocol, check_protocol, find_p
 from vse.evaluation.published import Published, published_results, published_rows
 from vse.evaluation.score import CorpusScores, score_corpus, single_embedding_rsums
 from vse.evaluation.tables import Row, format_rows, format_table, label, mark, parts_of
-from vse.model import VSEModel
 from vse.runtime import pick_device
 
 
@@ -42,9 +40,7 @@ class _Trained(NamedTuple):
     """A trained model, and the corpus as its own config describes it."""
 
     run: str  # as the user named it
-    model: VSEModel
-    config: Config
-    file: Path
+    loaded: Loaded
     corpus: Corpus
 
 
@@ -94,7 +90,7 @@ def compare(
 
     trained = [_load(run, overrides, split, vocabulary, padding, len(runs) > 1) for run in runs if not _is_scores(run)]
     _check_same_corpus(trained)
-    corpus, data_format = trained[0].corpus, trained[0].config.data.format
+    corpus, data_format = trained[0].corpus, trained[0].loaded.config.data.format
     check_protocol(rules, corpus)
     papers = published_results(rules, data_format) if published else []
 
@@ -168,10 +164,10 @@ def _load(
     run: str, overrides: Sequence[str], split: str, vocabulary: Path | None, padding: str, keep_own: bool
 ) -> _Trained:
     """Load a member that is a model, and find its corpus."""
-    model, config, file = load_model(run, overrides, vocabulary, padding, keep_own=keep_own)
-    corpus = build_corpus(config, split)
-    check_corpus(model, corpus)
-    return _Trained(run, model, config, file, corpus)
+    loaded = load_model(run, overrides, vocabulary, padding, keep_own=keep_own)
+    corpus = build_corpus(loaded.config, split)
+    check_corpus(loaded.model, corpus)
+    return _Trained(run, loaded, corpus)
 
 
 def _check_same_corpus(trained: Sequence[_Trained]) -> None:
@@ -194,12 +190,12 @@ def _score_members(runs: Sequence[str], trained: Sequence[_Trained], corpus: Cor
 
 
 def _score_model(trained: _Trained) -> CorpusScores:
-    """Score a model's corpus, and look at each embedding of its sets alone."""
-    config, corpus = trained.config, trained.corpus
-    model = trained.model.to(pick_device(config.run.device))
-    scored = score_corpus(model, corpus, config.eval.batch_size, config.eval.precision, name=str(trained.file))
-    rsums = single_embedding_rsums(scored.embeddings[0], corpus.image_of_caption)
-    return scored._replace(sets={**scored.sets, **rsums})
+    """Score a model's corpus, look at each embedding of its sets alone, and recall how the sets were at the start."""
+    model, config, file, start = trained.loaded
+    model = model.to(pick_device(config.run.device))
+    scored = score_corpus(model, trained.corpus, config.eval.batch_size, config.eval.precision, name=str(file))
+    sets = {**scored.sets, **single_embedding_rsums(scored.embeddings[0], trained.corpus.image_of_caption)}
+    return scored._replace(sets={**sets, "start": start} if start else sets)
 
 
 def _add_intervals(

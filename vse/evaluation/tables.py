@@ -115,17 +115,24 @@ def _interval_lines(intervals: dict[str, Any]) -> list[str]:
 
 
 def _set_lines(sets: dict[str, Any]) -> list[str]:
-    """Lines on embedding sets, where there are any."""
-    lines = []
+    """Lines on embedding sets, where there are any, with the values of the untrained model where they are known."""
+    lines, start = [], sets.get("start", {})
     for side in ("image", "text"):
         name = f"{side.capitalize()} sets"
         if f"{side}_embeddings_used" in sets:
-            used, variance = sets[f"{side}_embeddings_used"], sets[f"{side}_log_variance"]
-            lines.append(f"{name:14}  log within-set variance {variance:.2f}, {used:.1f} embeddings used")
+            variance = _beside_start(sets, start, f"{side}_log_variance", 2)
+            used = _beside_start(sets, start, f"{side}_embeddings_used", 1)
+            lines.append(f"{name:14}  log within-set variance {variance}, embeddings used {used}")
         if f"{side}_rsum" in sets:
             numbers = ", ".join(f"{rsum:.1f}" for rsum in sets[f"{side}_rsum"])
             lines.append(f"{name:14}  RSUM of each embedding alone: {numbers}")
     return lines
+
+
+def _beside_start(sets: dict[str, Any], start: dict[str, float], key: str, digits: int) -> str:
+    """A number, and in brackets what it was before training."""
+    before = f" (at the start {start[key]:.{digits}f})" if key in start else ""
+    return f"{sets[key]:.{digits}f}{before}"
 
 
 def _sides_in(metrics: dict[str, Any]) -> list[str]:

@@ -81,6 +81,7 @@ class Training:
             "criterion": self.criterion.state_dict(),
             "source": self.source,
             "epoch": self.epoch,
+            "start": self.monitor.start,
         }
 
     def state(self) -> TrainingState:
@@ -94,7 +95,6 @@ class Training:
             "optimiser": self.optimiser.state_dict(),
             "scaler": self.scaler.state_dict(),
             "random": runtime.random_states(),
-            "start": self.monitor.start,
         }
 
     def restore(self, state: TrainingState, file: Path) -> None:
