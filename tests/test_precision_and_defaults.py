@@ -112,6 +112,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "encoder video": {"context": "last", "dropout": 0.0, "freeze_epochs": 0, "train_norm": False},
     "encoder bert": {"weights": "pretrained", "context": None, "dropout": 0.0, "drop": 0.0},
     "aggregator gpo": {"position_dim": 32, "hidden_dim": 32},
+    "aggregator gem": {"power": 3.0, "eps": 1e-6},
+    "aggregator fspool": {"pieces": 20},
     "aggregator pie_net": {"hidden_dim": None, "dropout": 0.0},
     "aggregator set_prediction": {
         **{"num_embeddings": 4, "depth": 4, "heads": 4, "head_dim": 512, "ff_mult": 4, "dropout": 0.0},

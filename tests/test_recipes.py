@@ -313,6 +313,13 @@ DIVE_GRID: list[Fact] = [
     ("model.image.encoder.freeze_epochs", 1, f"{ISSUE}: --warm_epoch 1"),
     ("model.image.encoder.context", "max", "code, train_eval_coco.sh: --img_res_pool max"),
     ("model.image.encoder.init", "torch", "code, model_spm.py, without --spm_xavier_init"),
+    ("model.image.encoder.drop", 0.2, "code, model_spm.py: grid_feature_drop is VSE∞'s size augmentation"),
+    ("loss.ramp_epoch", 1, "VSE∞'s linear warm-up, which code, train.py, has as --lr_warmup"),
+    (
+        "optim.factors",
+        {"image": 0.1, "text.aggregator": 0.1, "image.encoder.backbone": 0.005, "text.encoder.bert": 0.05},
+        "code, train_eval_coco.sh: --*_pie_lr_scale; ours: the backbone's 5e-6 and BERT's 5e-5, as in VSE∞",
+    ),
     ("model.image.aggregator.position", "sine", "code, model_spm.py: dropped cells leave a line of 1 x N"),
     ("model.text.encoder.dropout", 0.0, "code, model_spm.py: BERT's dropout is created and never used"),
     ("model.text.aggregator.position", "sine", "code, train_eval_coco.sh"),

@@ -45,16 +45,19 @@ def write_vocabulary(file: Path, size: int) -> None:
 def start_training(about: dict[str, Any], folder: Path) -> Training:
     """The run of the config that must follow, which starts from an official checkpoint (``train.start_from``).
 
-    The words of a config with GloVe's are trained here: the official runs of the trajectories had none of GloVe's and
-    trained their own (their options: no wemb_type, txt_finetune), and a word without GloVe's vector is never frozen by
-    intent. Which vectors the words start from changes nothing, since all weights come from the checkpoint.
+    Beside the overrides of the trajectory, and what its README asks for, there is one: a config whose recipe has the
+    words of GloVe goes without them. That is fair, because the official run of the trajectory went without them too and
+    trained its words (its options ``wemb_type`` and ``txt_finetune``), and all weights come from the checkpoint anyway.
     """
     file = ROOT / "configs" / f"{about['config']}.yaml"
+    plain_words = without_word_vectors(file)
+    if plain_words:
+        assert about["options"]["wemb_type"] in (None, "none") and about["options"]["txt_finetune"]
     images, captions = write_corpus(folder / "data", about)
     write_vocabulary(folder / "vocabulary.json", about["vocab_size"])
     torch.save({"model": fill_all(about), "args": Namespace(**about.get("options", {}))}, folder / "official.pth")
     overrides = [
-        *without_word_vectors(file),
+        *plain_words,
         *about["overrides"],
         f"data.root={folder / 'data'}",
         f"run.dir={folder / 'run'}",

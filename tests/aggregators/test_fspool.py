@@ -1,6 +1,7 @@
 import pytest
 import torch
 from aggregator_cases import DIM, sets, valid
+from distributions import check_module
 from torch import Tensor
 
 from vse.aggregators import FSPool
@@ -36,6 +37,10 @@ def test_one_element_gets_the_first_weight() -> None:
     features, _ = sets()
     mask = torch.tensor([[True] + [False] * 6] * 4)
     torch.testing.assert_close(pool(features, mask).embeddings[:, 0], pool.weight[:, 0] * features[:, 0])
+
+
+def test_it_starts_as_published() -> None:
+    check_module(FSPool(64), {"weight": ("normal", 1.0)})
 
 
 def test_bad_arguments() -> None:

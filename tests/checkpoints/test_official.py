@@ -87,7 +87,7 @@ def test_vse_infty_grid_and_bert(tmp_path: Path) -> None:
     assert config["config"]["data"] == {
         "format": "id_mapping",
         "root": "data/coco",
-        "transform": {"name": "square", "size": 512},
+        "transform": {"name": "square", "size": 512, "antialias": False},
     }
 
 

@@ -191,10 +191,13 @@ def test_vse_infty_regions() -> None:
 def test_grids_and_their_pixels(
     make: Any, backbone: str, options: dict[str, Any], name: str, pixels: str, size: int
 ) -> None:
-    """ResNets are in Caffe's geometry, ResNeXts in torchvision's; VSE∞'s pictures are twice as large by default."""
+    """ResNets are in Caffe's geometry, ResNeXts in torchvision's; VSE∞'s pictures are twice as large by default.
+
+    OpenCV resized them, without antialiasing.
+    """
     config = config_of({"model": make(backbone), "opt": Namespace(**options)})
     assert config["model"]["image"]["encoder"] == {"name": "grid", "backbone": name, "pixels": pixels}
-    square = {"name": "square", "size": size}
+    square = {"name": "square", "size": size, "antialias": False}
     assert config["data"] == {"format": "id_mapping", "root": "data/f30k", "transform": square}
 
 

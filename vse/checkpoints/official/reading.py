@@ -48,7 +48,10 @@ def read_dataset(options: Options) -> tuple[str, str]:
 
 
 def read_split_grid(image: State, options: Options, scale: float) -> tuple[Section, Section]:
-    """Encoder and data of VSE∞'s and VSE-2AD's grids: ResNets in Caffe's geometry, ResNeXts in torchvision's."""
+    """Encoder and data of VSE∞'s and VSE-2AD's grids: ResNets in Caffe's geometry, ResNeXts in torchvision's.
+
+    Their codes resize pictures with OpenCV's INTER_LINEAR, which does not antialias.
+    """
     parts = {key: next((part for part in SPLIT if key.startswith(f"backbone.{part}")), None) for key in image}
     name = read_resnet({SPLIT[p] + key.removeprefix(f"backbone.{p}"): image[key] for key, p in parts.items() if p})
     pixels = "imagenet"
@@ -57,7 +60,7 @@ def read_split_grid(image: State, options: Options, scale: float) -> tuple[Secti
         name, pixels = f"caffe_{name}", "caffe" if "detector" in source else "imagenet"
     side = int(256 * options.get("input_scale_factor", scale))
     encoder = {"name": "grid", "backbone": name, "pixels": pixels}
-    return encoder, {"format": "id_mapping", "transform": {"name": "square", "size": side}}
+    return encoder, {"format": "id_mapping", "transform": {"name": "square", "size": side, "antialias": False}}
 
 
 def read_resnet(state: State) -> str:
