@@ -52,7 +52,8 @@ def start_training(about: dict[str, Any], folder: Path) -> Training:
     file = ROOT / "configs" / f"{about['config']}.yaml"
     plain_words = without_word_vectors(file)
     if plain_words:
-        assert about["options"]["wemb_type"] in (None, "none") and about["options"]["txt_finetune"]
+        options = about.get("options", {})
+        assert options.get("wemb_type") in (None, "none") and options.get("txt_finetune", True)
     images, captions = write_corpus(folder / "data", about)
     write_vocabulary(folder / "vocabulary.json", about["vocab_size"])
     torch.save({"model": fill_all(about), "args": Namespace(**about.get("options", {}))}, folder / "official.pth")

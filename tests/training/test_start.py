@@ -127,7 +127,8 @@ def test_a_vocabulary_must_come_with_an_official_checkpoint(system: str, tmp_pat
     else:
         write_precomp(tmp_path / "data", others=2, width=shape[-1])
     settings = [*about["overrides"], f"data.root={tmp_path / 'data'}", f"train.start_from={tmp_path / 'official.pth'}"]
-    with pytest.raises(ValueError, match=r"came without its vocabulary, .* \(500 rows\); give it as data.vocabulary.f"):
+    expected = rf"came without its vocabulary, .* \({about['vocab_size']} rows\); give it as data.vocabulary.file"
+    with pytest.raises(ValueError, match=expected):
         begin([str(ROOT / "configs" / f"{about['config']}.yaml"), *settings, "data.vocabulary.vectors=null"])
 
 
