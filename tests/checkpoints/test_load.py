@@ -1,4 +1,4 @@
-"""What is said, refused and chosen when a checkpoint is loaded: above all, where its words come from."""
+"""Loading a checkpoint: which vocabulary it gets, and what is refused or reported."""
 
 import json
 from argparse import Namespace
