@@ -13,8 +13,7 @@ from helpers import ROOT, Outcome
 
 import vse
 from vse.cli import COMMANDS, main
-from vse.config_files import find_config, first_comment, shipped_configs
-from vse.errors import InputError
+from vse.config_files import first_comment, shipped_configs
 from vse.evaluation.protocols import PROTOCOLS
 
 Cli = Callable[..., Outcome]
@@ -70,24 +69,6 @@ def test_configs(command: Command) -> None:
     for name, file in shipped_configs().items():
         assert any(line.startswith(f"{name} ") and line.endswith(f" {first_comment(file)}") for line in lines)
     assert all(first_comment(file) for file in files)
-
-
-def test_a_config_is_a_file_a_run_folder_or_a_shipped_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shipped = ROOT / "configs" / "vse_infty" / "f30k_region_bigru.yaml"
-    assert find_config("vse_infty/f30k_region_bigru").samefile(shipped) and find_config(shipped) == shipped
-    monkeypatch.chdir(tmp_path)
-    Path("demo").mkdir()
-    assert find_config("demo").samefile(ROOT / "configs" / "demo.yaml")  # a folder that is no run
-    Path("demo", "config.yaml").write_text("")
-    assert find_config("demo") == Path("demo", "config.yaml")
-    Path("data").mkdir()
-    for name, message in (
-        ("data", "data: no config.yaml in this folder; expected a config file or a run folder"),
-        ("vse_infty/f30k_region_bigur", "did you mean 'vse_infty/f30k_region_bigru'"),
-        ("none.yaml", "none.yaml: no such config file$"),
-    ):
-        with pytest.raises(InputError, match=message):
-            find_config(name)
 
 
 def test_print_config(command: Command, tiny: list[str], tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from vse.data.clips import ClipTransform
 from vse.data.corpus import SPLITS, Corpus, ImageSource, Kind
 from vse.data.formats import FORMATS
 from vse.data.subwords import Subwords
-from vse.data.transforms import TRANSFORMS
+from vse.data.transforms import TRANSFORMS, kind_of
 from vse.data.vocabulary import MissingVocabulary, Vocabulary
 from vse.data.word_vectors import read_vectors
 from vse.encoders import ENCODERS
@@ -178,7 +178,7 @@ def build_transform(config: Config, kind: str) -> Any:
         known = close_match("", [name for name, transform in _TRANSFORMS.items() if transform.reads == kind])
         raise config.error("data.transform", f"missing, and {kind} need one ({known})")
     transform = build_component(config, _TRANSFORMS, "data.transform")
-    made_for = getattr(transform, "reads", kind)  # a transform of another package need not say
+    made_for = kind_of(transform, kind)
     if made_for != kind:
         problem = f"{config.data.transform.name} is for {made_for}, but {config.data.format} has {kind}"
         raise config.error("data.transform.name", problem)

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -18,34 +18,11 @@ from vse.sets import Aggregated, pad
 
 if TYPE_CHECKING:
     from vse.data.subwords import Subwords
+    from vse.data.transforms import Transform
     from vse.data.vocabulary import MissingVocabulary, Vocabulary
 
 Progress = bool | Callable[[int], object]
 Prepare = Callable[[Sequence[Any]], tuple[Tensor, Tensor | None]]
-
-
-class Transform(Protocol):
-    """What happens to a user's picture or clip before the image encoder reads it.
-
-    Any object with this method is a transform, wherever it is defined. Those of this package are in
-    :mod:`vse.data.transforms` (pictures) and :mod:`vse.data.clips` (clips).
-    """
-
-    def read(self, source: Any, train: bool = False) -> Tensor:
-        """Decode and prepare one picture or clip.
-
-        Args:
-            source: A path or a PIL picture; for clips, a path or a list of PIL pictures.
-            train: Whether to augment at random. The model never does.
-
-        Returns:
-            A picture (3, height, width) or a clip (frames, 3, height, width): bytes in RGB, or floats that the encoder
-            takes as they are.
-
-        Raises:
-            vse.errors.InputError: A file is missing or cannot be read.
-        """
-        ...
 
 
 class Tower(nn.Module):
@@ -110,7 +87,7 @@ class VSEModel(nn.Module):
         text: Tower,
         similarity: Callable[[Tensor, Tensor], Tensor],
         vocabulary: "Vocabulary | Subwords | MissingVocabulary | None" = None,
-        transform: Transform | None = None,
+        transform: "Transform | None" = None,
     ) -> None:
         super().__init__()
         self.image = image

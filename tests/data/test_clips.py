@@ -119,7 +119,7 @@ def test_bad_clips(tmp_path: Path) -> None:
         ({"size": 99, "resize": 9}, "resize must be at least 99, got 9"),
         ({"size": 0}, "size must be at least 1, got 0"),
         ({"fps": 0.0}, "fps must be positive, got 0.0"),
-        ({"fps": float("inf")}, "fps must be positive, got inf"),
+        ({"fps": float("inf")}, "fps must be finite, got inf"),
         ({"jitter": 0.6}, r"jitter must be in \[0, 0.5\], got 0.6"),
     ):
         with pytest.raises(ValueError, match=message):

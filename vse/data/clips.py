@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 
 from vse.data.corpus import Kind
 from vse.data.transforms import PictureFiles, Transform, open_picture, seeded, to_bytes
-from vse.errors import InputError, check_at_least, first_line
+from vse.errors import InputError, check_at_least, check_positive, first_line
 
 _PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif"}
 _SHORTEST, _UNTOLD = 2, 10  # hundredths of a second; browsers show a frame of less than 2 for 10
@@ -191,8 +191,8 @@ class ClipTransform:
         check_at_least("resize", resize, size)
         if not 0 <= jitter <= 0.5:
             raise ValueError(f"jitter must be in [0, 0.5], got {jitter}")
-        if fps is not None and not 0 < fps < math.inf:
-            raise ValueError(f"fps must be positive, got {fps}")
+        if fps is not None:
+            check_positive("fps", fps)
         self.frames, self.max_skip, self.trim, self.fps = frames, max_skip, trim, fps
         self.evaluate = to_bytes([v2.Resize(resize, antialias=antialias), v2.CenterCrop(size)], antialias)
         random: list[nn.Module] = [

@@ -20,28 +20,46 @@ _AUGMENT_PICTURE = 3  # a random stream of its own
 
 
 class Transform(Protocol):
-    """What a picture or a clip goes through between its file and the image encoder.
+    """Reads a picture or a clip and prepares it for the image encoder.
 
-    Whatever has these members is a transform; ``data.transform.name`` may name one as ``my_package.module:Class``.
-
-    Attributes:
-        reads: "pictures" or "frames". A transform of another package that does not say is taken to read whatever the
-            corpus has.
+    Any object with this method is a transform; ``data.transform.name`` may name one as ``my_package.module:Class``. It
+    may also have an attribute ``reads``, see :func:`kind_of`.
     """
-
-    reads: ClassVar[Literal["pictures", "frames"]]
 
     def read(self, source: Any, train: bool = False) -> Tensor:
         """Read one picture or clip.
 
         Args:
-            source: A file, a folder or what else is a picture or a clip.
-            train: Whether to draw the augmentation of training, from torch's global generator.
+            source: For a picture, a path or a PIL picture. For a clip, a path or a list of PIL pictures.
+            train: Whether to augment as in training, with random numbers from torch's global generator.
 
         Returns:
-            Bytes (3, height, width) of a picture, (frames, 3, height, width) of a clip.
+            A picture (3, height, width) or a clip (frames, 3, height, width): RGB bytes, or floats that the encoder
+            takes as they are.
+
+        Raises:
+            InputError: A file is missing or cannot be read.
         """
         ...
+
+
+def kind_of(transform: object, default: str) -> str:
+    """Return what a transform reads, "pictures" or "frames".
+
+    This is the only place that knows what a transform without the attribute ``reads`` is taken to read.
+
+    Args:
+        transform: A transform.
+        default: The answer for a transform that does not say.
+
+    Returns:
+        Its attribute ``reads``, or the default.
+
+    >>> kind_of(Square(), "frames")
+    'pictures'
+    """
+    kind = getattr(transform, "reads", default)
+    return kind if isinstance(kind, str) else default
 
 
 def open_picture(source: str | Path | Image.Image) -> Image.Image:

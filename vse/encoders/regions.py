@@ -5,7 +5,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from vse.errors import check_choice, check_probability
+from vse.errors import check_at_least, check_choice, check_probability
 from vse.sets import FeatureSet, MaskedBatchNorm, check_set, fill_masked, masked_max, masked_mean
 
 Mlp = Literal["input", "projection"]
@@ -59,8 +59,8 @@ class Regions(nn.Module):
         init: Init = "xavier",
     ) -> None:
         super().__init__()
-        if in_dim < 1 or dim < 2:
-            raise ValueError(f"in_dim must be at least 1 and dim at least 2, got {in_dim} and {dim}")
+        check_at_least("in_dim", in_dim, 1)
+        check_at_least("dim", dim, 2)
         check_probability("drop", drop)
         check_probability("dropout", dropout)
         check_choice("mlp", mlp, (*get_args(Mlp), None))
