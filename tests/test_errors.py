@@ -64,9 +64,9 @@ def test_the_first_line_of_an_error() -> None:
 def test_why_weights_do_not_fit() -> None:
     own = {"a": torch.zeros(2, 3), "b": torch.zeros(1), "c": torch.zeros(1)}
     assert misfit(own, dict(own)) == ""
-    assert misfit(own, {"a": torch.zeros(3, 2), "b": own["b"], "c": own["c"]}) == "a is (3, 2) there and (2, 3) here"
+    assert misfit(own, {"a": torch.zeros(3, 2), "b": own["b"], "c": own["c"]}) == "a has shape (3, 2), expected (2, 3)"
     assert misfit(own, {"a": own["a"], "b": torch.zeros(1).long(), "c": own["c"]}) == (
-        "b is torch.int64 there and torch.float32 here"
+        "b has type torch.int64, expected torch.float32"
     )
     assert misfit(own, {"d": own["b"]}) == "a is missing; b is missing; c is missing and 1 more"
 

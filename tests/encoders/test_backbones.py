@@ -129,8 +129,8 @@ def test_bad_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     contents: dict[str, tuple[Any, str]] = {
         "lacking": ({k: v for k, v in state.items() if "layer4" not in k}, "layer4.0.conv1.weight is missing"),
         "strange": ({**state, "head.weight": torch.zeros(1)}, "head.weight is not in this model"),
-        "wider": (wider, r"conv1.weight is \(32, 3, 7, 7\) there and \(64, 3, 7, 7\) here"),
-        "whole": ({k: v.long() for k, v in state.items()}, "conv1.weight is torch.int64 there and torch.float32 here"),
+        "wider": (wider, r"conv1.weight has shape \(32, 3, 7, 7\), expected \(64, 3, 7, 7\)"),
+        "whole": ({k: v.long() for k, v in state.items()}, "conv1.weight has type torch.int64, expected torch.float32"),
         "part": ({"base": None, "top": {}}, "expected a state dict, or a dict of 'base' and 'top' states"),
         "numbers": ({5: torch.zeros(1)}, "expected a state dict"),
         "sparse": ({"a": torch.eye(3).to_sparse()}, "expected a state dict"),

@@ -93,7 +93,7 @@ DAMAGES: dict[str, tuple[Change, str]] = {
     ),
     "wider": (
         configure(intermediate_size=32),
-        r"its weights do not fit its config: encoder.layer.0.intermediate.dense.bias is \(24,\) there and \(32,\) here",
+        r"do not fit its config: encoder.layer.0.intermediate.dense.bias has shape \(24,\), expected \(32,\)",
     ),
 }
 

@@ -100,7 +100,7 @@ def _make_model(path: str, config: Any, weights: Literal["pretrained"] | None) -
         dtype=torch.float32,
         trust_remote_code=False,
     )
-    if other := [f"{key} is {tuple(a)} there and {tuple(b)} here" for key, a, b in report["mismatched_keys"]]:
+    if other := [f"{key} has shape {tuple(a)}, expected {tuple(b)}" for key, a, b in report["mismatched_keys"]]:
         raise ValueError(f"its weights do not fit its config: {'; '.join(sorted(other)[:3])}")
     return model, set(report["missing_keys"])
 
