@@ -106,7 +106,10 @@ def test_bad_command_lines(cli: Cli, tiny: list[str], tmp_path: Path, corpus_fol
         ([config, *settings, f"run.dir={config}/run"], "run.dir: cannot write in"),
         ([config, *settings, "optim.betas=[2.0, 0.9]"], "optim: Invalid beta parameter"),
         ([config, *settings, "model.text.encoder.word_dim=-5"], "model.text.encoder: "),
-        ([config, *settings, "model.image.encoder.name=vse.aggregators:GPO"], "is no encoder: it has no attribute dim"),
+        (
+            [config, *settings, "model.image.encoder.name=vse.aggregators:GPO"],
+            "is not an encoder: it has no attribute dim",
+        ),
         ([config, *settings, "run.device=meta"], "run.device: 'meta' is not available here"),
         ([config, "--nothing"], "unrecognized arguments: --nothing"),
         ([], "the following arguments are required: config"),

@@ -207,7 +207,7 @@ def test_mistakes_are_one_line(grid: list[str], cli: Cli, tmp_path: Path) -> Non
     own = cli("extract_features", config, tmp_path / "mine", *settings, "--split", "dev").error
     assert "dev_ims.npy: exists already, and no manifest says what made it" in own
     options = cli("extract_features", *arguments, "--split", "dev", "--boxes", "9").error
-    assert "--boxes and --size are for --detector" in options
+    assert "--boxes and --size need --detector" in options
     folder = cli("extract_features", config, *settings).error
     assert "expected a folder to write into, got data=" in folder
     (tmp_path / "old" / "precomp").mkdir(parents=True)

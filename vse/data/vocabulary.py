@@ -200,7 +200,7 @@ class _Unpickler(pickle._Unpickler):  # the one in Python: its memory is bounded
 
     def find_class(self, module: str, name: str) -> type:
         if name != "Vocabulary":
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, and nothing that a file asks for is run")
+            raise pickle.UnpicklingError(f"it wants to run {module}.{name}, which is not allowed")
         return type(name, (), {})
 
 
