@@ -317,7 +317,7 @@ def test_bad_pictures(images: Any, message: str, pictures: VSEModel) -> None:
 
 def test_a_model_without_a_transform(pictures: VSEModel) -> None:
     pictures.transform = None
-    with pytest.raises(ValueError, match=r"without a transform: pass tensors \(3, height, width\)"):
+    with pytest.raises(ValueError, match=r"this model has no transform; pass tensors \(3, height, width\)"):
         pictures.encode_images([noise(0)])
     assert pictures.encode_images([torch.zeros(3, 64, 64)]).shape == (1, 1, 8)
 

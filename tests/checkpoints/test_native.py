@@ -174,7 +174,7 @@ def test_a_checkpoint_chooses_no_function(
         section[place[-1]] = value
         change(trained / "best.pt", config=changed)
         error = cli("eval", trained).error
-        assert "best.pt" in error and "the checkpoint names" in error and "; give" in error
+        assert "best.pt" in error and "the checkpoint names" in error and "; pass" in error
         if place != ("data",):
             with pytest.raises(InputError, match="the checkpoint names"):
                 vse.load(trained / "best.pt")

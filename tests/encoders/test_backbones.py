@@ -143,7 +143,7 @@ def test_bad_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
             load_backbone_weights(backbone, tmp_path / f"{name}.pth")
     for number, text in enumerate(["hello\n", "https://host/x.pth", "<html>", "(", "version https://git-lfs", ""]):
         (tmp_path / f"{number}.pth").write_text(text)
-        with pytest.raises(InputError, match=f"{number}.pth: cannot be read as weights .it is not a torch file") as caught:
+        with pytest.raises(InputError, match=f"{number}.pth: cannot be read as weights .it is not a torch") as caught:
             load_backbone_weights(backbone, tmp_path / f"{number}.pth")
         assert "\n" not in str(caught.value) and "weights_only" not in str(caught.value)
     (tmp_path / "text.pth").write_text("no weights")

@@ -206,7 +206,7 @@ def test_another_vocabulary(run: list[str], cli: Cli, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=message):
             vse.load(tmp_path / "run").encode_texts(texts)  # type: ignore[arg-type]
     assert len(vse.load(tmp_path / "run").encode_texts(text for text in ("a", "b"))) == 2  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="more: has 156 words, but .*best.pt has a table of 72"):
+    with pytest.raises(InputError, match="more: has 156 words, but the table in .*best.pt has 72 rows"):
         folder = shutil.copytree(tmp_path / "bert", tmp_path / "more")
         vse.load(tmp_path / "run", vocabulary=write_tokenizer(Path(folder), [f"word{i}" for i in range(99)]))
     same = vse.load(tmp_path / "run", vocabulary=tmp_path / "bert")
