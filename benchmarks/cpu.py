@@ -8,7 +8,7 @@ Prints a table of medians and ratios; docs/PERFORMANCE.md keeps one. Absolute ti
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -37,9 +37,11 @@ def median_time(function: Callable[[], object]) -> float:
     return statistics.median(times)
 
 
-def training_step(config_file: str, precision: str, captions: int = 1) -> Callable[[], object]:
+def training_step(
+    config_file: str, precision: str, captions: int = 1, overrides: Sequence[str] = ()
+) -> Callable[[], object]:
     """One step on Flickr8k's shapes: 128 images of 25 regions of 192, 512-dimensional embeddings."""
-    config = read_config(config_file, ["model.embed_dim=512", "data.vocabulary.vectors=null"])
+    config = read_config(config_file, ["model.embed_dim=512", "data.vocabulary.vectors=null", *overrides])
     torch.manual_seed(0)
     model = build_model(config, 192, Vocabulary([*SPECIALS, *map(str, range(2930))])).train()
     criterion = build_criterion(config)
@@ -80,6 +82,12 @@ class KeysAndValues(SlotBlock):
         return slots + self.ff(self.ff_norm(slots)), weights
 
 
+class PlainSetPrediction(SetPrediction):
+    """Set prediction that computes the keys and values of every element."""
+
+    block = KeysAndValues
+
+
 def gpo_per_sample(gpo: GPO, sets: list[torch.Tensor]) -> torch.Tensor:
     """GPO with one pass of its GRU row per sample, as the released code has it."""
     lengths = torch.tensor([len(s) for s in sets])
@@ -104,8 +112,12 @@ def main() -> None:
         steps = (training_step(f"configs/{system}/f30k_region_bigru.yaml", p, captions) for p in ("bf16", "fp32"))
         half, full = (median_time(step) for step in steps)
         rows.append((f"{system} step, bf16", half, "fp32", full))
-    SetPrediction.block = KeysAndValues
-    plain = median_time(training_step("configs/dive/f30k_region_bigru.yaml", "fp32", 5))
+    aggregator = "name: cpu:PlainSetPrediction, dropout: 0.1"  # this file, beside the defaults that the config states
+    overrides = [
+        f"model.image.aggregator={{{aggregator}}}",
+        f"model.text.aggregator={{{aggregator}, position: sine}}",
+    ]
+    plain = median_time(training_step("configs/dive/f30k_region_bigru.yaml", "fp32", 5, overrides))
     rows.append(("dive step, fp32, products of weights", full, "keys, values", plain))
 
     gpo = GPO()

@@ -20,6 +20,16 @@ def batch(case: str) -> tuple[Tensor, Tensor]:
     return torch.randn(6, 8, dtype=torch.float64) * 0.3, positives
 
 
+def random_batch(seed: int) -> tuple[Tensor, Tensor]:
+    """Scores of all sizes, and many to many positives."""
+    generator = torch.Generator().manual_seed(seed)
+    rows, columns = (int(x) for x in torch.randint(3, 30, (2,), generator=generator))
+    positives = torch.rand(rows, columns, generator=generator) < 0.3
+    positives[0, 0] = True
+    scores = torch.rand(rows, columns, generator=generator) * 1.4 - 0.4
+    return scores + 0.5 * torch.rand((), generator=generator) * positives, positives
+
+
 def sides(image_size: int = 3, text_size: int = 2) -> tuple[Aggregated, Aggregated]:
     """Four images and six captions, with this many embeddings and residuals each."""
     torch.manual_seed(2)

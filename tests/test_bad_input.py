@@ -139,7 +139,7 @@ def test_messages_of_the_library(tmp_path: Path, cli: Cli, tiny: list[str]) -> N
         ),
         (lambda: model.encode_images([torch.zeros(12)]), r"image 0: .* got torch.float32 \(12,\)"),
         (lambda: model.encode_images([torch.zeros(2, 12).long()]), r"image 0: .* got torch.int64 \(2, 12\)"),
-        (lambda: model.encode_images([torch.zeros(2, 12), torch.zeros(2, 9)]), "image 1 is 9 wide, image 0 12"),
+        (lambda: model.encode_images([torch.zeros(2, 12), torch.zeros(2, 9)]), "image 1 is 9 wide, but image 0 is 12"),
         (lambda: vse.load(tmp_path / "run", padding="none"), "padding must be 'masked' or 'released', got 'none'"),
         (lambda: model.encode_images([torch.zeros(3, 9)]), "features must be 12 wide, got 9"),
         (lambda: model.similarity(torch.zeros(2, 2, 8), torch.zeros(2, 1, 8)), "cosine compares single embeddings"),

@@ -118,7 +118,7 @@ def test_a_recipe_fits() -> None:
         (["model.text.aggregator.name=mine:Flat"], r"model.text: its embeddings must be \(3, K, 8\), got \(3, 8\)"),
         (["model.image.aggregator.name=mine:Narrow"], r"must be \(2, K, 8\), got \(2, 1, 5\)"),
         (["model.image.encoder={name: 'mine:EncodesToTensor'}"], "model.image: .*EncodesToTensor.* must return a Fea"),
-        (["model.image.encoder={name: 'mine:NoEncoder'}"], "NoEncoder is no encoder: it has no attribute dim"),
+        (["model.image.encoder={name: 'mine:NoEncoder'}"], "NoEncoder is not an encoder: it has no attribute dim"),
         (
             ["model.similarity={name: 'mine:wrong_shape'}"],
             r"wrong_shape must return a tensor of shape \(2, 3\), got \(2,",
@@ -155,11 +155,11 @@ def test_cosine_of_sets_names_the_similarities_that_compare_them() -> None:
     ("override", "message"),
     [
         ("model.image.encoder.name=bigru", "bigru reads words, but the image tower is given features"),
-        ("model.image.encoder.name=vse.aggregators:MeanPool", "MeanPool is no encoder: it has no attribute dim"),
+        ("model.image.encoder.name=vse.aggregators:MeanPool", "MeanPool is not an encoder: it has no attribute dim"),
         ("model.image.encoder.dim=4", "override 'model.image.encoder.dim=4': model.image.encoder.dim: gpo keeps the w"),
         (
             "model.text.aggregator={name: set_prediction, position: sine_2d, grid: [2, 3]}",
-            "aggregator.grid: is for a p",
+            "aggregator.grid: is for the cells",
         ),
     ],
 )

@@ -13,8 +13,7 @@ from helpers import ROOT, Outcome
 
 import vse
 from vse.cli import COMMANDS, main
-from vse.config_files import find_config, first_comment, shipped_configs
-from vse.errors import InputError
+from vse.config_files import first_comment, shipped_configs
 from vse.evaluation.protocols import PROTOCOLS
 
 Cli = Callable[..., Outcome]
@@ -72,24 +71,6 @@ def test_configs(command: Command) -> None:
     assert all(first_comment(file) for file in files)
 
 
-def test_a_config_is_a_file_a_run_folder_or_a_shipped_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shipped = ROOT / "configs" / "vse_infty" / "f30k_region_bigru.yaml"
-    assert find_config("vse_infty/f30k_region_bigru").samefile(shipped) and find_config(shipped) == shipped
-    monkeypatch.chdir(tmp_path)
-    Path("demo").mkdir()
-    assert find_config("demo").samefile(ROOT / "configs" / "demo.yaml")  # a folder that is no run
-    Path("demo", "config.yaml").write_text("")
-    assert find_config("demo") == Path("demo", "config.yaml")
-    Path("data").mkdir()
-    for name, message in (
-        ("data", "data: no config.yaml in this folder; expected a config file or a run folder"),
-        ("vse_infty/f30k_region_bigur", "did you mean 'vse_infty/f30k_region_bigru'"),
-        ("none.yaml", "none.yaml: no such config file$"),
-    ):
-        with pytest.raises(InputError, match=message):
-            find_config(name)
-
-
 def test_print_config(command: Command, tiny: list[str], tmp_path: Path) -> None:
     """The printed config is that of the run, defaults filled in, and nothing is trained."""
     outcome = command("train", *tiny, "--print-config")
@@ -125,7 +106,10 @@ def test_bad_command_lines(cli: Cli, tiny: list[str], tmp_path: Path, corpus_fol
         ([config, *settings, f"run.dir={config}/run"], "run.dir: cannot write in"),
         ([config, *settings, "optim.betas=[2.0, 0.9]"], "optim: Invalid beta parameter"),
         ([config, *settings, "model.text.encoder.word_dim=-5"], "model.text.encoder: "),
-        ([config, *settings, "model.image.encoder.name=vse.aggregators:GPO"], "is no encoder: it has no attribute dim"),
+        (
+            [config, *settings, "model.image.encoder.name=vse.aggregators:GPO"],
+            "is not an encoder: it has no attribute dim",
+        ),
         ([config, *settings, "run.device=meta"], "run.device: 'meta' is not available here"),
         ([config, "--nothing"], "unrecognized arguments: --nothing"),
         ([], "the following arguments are required: config"),

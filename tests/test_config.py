@@ -126,7 +126,7 @@ def test_numbers(minimal: Path, text: str, value: float) -> None:
         ("optim.schedule.name=step", "optim.schedule.milestones: missing, and step needs it"),
         ("model.image.aggregator.name=no_such_module:Pool", "No module named 'no_such_module'"),
         ("model.image.aggregator.name=math:Pool", "module math has no Pool"),
-        ("model.image.aggregator.name=math:pi", "math:pi: is no class or function"),
+        ("model.image.aggregator.name=math:pi", "math:pi is not a class or function"),
         ("model.image.aggregator.name=:Pool", "expected a known name or my_package.module:Class, got ':Pool'"),
         ("model.image.aggregator.name=.pool:Pool", "expected a known name or my_package.module:Class"),
         ("loss.ranking.margin=.nan", "loss.ranking.margin: input should be a finite number, got nan"),

@@ -206,9 +206,9 @@ def test_one_text_is_a_list_of_one(regions: VSEModel) -> None:
         ([], "nothing to encode: the list is empty"),
         ("", "caption 0 is empty"),
         (["a", " \n"], "caption 1 is empty"),
-        (["a", None], "caption 1 is no text but NoneType"),
-        (["a", b"b"], "caption 1 is no text but bytes"),
-        (["\ud83d"], "caption 0 is no valid text"),
+        (["a", None], "caption 1 must be a string, got NoneType"),
+        (["a", b"b"], "caption 1 must be a string, got bytes"),
+        (["\ud83d"], "caption 0 is not valid text"),
         (b"a dog", "texts must be a string or a list of strings, got bytes"),
         (7, "texts must be a string or a list of strings, got int"),
         ({"a": 1}, "texts must be a string or a list of strings, got dict"),
@@ -263,7 +263,7 @@ def test_an_encoder_that_tells_nothing_takes_features() -> None:
         ([torch.zeros(2, 5), torch.zeros(2, 5).long()], r"image 1: expected .* got torch.int64 \(2, 5\)"),
         ([np.zeros((2, 5), dtype=int)], r"image 0: expected .* got torch.int64 \(2, 5\)"),
         ([np.array([["a"]])], "image 0: expected .* got an array of <U1"),
-        ([torch.zeros(2, 5), torch.zeros(2, 4)], "image 1 is 4 wide, image 0 5"),
+        ([torch.zeros(2, 5), torch.zeros(2, 4)], "image 1 is 4 wide, but image 0 is 5"),
         ([torch.zeros(2, 4)], "features must be 5 wide, got 4"),
         (7, "images must be a path, a PIL picture or a list, got int"),
         ({"a": 1}, "images must be a path, a PIL picture or a list, got dict"),
@@ -300,7 +300,7 @@ def test_pictures_from_anything(pictures: VSEModel, tmp_path: Path) -> None:
     ("images", "message"),
     [
         ([torch.zeros(3, 64, 64), torch.zeros(3, 32, 64)], r"of one size, got \(3, 32, 64\)"),
-        ([torch.zeros(3, 64, 64).byte(), torch.zeros(3, 64, 64)], "bytes, .* and float tensors cannot share a list"),
+        ([torch.zeros(3, 64, 64).byte(), torch.zeros(3, 64, 64)], "a list cannot hold both float tensors and bytes"),
         ([torch.zeros(4, 64)], r"pictures must be \(3, height, width\) of one size, got \(4, 64\)"),
         ([torch.zeros(2, 3, 64, 64)], r"of one size, got \(2, 3, 64, 64\)"),
         ([np.zeros((64, 64, 3))], r"of one size, got \(64, 64, 3\)"),
@@ -317,7 +317,7 @@ def test_bad_pictures(images: Any, message: str, pictures: VSEModel) -> None:
 
 def test_a_model_without_a_transform(pictures: VSEModel) -> None:
     pictures.transform = None
-    with pytest.raises(ValueError, match=r"without a transform: pass tensors \(3, height, width\)"):
+    with pytest.raises(ValueError, match=r"this model has no transform; pass tensors \(3, height, width\)"):
         pictures.encode_images([noise(0)])
     assert pictures.encode_images([torch.zeros(3, 64, 64)]).shape == (1, 1, 8)
 
@@ -359,7 +359,10 @@ def test_clips_of_different_lengths_share_a_batch(clips: VSEModel) -> None:
         ([np.zeros((2, 64, 64, 3))], r"of one size, got \(2, 64, 64, 3\)"),
         ([torch.zeros(0, 3, 64, 64)], r"of one size, got \(0, 3, 64, 64\)"),
         ([noise(0), noise(1)], "clips must be paths, lists of PIL pictures, tensors or arrays, got Image"),
-        ([torch.zeros(2, 3, 64, 64), torch.zeros(2, 3, 64, 64).byte()], "cannot share a list"),
+        (
+            [torch.zeros(2, 3, 64, 64), torch.zeros(2, 3, 64, 64).byte()],
+            "a list cannot hold both float tensors and bytes",
+        ),
     ],
 )
 def test_bad_clips(images: Any, message: str, clips: VSEModel) -> None:

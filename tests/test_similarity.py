@@ -198,3 +198,46 @@ def test_unit_vectors_are_left_alone() -> None:
     expected = b[:, 0].sum(0).expand(4, 6)
     torch.testing.assert_close(torch.autograd.grad(scores.sum(), a)[0][:, 0], expected)
     assert order(a, b).shape == (4, 5) and math.isfinite(order(a, b).sum().item())
+
+
+@pytest.mark.parametrize("temperature", [16.0, 39.0, 41.0, 60.0, 100.0, 1000.0])
+def test_smooth_chamfer_of_opposite_embeddings(temperature: float) -> None:
+    """All cosines are -1, and exp(-2 t) is 0 in float32 from t = 52 on: score and gradient stay finite and right."""
+    torch.manual_seed(0)
+    a = F.normalize(torch.randn(5, 1, 6), dim=-1).expand(5, 3, 6).clone().requires_grad_()
+    scores = smooth_chamfer(a, -a.detach(), temperature)
+    exact = smooth_chamfer(a.detach().double(), -a.detach().double(), temperature)
+    torch.testing.assert_close(scores.detach().double(), exact, atol=2e-6, rtol=1e-5)
+    expected = torch.full((5,), -1 + math.log(3) / temperature)
+    torch.testing.assert_close(scores.detach().diagonal(), expected, atol=2e-6, rtol=1e-5)
+    assert torch.autograd.grad(scores.sum(), a)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_smooth_chamfer_in_half_precision(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    a, b = (F.normalize(torch.randn(n, 3, 16), dim=-1).to(dtype) for n in (4, 5))
+    found, expected = smooth_chamfer(a, b), smooth_chamfer(a.double(), b.double())
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.double(), expected, atol=0.02, rtol=0.02)
+
+
+@pytest.mark.parametrize("similarity", [cosine, max_cosine, chamfer])
+def test_lengths_close_to_one_are_normalised(similarity: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """Only rounding, up to 1e-5, is left alone; a length that is off by more changes no score."""
+    torch.manual_seed(0)
+    a, b = (F.normalize(torch.randn(n, 1, 6, dtype=torch.float64), dim=-1) for n in (4, 5))
+    exact = a[:, 0] @ b[:, 0].T
+    for length in (1 + 2e-5, 1 - 2e-5, 0.999, 1.001, 0.5, 1.1):
+        torch.testing.assert_close(similarity(a * length, b), exact, rtol=0, atol=1e-12)
+        torch.testing.assert_close(similarity(a, b * length), exact, rtol=0, atol=1e-12)
+    for length in (1 + 5e-6, 1 - 5e-6):
+        torch.testing.assert_close(similarity(a * length, b), exact * length, rtol=0, atol=1e-12)
+
+
+def test_scores_of_a_towers_embeddings_are_plain_products() -> None:
+    """Length 1 but for float32's rounding: the scores are plain products, to the last bit."""
+    torch.manual_seed(0)
+    a, b = (torch.randn(n, 1, 1024) for n in (50, 60))
+    a, b = (x / (x.norm(dim=-1, keepdim=True) + 1e-8) for x in (a, b))
+    assert torch.equal(cosine(a, b), a[:, 0] @ b[:, 0].T)

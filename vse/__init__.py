@@ -101,23 +101,24 @@ def __dir__() -> list[str]:
 def load(path: str | Path, vocabulary: str | Path | None = None, padding: str = "masked") -> "VSEModel":
     """Load a trained model from a run folder or a checkpoint, in evaluation mode on the CPU.
 
-    A checkpoint is one of this package, or one of the official codes of VSE∞, PVSE, VSE-2AD and DivE (see
-    :mod:`vse.checkpoints.official`). Nothing in a file is executed.
+    The checkpoint may be of this package or of the official codes of VSE∞, PVSE, VSE-2AD and DivE (see
+    :mod:`vse.checkpoints.official`). No code in the file is executed.
 
     Args:
         path: A run folder or a checkpoint file.
         vocabulary: A vocabulary file (for BERT: the folder of its tokenizer) to use instead of the checkpoint's own.
-            Official checkpoints have none in them. A file of the published name beside the checkpoint is found;
-            without one ``model.image`` and ``model.text`` work, but ``model.encode_texts`` does not.
-        padding: "masked", or "released" for what the codes of VSE-2AD and DivE compute, where padding and the other
-            samples of a batch change an embedding.
+            Official checkpoints do not contain one; a file of the published name in the same folder is found without
+            this argument. Without any vocabulary ``model.image`` and ``model.text`` work, but ``model.encode_texts``
+            does not.
+        padding: "masked", or "released" to compute what the official codes of VSE-2AD and DivE compute, where padding
+            and the other samples of a batch change an embedding.
 
     Returns:
         The model.
 
     Raises:
-        vse.errors.InputError: (a ValueError) when the file is missing, truncated, of another kind, or holds what this
-            package does not have. The message names the file.
+        vse.errors.InputError: (a ValueError) The file is missing or truncated, is not a checkpoint, or holds a model
+            that this package does not have. The message names the file.
 
     >>> model = vse.load("runs/demo")
     >>> model.similarity(model.encode_images([torch.randn(16, 1728)]), model.encode_texts(["a red circle"]))

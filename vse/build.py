@@ -1,4 +1,4 @@
-"""From a config to objects; the only module that knows every table."""
+"""Build the objects that a config describes; the only module that knows every table."""
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,7 +28,7 @@ from vse.data.clips import ClipTransform
 from vse.data.corpus import SPLITS, Corpus, ImageSource, Kind
 from vse.data.formats import FORMATS
 from vse.data.subwords import Subwords
-from vse.data.transforms import TRANSFORMS
+from vse.data.transforms import TRANSFORMS, kind_of
 from vse.data.vocabulary import MissingVocabulary, Vocabulary
 from vse.data.word_vectors import read_vectors
 from vse.encoders import ENCODERS
@@ -45,7 +45,7 @@ Words = Vocabulary | Subwords | MissingVocabulary
 
 
 def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a config, check every component in it against its constructor, and fill the defaults in.
+    """Read a config, check every component against its constructor, and fill in the defaults.
 
     Args:
         path: A config file, a run folder, or the name of a shipped config.
@@ -55,7 +55,8 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         The resolved config.
 
     Raises:
-        InputError: with one line that names the file or override, the full key, what was given and what was expected.
+        InputError: A file cannot be read, or a setting is wrong. The message names the file or override, the full key,
+            what was given and what was expected.
 
     >>> read_config("demo", ["model.image.aggregator.name=mean"]).model.image.aggregator.name
     'mean'
@@ -64,10 +65,10 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def resolve(config: Config) -> Config:
-    """Check every component of a config and fill the defaults of its arguments in.
+    """Check every component of a config and fill in the defaults of its arguments.
 
     Raises:
-        InputError: as :func:`read_config`.
+        InputError: As :func:`read_config`.
     """
     content = config.model_dump()
     for component, table, inputs in _components(config):
@@ -78,14 +79,14 @@ def resolve(config: Config) -> Config:
         for part in component.key.split("."):
             settings = settings[part]
         settings.update(arguments)
-    # Torch's own defaults are left to torch: they are many, and not this package's to freeze.
+    # The defaults of torch's optimisers are not filled in: a config should not freeze them.
     optimiser = component_at(config, "optim")
     check_arguments(optimiser, find_component(optimiser, OPTIMISERS), beside=OptimConfig.model_fields)
     return config.replaced(content)
 
 
 def _components(config: Config) -> Iterator[tuple[NamedComponent, Mapping[str, Any], int]]:
-    """The components of a config, the table of each, and the number of inputs that it is called with as a function."""
+    """The components of a config, the table of each, and the number of inputs that it gets if it is a function."""
     for side in ("image", "text"):
         yield component_at(config, f"model.{side}.encoder"), ENCODERS, 0
         yield component_at(config, f"model.{side}.aggregator"), AGGREGATORS, 0
@@ -100,7 +101,7 @@ def _components(config: Config) -> Iterator[tuple[NamedComponent, Mapping[str, A
 
 
 def _beside(component: NamedComponent) -> tuple[str, ...]:
-    """The keys that stand beside a component's arguments."""
+    """The keys that share a mapping with a component's arguments."""
     if component.key.startswith("loss.terms."):
         return ("weight",)
     return () if component.key == "data.options" else ("name",)
@@ -113,7 +114,7 @@ def _term(config: Config, name: str) -> NamedComponent:
 
 
 def _data_format(config: Config) -> NamedComponent:
-    """The function that reads the data, whose arguments are apart from its name."""
+    """The function that reads the data; its arguments are in data.options."""
     return NamedComponent(config, "data.options", "data.format", config.data.format, config.data.options)
 
 
@@ -124,8 +125,11 @@ def read_corpus(config: Config, split: str) -> Corpus:
         config: The config.
         split: The split.
 
+    Returns:
+        The corpus.
+
     Raises:
-        InputError: There is no such split, or something is missing or wrong; the file is named.
+        InputError: There is no such split, or a file is missing or damaged; the message names it.
     """
     if split not in SPLITS:
         raise InputError(f"split {split!r}: {close_match(split, list(SPLITS))}")
@@ -135,26 +139,29 @@ def read_corpus(config: Config, split: str) -> Corpus:
         raise config.error("data.format", f"{config.data.format} must return a Corpus, got {type(corpus).__name__}")
     if not isinstance(corpus.images, ImageSource):  # of a format outside the package
         found = type(corpus.images).__name__
-        problem = f"{config.data.format} gives images as {found}; expected a source of images, such as PictureFiles"
+        problem = f"{config.data.format} returns images as {found}; expected an ImageSource, such as PictureFiles"
         raise config.error("data.format", problem)
     return corpus
 
 
 def build_corpus(config: Config, split: str) -> Corpus:
-    """Read one split of the config's data, fit for its model.
+    """Read one split of the config's data as its model needs it, through the transform if there is one.
 
     Args:
         config: The config.
         split: The split.
 
+    Returns:
+        The corpus.
+
     Raises:
-        InputError: Something is missing or wrong, or the image encoder reads another kind; the file is named.
+        InputError: As :func:`read_corpus`, or the image encoder does not read images of this kind.
     """
     corpus = read_corpus(config, split)
     images = corpus.images
     name = config.model.image.encoder.name
     reads = _reads(config, "image", images.kind)
-    if images.kind not in reads and reads[0] in get_args(Kind):  # what reads captions is refused as a tower
+    if images.kind not in reads and reads[0] in get_args(Kind):  # an encoder of captions is refused by _build_encoder
         raise InputError(
             f"model.image.encoder.name: {name} reads {' or '.join(reads)}, but {corpus.name} has {images.kind}"
         )
@@ -169,16 +176,19 @@ def build_transform(config: Config, kind: str) -> Any:
 
     Args:
         config: The config.
-        kind: What it is for, "pictures" or "frames".
+        kind: What the transform must read, "pictures" or "frames".
+
+    Returns:
+        The transform.
 
     Raises:
-        InputError: The config has no transform, or one for something else.
+        InputError: The config has no transform, or its transform reads the other kind.
     """
     if config.data.transform is None:
         known = close_match("", [name for name, transform in _TRANSFORMS.items() if transform.reads == kind])
         raise config.error("data.transform", f"missing, and {kind} need one ({known})")
     transform = build_component(config, _TRANSFORMS, "data.transform")
-    made_for = getattr(transform, "reads", kind)  # a transform of another package need not say
+    made_for = kind_of(transform, kind)
     if made_for != kind:
         problem = f"{config.data.transform.name} is for {made_for}, but {config.data.format} has {kind}"
         raise config.error("data.transform.name", problem)
@@ -186,17 +196,17 @@ def build_transform(config: Config, kind: str) -> Any:
 
 
 def build_image_encoder(config: Config, gives: str) -> nn.Module:
-    """Build the image tower's encoder alone, with its published weights.
+    """Build only the encoder of the image tower, with its published weights.
 
     Args:
         config: The config, resolved.
-        gives: What the data has, "pictures" or "frames".
+        gives: What the data consists of, "pictures" or "frames".
 
     Returns:
         The encoder, which has a backbone.
 
     Raises:
-        InputError: when the encoder reads something else or has no backbone.
+        InputError: The encoder does not read such data, or has no backbone.
     """
     encoder = _build_encoder(config, "image", (gives,), {}, from_file=True)
     if traits_of_encoder(encoder).backbone is None:
@@ -205,13 +215,16 @@ def build_image_encoder(config: Config, gives: str) -> nn.Module:
 
 
 def _reads(config: Config, side: str, otherwise: str) -> tuple[str, ...]:
-    """What a tower's encoder reads; one that does not say reads what it is given."""
+    """What a tower's encoder reads; an encoder that does not say reads what it is given."""
     encoder = find_component(component_at(config, f"model.{side}.encoder"), ENCODERS)
     return traits_of_encoder(encoder).reads or (otherwise,)
 
 
 def build_vocabulary(config: Config, training: Corpus) -> Vocabulary | Subwords:
-    """Build a new run's vocabulary: the text model's own, or that of the config's file, or of the training captions.
+    """Build the vocabulary of a new run.
+
+    A text model brings its own. Otherwise the config's file is read, or else the vocabulary is built from the training
+    captions.
 
     Args:
         config: The config, resolved.
@@ -221,7 +234,7 @@ def build_vocabulary(config: Config, training: Corpus) -> Vocabulary | Subwords:
         The vocabulary.
 
     Raises:
-        InputError: when the caption augmentation needs a mask that the text model does not know.
+        InputError: The file cannot be read, or the caption augmentation needs a mask that the text model does not have.
     """
     file = config.data.vocabulary.file
     text = config.model.text.encoder
@@ -240,7 +253,15 @@ def build_vocabulary(config: Config, training: Corpus) -> Vocabulary | Subwords:
 
 
 def check_augmentation(config: Config, subwords: Subwords) -> None:
-    """Raise InputError when the caption augmentation needs a mask, or words, that a tokenizer does not know."""
+    """Check that a tokenizer can be used with the caption augmentation of a config.
+
+    Args:
+        config: The config, resolved.
+        subwords: The tokenizer.
+
+    Raises:
+        InputError: The tokenizer has no mask token, or does not say which subwords belong to one word.
+    """
     text = config.model.text.encoder
     drop = text.arguments.get("drop")
     if not drop:
@@ -257,7 +278,7 @@ def check_augmentation(config: Config, subwords: Subwords) -> None:
 
 
 def image_width(*corpora: Corpus) -> int | None:
-    """Return the width of the corpora's features, None for pictures and clips. Raises InputError when they differ."""
+    """Return the width of the corpora's features, or None for pictures and clips. Raises InputError if they differ."""
     first = corpora[0]
     for corpus in corpora:
         own, width = first.images.width, corpus.images.width
@@ -282,14 +303,14 @@ def build_model(
         config: The config, resolved.
         in_dim: Width of the features that the image tower reads, None for pictures.
         vocabulary: What turns captions into token ids.
-        architectures: An entry for each side, "image" and "text", that will get its weights from a checkpoint: what
-            the checkpoint knows of its encoder. No file of published weights is read for such a side.
+        architectures: The architecture that a checkpoint holds of an encoder, by side, "image" or "text". A side with
+            an entry, even {}, will get its weights from the checkpoint, so no file of published weights is read for it.
 
     Returns:
         The model, on the CPU.
 
     Raises:
-        InputError: when the components do not fit together, or the weights that they start from are not finite.
+        InputError: The components do not fit together, or the weights that they start from are not finite.
     """
     known = architectures or {}
     gives_image = ("pictures", "frames") if in_dim is None else ("features",)
@@ -307,7 +328,7 @@ def build_model(
     transform = None if config.data.transform is None else build_component(config, _TRANSFORMS, "data.transform")
     similarity = build_component(config, SIMILARITIES, "model.similarity")
     model = VSEModel(image, text, similarity, vocabulary, transform)
-    if len(known) < 2:  # a side starts from its own initialisation, or from a file
+    if len(known) < 2:  # a side is initialised at random or from a file
         for name, value in model.state_dict().items():
             if not value.isfinite().all():
                 raise InputError(f"model.{name}: the weights that it starts from are not finite")
@@ -317,7 +338,17 @@ def build_model(
 
 
 def fill_word_vectors(config: Config, file: str, model: VSEModel, vocabulary: Words) -> None:
-    """Put a file's word vectors into the text encoder's table."""
+    """Put a file's word vectors into the table of the text encoder, and print how many words it has.
+
+    Args:
+        config: The config, for messages.
+        file: The file of word vectors.
+        model: The model whose table is filled. Words that the file lacks keep their vectors.
+        vocabulary: The model's vocabulary.
+
+    Raises:
+        InputError: The text encoder has no table of words, or the file cannot be read.
+    """
     table = traits_of_encoder(model.text.encoder).embedding
     if table is None or not isinstance(vocabulary, Vocabulary):
         problem = f"{config.model.text.encoder.name} has no table of words to fill"
@@ -345,13 +376,13 @@ def check_fit(config: Config, model: VSEModel, criterion: Criterion, batch: Batc
     """Check that encoders, aggregators, similarity and loss fit together, by running a batch through them.
 
     Args:
-        config: The config, resolved, for the keys and files that an error names.
-        model: Its model.
-        criterion: Its losses.
+        config: The config, resolved; messages name its keys and files.
+        model: The model of the config.
+        criterion: The losses of the config.
         batch: Some training samples.
 
     Raises:
-        InputError: naming the component that does not fit, or does not return what it must.
+        InputError: A component does not fit, or does not return what it should; the message names it.
     """
     similarity, ranking = config.model.similarity, config.loss.ranking
     model.eval()
@@ -380,12 +411,12 @@ def _embed_images(model: VSEModel, batch: Batch) -> Aggregated:
         if batch.images.dim() < 4:
             raise
         height, width = batch.images.shape[-2:]
-        raise ValueError(f"takes no pictures of {height} x {width} ({first_line(error)})") from None
+        raise ValueError(f"cannot read pictures of {height} x {width} ({first_line(error)})") from None
     return result
 
 
 def _call(name: str, component: Callable[..., Any], *inputs: Any) -> Any:
-    """What a component returns; ValueError when it does not take the inputs."""
+    """Call a component. Raises ValueError when it does not take that many inputs."""
     called = component.forward if isinstance(component, nn.Module) else component
     try:
         inspect.signature(called).bind(*inputs)
@@ -395,7 +426,7 @@ def _call(name: str, component: Callable[..., Any], *inputs: Any) -> Any:
 
 
 def _compare(name: str, similarity: Callable[..., Any], image: Tensor, text: Tensor) -> Any:
-    """The scores of embeddings; the ValueError for sets names the similarities that take them."""
+    """Call a similarity. Its ValueError for sets of embeddings gets a list of the similarities that take sets."""
     try:
         return _call(name, similarity, image, text)
     except ValueError as error:
@@ -426,7 +457,7 @@ def _check_embeddings(config: Config, embeddings: Tensor, samples: int) -> None:
 
 
 def _check_tensor(name: str, result: Any, shape: tuple[int, ...]) -> None:
-    """Raise ValueError unless a component returned numbers of some shape."""
+    """Raise ValueError unless a component returned a tensor of the right shape."""
     if not isinstance(result, Tensor):
         raise ValueError(f"{name} must return a tensor of shape {shape}, got {type(result).__name__}")
     if result.shape != shape:
@@ -434,10 +465,18 @@ def _check_tensor(name: str, result: Any, shape: tuple[int, ...]) -> None:
 
 
 def build_optimiser(config: Config, model: VSEModel, criterion: Criterion) -> torch.optim.Optimizer:
-    """Build the optimiser over the model's and the criterion's parameters, grouped by learning-rate factor.
+    """Build the optimiser of the model's and the criterion's parameters, in one group for each learning rate.
+
+    Args:
+        config: The config, resolved.
+        model: The model.
+        criterion: The criterion; its parameters are called "loss.*" in ``optim.factors``.
+
+    Returns:
+        The optimiser.
 
     Raises:
-        InputError: when a prefix in ``optim.factors`` begins no parameter's name.
+        InputError: A prefix in ``optim.factors`` fits no parameter's name.
     """
     named = [*model.named_parameters(), *((f"loss.{name}", p) for name, p in criterion.named_parameters())]
     named = [(name, p) for name, p in named if p.requires_grad]
@@ -471,13 +510,13 @@ def _build_tower(config: Config, side: str, gives: tuple[str, ...], widths: dict
     if width != config.model.embed_dim:
         raise _width_error(config, key, width)
     if side == "text" and traits.grid is not None:
-        raise config.error(f"{key}.aggregator.grid", "is for a picture's cells, but the text tower has tokens")
+        raise config.error(f"{key}.aggregator.grid", "is for the cells of a picture, but the text tower has tokens")
     with errors_at(config, key):
         return Tower(encoder, aggregator)
 
 
 def _width_error(config: Config, key: str, width: int | None) -> InputError:
-    """The error for a tower whose embeddings have another width than the model's; it names the likeliest key."""
+    """The error for a tower whose embeddings do not have the model's width; it names the key that is likely wrong."""
     likely = [f"{key}.encoder.dim", f"{key}.encoder.features"]
     place = next((place for place in likely if config.given(place)), f"{key}.aggregator.name")
     name = config.value(f"{key}.aggregator.name")
@@ -488,7 +527,7 @@ def _width_error(config: Config, key: str, width: int | None) -> InputError:
 
 
 def _build_encoder(config: Config, side: str, gives: tuple[str, ...], widths: dict[str, Any], from_file: bool) -> Any:
-    """Build a tower's encoder, its widths filled in; ``from_file``: with the published weights that it names."""
+    """Build a tower's encoder; ``from_file`` says whether to read the published weights that the config names."""
     key = f"model.{side}.encoder"
     name = config.value(f"{key}.name")
     reads = _reads(config, side, gives[0])
@@ -498,5 +537,5 @@ def _build_encoder(config: Config, side: str, gives: tuple[str, ...], widths: di
     offered = {**widths, "dim": config.model.embed_dim}
     encoder = build_component(config, ENCODERS, key, offered, {} if from_file else {"weights": None})
     if traits_of_encoder(encoder).dim is None:
-        raise config.error(f"{key}.name", f"{name} is no encoder: it has no attribute dim")
+        raise config.error(f"{key}.name", f"{name} is not an encoder: it has no attribute dim")
     return encoder

@@ -1,7 +1,8 @@
 """The command ``vse``: train, eval, extract, convert, configs; the files in ``scripts/`` call the same functions.
 
-A command is a function of a parser and the words that follow its name. Its docstring is its help, and what it needs of
-the package is imported once its arguments are known, so that help and mistakes are quick.
+A command is a function of a parser and of the words that follow its name on the command line. The first line of its
+docstring is its help. A command imports what it needs after it has read its arguments, so that help and mistakes are
+quick.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from vse.errors import InputError, close_match
 
 
 class Parser(argparse.ArgumentParser):
-    """Argument parser whose errors are one line, like all others."""
+    """An argument parser whose errors are one line, like all errors of this package."""
 
     def error(self, message: str) -> NoReturn:  # noqa: D102
         message = message.replace(", key=value", "")  # argparse calls optional overrides required
@@ -59,17 +60,17 @@ def evaluate(parser: Parser, words: Sequence[str]) -> None:
         "--protocol",
         default="retrieval",
         metavar="NAME",
-        help="what is ranked together: retrieval (default), f30k, coco_1k, coco_5k, coco, eccv, cxc or video",
+        help="how results are computed: retrieval (default), f30k, coco_1k, coco_5k, coco, eccv, cxc or video",
     )
     parser.add_argument("--vocabulary", type=Path, metavar="FILE", help="vocabulary of an official checkpoint")
-    padding = "released: with the padding mistakes of the official codes"
+    padding = "released: repeat the padding mistakes of the official codes"
     parser.add_argument("--padding", choices=("masked", "released"), default="masked", help=padding)
-    parser.add_argument("--cxc", type=Path, metavar="FOLDER", help="where CxC's sis_test.csv and sts_test.csv are")
-    parser.add_argument("--bootstrap", type=int, metavar="N", help="95 %% intervals from N samples of the images")
-    parser.add_argument("--published", action="store_true", help="print the papers' numbers beside one's own")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the metrics there as well")
+    parser.add_argument("--cxc", type=Path, metavar="FOLDER", help="folder with CxC's sis_test.csv and sts_test.csv")
+    parser.add_argument("--bootstrap", type=int, metavar="N", help="print 95 %% intervals from N samples of the images")
+    parser.add_argument("--published", action="store_true", help="print the papers' numbers next to your own")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the metrics to this file")
     parser.add_argument("--markdown", action="store_true", help="print a Markdown table after the others")
-    parser.add_argument("--save-scores", type=Path, metavar="FILE.npz", help="write the (ensemble's) score matrix")
+    parser.add_argument("--save-scores", type=Path, metavar="FILE.npz", help="save the (ensemble's) score matrix")
     parser.epilog = "key=value: settings that differ from the run's, such as data.root=DIR"
     arguments = parser.parse_intermixed_args(words)
 
@@ -97,20 +98,22 @@ def evaluate(parser: Parser, words: Sequence[str]) -> None:
 
 
 def extract(parser: Parser, words: Sequence[str]) -> None:
-    """Write the features of a config's pictures or clips into a folder; the same command continues."""
+    """Extract features of a config's pictures or clips; the same command continues an interrupted extraction."""
     parser.add_argument("config", help="YAML file or shipped config whose data and image encoder are used")
-    parser.add_argument("folder", type=Path, help="where to write; for clips, data.root itself")
+    parser.add_argument("folder", type=Path, help="the folder to write to; for clips, data.root itself")
     _add_overrides(parser, "data.root=DIR")
-    parser.add_argument("--split", action="append", metavar="NAME", help="this split alone; may be repeated")
-    parser.add_argument("--detector", metavar="WEIGHTS", help="Faster R-CNN's boxes instead: a file, coco or none")
-    parser.add_argument("--boxes", type=int, help="boxes of a picture (36)")
-    parser.add_argument("--size", type=int, help="the picture's shorter side before the detector (800)")
-    parser.add_argument("--float16", action="store_true", help="write half as many bytes")
+    parser.add_argument("--split", action="append", metavar="NAME", help="extract only this split; may be repeated")
+    parser.add_argument(
+        "--detector", metavar="WEIGHTS", help="extract Faster R-CNN's boxes: weights file, coco or none"
+    )
+    parser.add_argument("--boxes", type=int, help="number of boxes per picture (36)")
+    parser.add_argument("--size", type=int, help="size of a picture's shorter side for the detector (800)")
+    parser.add_argument("--float16", action="store_true", help="write float16, which takes half the space")
     arguments = parser.parse_intermixed_args(words)
     if "=" in str(arguments.folder):
         raise InputError(f"expected a folder to write into, got {arguments.folder}")
     if arguments.detector is None and (arguments.boxes, arguments.size) != (None, None):
-        raise InputError("--boxes and --size are for --detector, which is not given")
+        raise InputError("--boxes and --size need --detector, which is not given")
 
     from vse import runtime
     from vse.build import read_config
@@ -119,7 +122,7 @@ def extract(parser: Parser, words: Sequence[str]) -> None:
 
     config = read_config(arguments.config, arguments.overrides)
     detector = None
-    runtime.seed_everything(config.run.seed)  # of a detector's random weights
+    runtime.seed_everything(config.run.seed)  # for a detector with random weights
     if arguments.detector is not None:
         weights = None if arguments.detector == "none" else arguments.detector
         settings = {"boxes": arguments.boxes, "size": arguments.size}
@@ -130,11 +133,11 @@ def extract(parser: Parser, words: Sequence[str]) -> None:
 
 
 def convert(parser: Parser, words: Sequence[str]) -> None:
-    """Write a checkpoint of VSE∞, PVSE, VSE-2AD or DivE as one of this package."""
-    parser.add_argument("checkpoint", type=Path, help="as the official code saved it")
-    parser.add_argument("output", type=Path, help="where to write: the name of a new file")
+    """Convert a checkpoint of the official VSE∞, PVSE, VSE-2AD or DivE code into one of this package."""
+    parser.add_argument("checkpoint", type=Path, help="a checkpoint that the official code saved")
+    parser.add_argument("output", type=Path, help="the new file")
     _add_overrides(parser, "data.root=DIR")
-    parser.add_argument("--vocabulary", metavar="FILE", help="its vocabulary; for BERT, a tokenizer's folder")
+    parser.add_argument("--vocabulary", metavar="FILE", help="its vocabulary file, or BERT's tokenizer folder")
     arguments = parser.parse_intermixed_args(words)
 
     from vse.checkpoints.load import convert as convert_checkpoint
@@ -146,7 +149,7 @@ def convert(parser: Parser, words: Sequence[str]) -> None:
 
 
 def configs(parser: Parser, words: Sequence[str]) -> None:
-    """List the shipped configs, which `vse train NAME` takes by name."""
+    """List the shipped configs, to be used by name as in `vse train NAME`."""
     parser.parse_args(words)
 
     from vse.config_files import first_comment, shipped_configs
@@ -194,7 +197,7 @@ def run_command(name: str, words: Sequence[str], program: str | None = None) -> 
 
 
 def _help(words: Sequence[str]) -> None:
-    """What ``vse`` says without a command."""
+    """Print what ``vse`` prints without a command."""
     from vse import __version__
 
     lines = [f"  {name:9} {(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
@@ -202,7 +205,7 @@ def _help(words: Sequence[str]) -> None:
         prog="vse",
         usage="vse COMMAND ...",
         description="Train and evaluate models of image-text and video-text retrieval.",
-        epilog="\n".join(["commands (vse COMMAND --help tells more):", *lines]),
+        epilog="\n".join(["commands (see vse COMMAND --help):", *lines]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"vse {__version__}")
@@ -213,7 +216,7 @@ def _help(words: Sequence[str]) -> None:
 
 
 def _add_overrides(parser: Parser, example: str) -> None:
-    """The ``key=value`` words of a command that reads a config."""
+    """Add the ``key=value`` arguments of a command that reads a config."""
     text = f"settings that differ from the config's, such as {example}"
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=text)
 
@@ -221,7 +224,7 @@ def _add_overrides(parser: Parser, example: str) -> None:
 @contextlib.contextmanager
 def command_line() -> Iterator[None]:
     """Print the user's mistakes as one line on stderr and exit with code 2; a bug keeps its traceback."""
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # clean up on the way out
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # run the cleanup of context managers
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -230,7 +233,7 @@ def command_line() -> Iterator[None]:
     except InputError as error:
         _fail(str(error))
     except OSError as error:
-        if error.errno in (errno.EPIPE, errno.EIO):  # nobody reads what is printed any more; what is saved is saved
+        if error.errno in (errno.EPIPE, errno.EIO):  # the reader of our output has gone; saved files are complete
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
         if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):

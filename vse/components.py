@@ -1,4 +1,4 @@
-"""The components that a config names: found in a table or a module, checked against their signature, constructed."""
+"""Find the components that a config names, check their arguments against their signatures, and build them."""
 
 import contextlib
 import importlib
@@ -17,9 +17,9 @@ from torch import nn
 from vse.config import Config, expectation
 from vse.errors import InputError, close_match
 
-# Arguments that only the data and the run can know: a config never gives them.
+# Arguments that are computed from the data and the run. A config must not give them.
 NEVER_GIVEN = {"in_dim", "out_dim", "vocab_size", "architecture", "epochs", "params"}
-# Arguments that the build knows, too, but which a config may give.
+# Arguments that the build fills in unless a config gives them.
 KNOWN_WITHOUT = {"dim", "lr"}
 
 
@@ -31,7 +31,7 @@ class NamedComponent(NamedTuple):
         key: Where its arguments stand, such as "model.image.aggregator".
         name_key: Where its name stands, such as "model.image.aggregator.name".
         name: A name from a table, or ``my_package.module:Class``.
-        arguments: What the config gives beside the name.
+        arguments: The arguments that the config gives.
     """
 
     config: Config
@@ -42,12 +42,19 @@ class NamedComponent(NamedTuple):
 
     @property
     def may_be_imported(self) -> bool:
-        """Whether the user chose the name; one out of a checkpoint may be anybody's choice."""
+        """Whether the user chose the name. A name from a checkpoint may be a stranger's choice."""
         return self.config.trusted or self.config.given(self.name_key)
 
 
 def component_at(config: Config, key: str) -> NamedComponent:
-    """The component at a key whose mapping has a ``name`` and the arguments beside it.
+    """Return the component at a key of a config.
+
+    Args:
+        config: The config.
+        key: The key of a mapping with a ``name`` and the component's arguments, such as "model.similarity".
+
+    Returns:
+        The component as the config names it.
 
     >>> component_at(config, "model.similarity").name
     'cosine'
@@ -67,7 +74,7 @@ def find_component(component: NamedComponent, table: Mapping[str, Any]) -> Calla
         The table's entry, or what ``module:Class`` names.
 
     Raises:
-        InputError: when there is no such component, or when a checkpoint names a module of Python's own.
+        InputError: There is no such component, or a checkpoint names a module of Python's standard library.
     """
     config, key, name = component.config, component.name_key, component.name
     if name in table:
@@ -80,7 +87,9 @@ def find_component(component: NamedComponent, table: Mapping[str, Any]) -> Calla
         raise config.error(key, f"expected a known name or my_package.module:Class, got {name!r}")
     foreign = packages[0] in sys.stdlib_module_names or "__main__" in packages
     if foreign and not component.may_be_imported:  # to import a module runs what it holds
-        raise config.error(key, f"the checkpoint names {name}, no part of a model; give {key}={name} to allow it")
+        raise config.error(
+            key, f"the checkpoint names {name}, which is not part of a model; pass {key}={name} to allow it"
+        )
     try:
         found = getattr(importlib.import_module(module), attribute)
         inspect.signature(found)
@@ -89,15 +98,15 @@ def find_component(component: NamedComponent, table: Mapping[str, Any]) -> Calla
     except AttributeError:
         raise config.error(key, f"{name}: module {module} has no {attribute}") from None
     except (TypeError, ValueError):
-        raise config.error(key, f"{name}: is no class or function with named arguments") from None
+        raise config.error(key, f"{name} is not a class or function with named arguments") from None
     return typing.cast(Callable[..., Any], found)
 
 
 def find_callable(component: NamedComponent, table: Mapping[str, Any]) -> Callable[..., Any]:
     """Find the class or function that a name stands for, in order to call it.
 
-    A checkpoint, perhaps a stranger's, must not choose just any function: from outside the package it may name classes
-    of modules only.
+    A checkpoint may come from a stranger, so it must not be able to call any function. From outside the package it may
+    name only subclasses of ``nn.Module``.
 
     Args:
         component: The component as a config names it.
@@ -107,14 +116,14 @@ def find_callable(component: NamedComponent, table: Mapping[str, Any]) -> Callab
         What :func:`find_component` finds.
 
     Raises:
-        InputError: as :func:`find_component`, and when a checkpoint names a function.
+        InputError: As :func:`find_component`, or a checkpoint names a function.
     """
     found = find_component(component, table)
     is_module = inspect.isclass(found) and issubclass(found, nn.Module)
     if component.name not in table and not component.may_be_imported and not is_module:
         key, name = component.name_key, component.name
         raise component.config.error(
-            key, f"the checkpoint names {name}, which is no nn.Module; give {key}={name} to allow it"
+            key, f"the checkpoint names {name}, which is not an nn.Module; pass {key}={name} to allow it"
         )
     return found
 
@@ -130,15 +139,15 @@ def check_arguments(
     Args:
         component: The component as a config names it.
         function: The class or function that the name stands for.
-        called_with: The number of the function's first parameters that are no settings, but what it is called with,
-            whatever they are called. The parameters of a class are all settings.
-        beside: The keys that stand beside the arguments, for the close match of an unknown one.
+        called_with: The number of inputs that a function is called with later. Its first parameters take them, whatever
+            their names are, and are not arguments of the component. It does not apply to a class.
+        beside: Other keys of the same mapping, which are suggested when an argument is misspelt.
 
     Returns:
-        The arguments, with those defaults of the signature that are plain values.
+        The given arguments, and the signature's defaults for the others as far as they are plain values.
 
     Raises:
-        InputError: for an unknown argument, one of another type, or one that is missing.
+        InputError: An argument is unknown, has the wrong type, or is missing.
     """
     config, key, name = component.config, component.key, component.name
     parameters = _settings(component, function, called_with)
@@ -167,7 +176,7 @@ def check_arguments(
 def _settings(
     component: NamedComponent, function: Callable[..., Any], called_with: int
 ) -> dict[str, inspect.Parameter]:
-    """The parameters of a function, by name, that are settings."""
+    """The parameters of a function that a config may set, by name."""
     parameters = list(inspect.signature(function).parameters.values())
     if not inspect.isclass(function):
         positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
@@ -184,18 +193,18 @@ def _type_hints(function: Callable[..., Any]) -> dict[str, Any]:
     """The types of a function's parameters, as far as they can be resolved."""
     try:
         return typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)  # type: ignore[misc]
-    except NameError:  # imported for the type checker alone: the constructor will judge
+    except NameError:  # a type that is imported only for type checkers: the constructor will check the value
         return {}
 
 
 def _type_problem(value: Any, hint: Any) -> str:
-    """Why a value is not of a type; "" when it is."""
+    """What is wrong with a value of a parameter of some type, or ""."""
     types = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
     try:
         TypeAdapter(hint, config=types).validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
         return expectation([part["msg"] for part in error.errors()], value)
-    except PydanticSchemaGenerationError:  # a type that YAML cannot express: the constructor will judge
+    except PydanticSchemaGenerationError:  # a type that YAML cannot express: the constructor will check the value
         pass
     return ""
 
@@ -213,20 +222,19 @@ def build_component(
         config: The config, resolved.
         table: The known names.
         key: Where the component stands in the config.
-        offered: Arguments that the build knows. The component gets those that it has a parameter for and that the
-            config does not give.
-        forced: Arguments that replace the config's, where the component has a parameter for them.
+        offered: Arguments that the component gets if it has parameters for them and the config does not give them.
+        forced: Arguments that the component gets if it has parameters for them, whatever the config gives.
 
     Returns:
         An instance of a class, or a function with its arguments bound.
 
     Raises:
-        InputError: when there is no such component, or when its constructor raises a ValueError.
+        InputError: There is no such component, or its constructor raises a ValueError.
     """
     component = component_at(config, key)
     function = find_callable(component, table)
     offered, forced = dict(offered or {}), dict(forced or {})
-    if not config.trusted:  # a checkpoint has its weights in it: whatever it names, nothing is read or fetched for it
+    if not config.trusted:  # a checkpoint holds its weights, so nothing that it names is read or downloaded
         offered, forced = {"architecture": {}, **offered}, {"weights": None, **forced}
     arguments = {**_accepted(function, offered), **component.arguments, **_accepted(function, forced)}
     return construct(config, key, function, arguments)
@@ -239,7 +247,7 @@ def _accepted(function: Callable[..., Any], arguments: Mapping[str, Any]) -> dic
 
 
 def construct(config: Config, key: str, function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
-    """Make an instance of a class, or bind a function's arguments; a ValueError becomes one of the user's.
+    """Make an instance of a class, or bind a function's arguments.
 
     Args:
         config: The config.
@@ -251,7 +259,7 @@ def construct(config: Config, key: str, function: Callable[..., Any], arguments:
         The instance, or the function with its arguments bound.
 
     Raises:
-        InputError: when the constructor raises a ValueError.
+        InputError: The constructor raises a ValueError.
     """
     if not inspect.isclass(function):
         return partial(function, **arguments)
@@ -261,11 +269,11 @@ def construct(config: Config, key: str, function: Callable[..., Any], arguments:
 
 @contextlib.contextmanager
 def errors_at(config: Config, key: str, arguments: Mapping[str, Any] | None = None) -> Iterator[None]:
-    """Turn a component's ValueError into an InputError that names its key, and the file or override to look at.
+    """Turn a component's ValueError into an InputError that names its key and the file or override to correct.
 
-    That is the one that gave an argument when the error starts with the argument's name, as those of
-    :mod:`vse.errors` do, or with its value, as those about a file do. Otherwise it is the one that named the
-    component, or the config's file where several components are meant.
+    When the error begins with an argument's name (as those of :mod:`vse.errors` do) or with its value (as those about a
+    file do), it is the file or override that gave this argument. Otherwise it is the one that named the component, or
+    the config's file when the key stands for several components.
 
     Args:
         config: The config.
@@ -273,7 +281,7 @@ def errors_at(config: Config, key: str, arguments: Mapping[str, Any] | None = No
         arguments: The component's arguments.
 
     Raises:
-        InputError: in the place of the ValueError.
+        InputError: The block raised a ValueError.
 
     >>> with errors_at(config, "model.similarity"):
     ...     similarity(a, b)
@@ -285,7 +293,7 @@ def errors_at(config: Config, key: str, arguments: Mapping[str, Any] | None = No
 
 
 def _to_look_at(config: Config, key: str, arguments: Mapping[str, Any], error: str) -> str:
-    """The file or override behind a component's error."""
+    """The file or override to correct after a component's error."""
     first_word = re.split(r"\W", error, maxsplit=1)[0]
     for name, value in arguments.items():
         if (name == first_word or error.startswith(f"{value}: ")) and config.given(f"{key}.{name}"):

@@ -1,7 +1,7 @@
 """YAML files and ``key=value`` overrides become one frozen, validated :class:`Config`.
 
-Sections and their keys are the classes below. A component (``name`` and its arguments) is checked where the tables
-are known, in :mod:`vse.build`: its constructor is its only schema.
+The classes below are the sections and their keys. A component, which is a ``name`` and its arguments, is not checked
+here but in :mod:`vse.build`, which knows the tables. The component's constructor is its only schema.
 """
 
 import inspect
@@ -24,8 +24,8 @@ NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Text = Annotated[str, Field(min_length=1, pattern=r"^[^\x00\n]*$")]
 FilePath = Annotated[Text, AfterValidator(os.path.expanduser)]
 
-# Marks a setting that may change when a run is resumed, because it does not change what is trained: where files are,
-# where the run computes, how long it goes on, how often it saves and logs.
+# Marks a setting that may change when a run is resumed, because it does not change what is trained. Such settings say
+# where files are, which device is used, how long the run is, and how often it saves and logs.
 MAY_CHANGE = "may change when a run is resumed"
 
 
@@ -36,13 +36,13 @@ class Section(BaseModel):
 
 
 class Arguments(BaseModel):
-    """Fixed keys, and beside them the arguments of whatever component is meant."""
+    """A section with fixed keys and, in addition, the arguments of a component."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """What stands beside the fixed keys."""
+        """The keys that are not fixed."""
         return dict(self.model_extra or {})
 
 
@@ -60,27 +60,27 @@ class RunConfig(Section):
     device: Annotated[str, MAY_CHANGE] = "auto"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     resume: Annotated[Literal["auto", "never"], MAY_CHANGE] = "auto"
-    save_minutes: Annotated[PositiveFloat, MAY_CHANGE] = 10.0  # a checkpoint at least this often, beside each epoch's
+    save_minutes: Annotated[PositiveFloat, MAY_CHANGE] = 10.0  # how often last.pt is written, besides after each epoch
     log_steps: Annotated[PositiveInt, MAY_CHANGE] = 50
 
 
 class VocabularyConfig(Section):
-    """Built from the training captions, or read from a file; its word vectors random, or from a file."""
+    """The vocabulary: built from the training captions or read from a file, with random or published word vectors."""
 
     min_count: PositiveInt = 4
     file: Annotated[FilePath | None, MAY_CHANGE] = None
     vectors: Annotated[FilePath | None, MAY_CHANGE] = None
-    extend: bool = False  # add the training captions' words to the vocabulary of the checkpoint that a run starts from
+    extend: bool = False  # whether to add the training captions' words to the vocabulary of train.start_from
 
 
 class DataConfig(Section):
-    """Which corpus, and how it is fed."""
+    """The corpus, and how batches are made of it."""
 
     format: Text
     root: Annotated[FilePath, MAY_CHANGE]
     options: dict[str, Any] = {}  # arguments of the format's function
     sampling: Literal["pair", "image"] = "pair"
-    transform: Component | None = None  # of pictures
+    transform: Component | None = None  # for pictures and clips
     workers: Annotated[int, Field(ge=0, le=256), MAY_CHANGE] = 2
     vocabulary: VocabularyConfig = VocabularyConfig()
 
@@ -120,29 +120,29 @@ class OptimConfig(Component):
 
     lr: PositiveFloat
     weight_decay: NonNegativeFloat = 0.01
-    factors: dict[str, NonNegativeFloat | None] = {}  # None takes one out that a base gave
+    factors: dict[str, NonNegativeFloat | None] = {}  # None removes a factor that a base config gave
     schedule: Component
 
 
 class TrainConfig(Section):
-    """The length and width of training."""
+    """Epochs, batches, and the checkpoint that training starts from."""
 
     epochs: Annotated[PositiveInt, MAY_CHANGE]
     batch_size: Annotated[int, Field(ge=2)] = 128
     clip_norm: PositiveFloat | None = 2.0
     start_from: FilePath | None = None  # a run folder or checkpoint whose weights and vocabulary a new run begins with
-    start_fresh: list[Text] = []  # beginnings of parameter names that keep their own initialisation instead
+    start_fresh: list[Text] = []  # prefixes of parameter names that keep their own initialisation
 
 
 class EvalConfig(Section):
     """Evaluation."""
 
     batch_size: Annotated[PositiveInt, MAY_CHANGE] = 256
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of encoding; the papers' numbers are fp32's
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of encoding; the papers' numbers are in fp32
 
 
 class Config(Section):
-    """A whole experiment, which knows where each of its settings came from."""
+    """All settings of an experiment, and the file or override that each came from."""
 
     run: RunConfig
     data: DataConfig
@@ -156,7 +156,7 @@ class Config(Section):
 
     @property
     def trusted(self) -> bool:
-        """Whether the user wrote the config; one out of a checkpoint may be anybody's."""
+        """Whether the user wrote the config. A checkpoint's config may come from a stranger."""
         return self._trusted
 
     @property
@@ -165,7 +165,7 @@ class Config(Section):
         return self._origin.get("", "config")
 
     def given(self, key: str) -> bool:
-        """Whether a file or an override gave ``key``, or a key inside of it; otherwise it has its default."""
+        """Whether a file or an override gave ``key`` or a key below it. Otherwise it has its default."""
         return any(known == key or known.startswith(f"{key}.") for known in self._origin)
 
     def source(self, key: str) -> str:
@@ -173,14 +173,21 @@ class Config(Section):
         return _source(self._origin, key)
 
     def error(self, key: str, problem: str) -> InputError:
-        """Return an error of one line that names ``key`` and the file or override that gave it.
+        """Make the error for a wrong setting; it names the key and the file or override that gave it.
+
+        Args:
+            key: The dotted key.
+            problem: What is wrong with it.
+
+        Returns:
+            The error, to be raised.
 
         >>> raise config.error("data.vocabulary.vectors", "bert has no table of words to fill")
         """
         return InputError(f"{self.source(key)}: {key}: {problem}")
 
     def value(self, key: str) -> Any:
-        """What stands at a dotted key.
+        """Return the value at a dotted key.
 
         >>> config.value("train.epochs")
         25
@@ -191,7 +198,7 @@ class Config(Section):
         return found
 
     def replaced(self, content: dict[str, Any]) -> "Config":
-        """A config with other content, of the same origin."""
+        """Return a config with other content whose settings keep their origin."""
         config = Config.model_validate(content)
         config._origin, config._trusted = self._origin, self._trusted
         return config
@@ -199,7 +206,7 @@ class Config(Section):
 
 _OPTIONAL = {"data.transform"}  # mappings that may be null
 
-# The components of a config that names none; below all files, so that their arguments can be given alone.
+# What every config starts from, so that a file may give arguments of these components without their names.
 _DEFAULTS = {
     "model": {"similarity": {"name": "cosine"}},
     "loss": {"ranking": {"name": "triplet"}},
@@ -208,7 +215,7 @@ _DEFAULTS = {
 
 
 def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> Config:
-    """Read a YAML file with its ``base:`` files, apply ``key=value`` overrides, validate.
+    """Read a config file and its ``base:`` files, apply ``key=value`` overrides, and validate the result.
 
     Args:
         path: A config file, a run folder, or the name of a shipped config (see :func:`vse.config_files.find_config`).
@@ -238,7 +245,7 @@ def make_config(
         content: The sections.
         overrides: Settings that differ, such as "train.epochs=5".
         origin: The file that each key came from; "" stands for all others.
-        trusted: False for the content of a checkpoint, which may be anybody's.
+        trusted: False for the content of a checkpoint, which may come from a stranger.
 
     Returns:
         The config, its components not yet checked.
@@ -295,38 +302,38 @@ def merge(base: Any, new: Any, origin: dict[str, str], source: str | None, key: 
         return new
     merged = dict(base) if isinstance(base, dict) else {}
     if "name" in new and "name" in merged and new["name"] != merged["name"]:
-        # What every optimiser has is not this optimiser's own.
+        # The settings that every optimiser has are kept; the old optimiser's own arguments are dropped.
         merged = {k: v for k, v in merged.items() if key == "optim" and k in OptimConfig.model_fields}
     if key == "data" and new.get("format", merged.get("format")) != merged.get("format"):
-        merged.pop("options", None)  # another format's
+        merged.pop("options", None)  # they belong to the other format
     for part, value in new.items():
         merged[part] = merge(merged.get(part), value, origin, source, f"{key}.{part}" if key else str(part))
     return merged
 
 
-# Arguments that say which published weights a model starts from: a resumed run has its own.
+# Arguments that name published weights. They may change because a resumed run has weights of its own.
 _READ_AT_THE_START = {"model.image.encoder.weights", "model.image.encoder.backbone", "model.text.encoder.model"}
 
 
 def config_changes(saved: dict[str, Any], config: Config) -> list[str]:
-    """What differs between a run's config and the one that it is to be resumed with, of what may not differ.
+    """List the settings that must not change when a run is resumed, but differ.
 
     Args:
         saved: The run's config, resolved, as a plain dict.
         config: The config of the command, resolved.
 
     Returns:
-        One phrase per key, such as "optim.lr (0.0005 there, 0.001 here)".
+        One phrase per key, such as "optim.lr (0.0005 in the run, 0.001 now)".
     """
     old, new = flatten(saved), flatten(config.model_dump())
     differ = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
     differ = [key for key in differ if not _may_change(key, {type(old.get(key)), type(new.get(key))})]
-    return [f"{key} ({old.get(key)} there, {new.get(key)} here)" for key in differ]
+    return [f"{key} ({old.get(key)} in the run, {new.get(key)} now)" for key in differ]
 
 
 def _may_change(key: str, kinds: set[type]) -> bool:
-    """Whether a setting may change when a run is resumed; ``kinds``: what it is before and after."""
-    if key.startswith("data.options."):  # a format's text options name the files and folders that it reads
+    """Whether a setting may change when a run is resumed; ``kinds`` are its types before and after."""
+    if key.startswith("data.options."):  # an option that is a text names a file or folder
         return kinds <= {str, type(None)}
     if key in _READ_AT_THE_START:
         return True
@@ -341,7 +348,7 @@ def _may_change(key: str, kinds: set[type]) -> bool:
 
 
 def _read(path: Path, origin: dict[str, str], children: tuple[Path, ...]) -> dict[str, Any]:
-    """Content of a config file over that of its base; ``children`` are the files that led to it."""
+    """The content of a config file merged over that of its base; ``children`` are the files that led here."""
     try:
         content = read_yaml(path)
     except InputError as error:
@@ -366,7 +373,7 @@ def _read(path: Path, origin: dict[str, str], children: tuple[Path, ...]) -> dic
 
 
 def _source(origin: dict[str, str], key: str) -> str:
-    """The file or override that gave a key; one that gave a part of it; that of the nearest section around it."""
+    """The file or override that gave a key, or else a key below it, or else the nearest section around it."""
     while key and key not in origin:
         inside = [source for known, source in origin.items() if known.startswith(f"{key}.")]
         if inside:
@@ -376,7 +383,7 @@ def _source(origin: dict[str, str], key: str) -> str:
 
 
 def _explain(error: ValidationError, origin: dict[str, str]) -> str:
-    """One line for the most telling of the errors: an unknown key explains a missing one."""
+    """One line for the most helpful of the errors: an unknown key often explains a missing one."""
     order = {"extra_forbidden": 0, "missing": 2}
     first = min(error.errors(), key=lambda e: order.get(e["type"], 1))
     loc = [str(part) for part in first["loc"]]
@@ -396,6 +403,13 @@ def _explain(error: ValidationError, origin: dict[str, str]) -> str:
 
 def expectation(messages: typing.Iterable[str], value: Any) -> str:
     """Say what a validator expected of a value, and what it got.
+
+    Args:
+        messages: What the validator said.
+        value: The value.
+
+    Returns:
+        One phrase, with a hint where YAML has read a word as True or False.
 
     >>> expectation(["Input should be 'auto' or 'never'"], "maybe")
     "input should be 'auto' or 'never', got 'maybe'"
@@ -418,7 +432,18 @@ def _known_keys(loc: list[str]) -> list[str]:
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    """Turn nested dicts into one dict with dotted keys.
+
+    Args:
+        tree: The nested dicts.
+        prefix: Put before every key.
+
+    Returns:
+        The values by dotted key.
+
+    >>> flatten({"a": {"b": 1}})
+    {'a.b': 1}
+    """
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})

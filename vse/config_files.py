@@ -14,7 +14,7 @@ _SHIPPED = next((folder for folder in (_PACKAGE / "configs", _PACKAGE.parent / "
 
 
 def shipped_configs() -> dict[str, Path]:
-    """Files of the shipped configs by name; a name is the path without its ending, such as "vse_infty/msrvtt"."""
+    """Return the files of the shipped configs by name; a name is a path without ending, as in "vse_infty/msrvtt"."""
     if _SHIPPED is None:
         return {}
     names = {file.relative_to(_SHIPPED).with_suffix("").as_posix(): file for file in _SHIPPED.rglob("*.yaml")}
@@ -22,23 +22,23 @@ def shipped_configs() -> dict[str, Path]:
 
 
 def first_comment(file: Path) -> str:
-    """The comment on a file's first line, which says what a shipped config is; "" when there is none."""
+    """Return the comment on a file's first line, which describes a shipped config, or ""."""
     with open(file, encoding="utf-8") as lines:
         line = next(lines, "")
     return line.removeprefix("#").strip() if line.startswith("#") else ""
 
 
 def find_config(name: str | Path) -> Path:
-    """Return the config file that a user means.
+    """Find the config file that a user names.
 
     Args:
-        name: A file, a run folder (its config.yaml is meant), or the name of a shipped config.
+        name: A file, a run folder with a config.yaml, or the name of a shipped config.
 
     Returns:
         The file.
 
     Raises:
-        InputError: when there is none of these.
+        InputError: There is no such file, folder or shipped config.
 
     >>> find_config("vse_infty/f30k_region_bigru").name
     'f30k_region_bigru.yaml'
@@ -58,16 +58,24 @@ def find_config(name: str | Path) -> Path:
 
 
 def find_base(base: str, file: Path) -> Path:
-    """Return the file that ``base:`` means in a config file: a path relative to that file, or a shipped config."""
+    """Find the file that the key ``base:`` of a config file names.
+
+    Args:
+        base: The value of the key: a path relative to the file, or the name of a shipped config.
+        file: The config file.
+
+    Returns:
+        The path; the file need not exist.
+    """
     path = file.parent / base
     return path if path.exists() else shipped_configs().get(base, path)
 
 
 def read_yaml(path: Path) -> Any:
-    """Content of a YAML file.
+    """Read a YAML file.
 
     Raises:
-        InputError: when it cannot be read or is no YAML; the message names the file and the line.
+        InputError: The file cannot be read or is not valid YAML; the message names the file and the line.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -79,17 +87,17 @@ def read_yaml(path: Path) -> Any:
 
 
 def parse_yaml(text: str, source: str) -> Any:
-    """Value of a YAML text.
+    """Parse YAML.
 
     Args:
         text: The YAML.
-        source: The file or the override that it is from, for the message of an error.
+        source: The file or override that it comes from, for messages.
 
     Returns:
-        Plain values; ``5e-4`` is a number and a date is a name.
+        Plain values. ``5e-4`` becomes a number, and a date stays a string.
 
     Raises:
-        InputError: when it is no YAML, or has a key twice.
+        InputError: The text is not valid YAML, or a key occurs twice in a mapping.
 
     >>> parse_yaml("{lr: 5e-4}", "override 'optim={lr: 5e-4}'")
     {'lr': 0.0005}
@@ -105,7 +113,7 @@ def parse_yaml(text: str, source: str) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML that reads 5e-4 as a number and refuses a key given twice."""
+    """A YAML loader that reads 5e-4 as a number and refuses duplicate keys."""
 
 
 _Loader.add_implicit_resolver(

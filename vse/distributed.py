@@ -61,11 +61,14 @@ def is_main() -> bool:
 
 
 def shares(total: int, count: int | None = None) -> list[int]:
-    """Sizes of the near-equal parts into which ``total`` items are cut, one for each process.
+    """Divide a number of items into parts of nearly equal size, one for each process.
 
     Args:
         total: Number of items.
-        count: Number of parts; the number of processes unless it is given.
+        count: Number of parts; by default the number of processes.
+
+    Returns:
+        The sizes of the parts.
 
     >>> shares(8, 3)
     [3, 3, 2]
@@ -75,7 +78,7 @@ def shares(total: int, count: int | None = None) -> list[int]:
 
 
 def share(total: int) -> slice:
-    """Which of ``total`` items are this process's: consecutive ones, and every item is some process's.
+    """Return this process's part of ``total`` items; the parts are consecutive and cover all items.
 
     >>> share(8)
     slice(0, 8, None)
@@ -163,7 +166,7 @@ def _buckets(gradients: Sequence[Tensor]) -> list[list[Tensor]]:
 
 
 def agree(*flags: bool) -> list[bool]:
-    """Whether any process has raised each flag: the same answer everywhere.
+    """Return for each flag whether any process has raised it; all processes get the same answer.
 
     >>> agree(False, True)
     [False, True]
@@ -176,7 +179,7 @@ def agree(*flags: bool) -> list[bool]:
 
 
 def broadcast(value: Any) -> Any:
-    """The main process's ``value``, in every process; it is made of plain values."""
+    """Return the main process's ``value``, which must consist of plain values, in every process."""
     if world_size() == 1:
         return value
     values = [value]
@@ -185,7 +188,7 @@ def broadcast(value: Any) -> Any:
 
 
 def collect(value: Any) -> list[Any]:
-    """Every process's ``value``, in the order of their numbers."""
+    """Return every process's ``value``, in the order of their numbers."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
@@ -194,6 +197,6 @@ def collect(value: Any) -> list[Any]:
 
 
 def wait() -> None:
-    """Wait until all processes have come here."""
+    """Wait until all processes have reached this call."""
     if world_size() > 1:
         dist.barrier()

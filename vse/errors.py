@@ -1,4 +1,4 @@
-"""The one exception that means "the user gave something wrong", and what its lines are made of."""
+"""The exception for a mistake of the user's, the pieces of its messages, and the checks that components share."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,13 +13,24 @@ class InputError(ValueError):
 
 
 def first_line(error: BaseException) -> str:
-    """Start of an error's message, fit for one line."""
+    """Return the first line of an error's message, at most 160 characters of it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines or [type(error).__name__])[0][:160]
 
 
 def close_match(word: str, known: list[str]) -> str:
-    """Return "did you mean 'x'?" when a known word is close, else the list of known words."""
+    """Suggest the known word that a user may have meant.
+
+    Args:
+        word: What the user wrote.
+        known: The words that would have been right.
+
+    Returns:
+        "did you mean 'x'?" when a known word is close to it, otherwise a list of the known words.
+
+    >>> close_match("trian", ["train", "eval"])
+    "did you mean 'train'?"
+    """
     from difflib import get_close_matches
 
     close = get_close_matches(word, known, n=1, cutoff=0.6)
@@ -29,16 +40,27 @@ def close_match(word: str, known: list[str]) -> str:
 
 
 def misfit(own: Mapping[str, Any], given: Mapping[str, Any]) -> str:
-    """Return why given tensors cannot take the place of a model's own, the first three reasons; "" if they can."""
+    """Say why tensors cannot be loaded into a model.
+
+    Args:
+        own: The model's state dict.
+        given: The state dict to be loaded.
+
+    Returns:
+        The first three reasons, or "" when every tensor fits.
+
+    >>> misfit({"weight": torch.zeros(2, 3)}, {"weight": torch.zeros(3, 2)})
+    'weight has shape (3, 2), expected (2, 3)'
+    """
     reasons = [f"{key} is missing" for key in own if key not in given]
     reasons += [f"{key} is not in this model" for key in given if key not in own]
     reasons += [
-        f"{key} is {tuple(given[key].shape)} there and {tuple(own[key].shape)} here"
+        f"{key} has shape {tuple(given[key].shape)}, expected {tuple(own[key].shape)}"
         for key in own
         if key in given and given[key].shape != own[key].shape
     ]
     reasons += [
-        f"{key} is {given[key].dtype} there and {own[key].dtype} here"
+        f"{key} has type {given[key].dtype}, expected {own[key].dtype}"
         for key in own
         if key in given and own[key].is_floating_point() != given[key].is_floating_point()
     ]
@@ -47,7 +69,15 @@ def misfit(own: Mapping[str, Any], given: Mapping[str, Any]) -> str:
 
 
 def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
-    """Raise ValueError unless ``value`` is one of ``choices``.
+    """Raise ValueError unless an argument has one of the values that it may have.
+
+    Args:
+        name: The argument's name, for the message.
+        value: Its value.
+        choices: The values that it may have.
+
+    Raises:
+        ValueError: ``value`` is not among ``choices``.
 
     >>> check_choice("mining", "hard", ("hardest", "all"))
     Traceback (most recent call last):
@@ -58,7 +88,14 @@ def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
 
 
 def check_probability(name: str, value: float) -> None:
-    """Raise ValueError unless ``value`` is in [0, 1), as the probability of dropping something must be.
+    """Raise ValueError unless an argument can be the probability of dropping something.
+
+    Args:
+        name: The argument's name, for the message.
+        value: Its value.
+
+    Raises:
+        ValueError: ``value`` is outside [0, 1).
 
     >>> check_probability("drop", 1.0)
     Traceback (most recent call last):
@@ -69,7 +106,15 @@ def check_probability(name: str, value: float) -> None:
 
 
 def check_at_least(name: str, value: float, least: float) -> None:
-    """Raise ValueError unless ``value`` is at least ``least``.
+    """Raise ValueError unless an argument is large enough.
+
+    Args:
+        name: The argument's name, for the message.
+        value: Its value.
+        least: The smallest value that it may have.
+
+    Raises:
+        ValueError: ``value`` is below ``least``, or NaN.
 
     >>> check_at_least("k", 0, 1)
     Traceback (most recent call last):
@@ -80,7 +125,14 @@ def check_at_least(name: str, value: float, least: float) -> None:
 
 
 def check_positive(name: str, value: float) -> None:
-    """Raise ValueError unless ``value`` is a finite number above 0.
+    """Raise ValueError unless an argument is a finite number above 0.
+
+    Args:
+        name: The argument's name, for the message.
+        value: Its value.
+
+    Raises:
+        ValueError: ``value`` is 0, negative, infinite or NaN.
 
     >>> check_positive("temperature", 0.0)
     Traceback (most recent call last):

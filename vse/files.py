@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and folders that one process holds alone."""
+"""Files that are written completely or not at all, and folders that only one process may use at a time."""
 
 import contextlib
 import errno
@@ -13,7 +13,7 @@ from vse.errors import InputError
 
 
 def check_target(path: Path) -> None:
-    """Raise InputError for a place that no file can be written to, before the work whose result it is for."""
+    """Raise InputError for a path that cannot be written to, so that a long computation is not lost at its end."""
     _check_name(path)
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         problem = "cannot be written" if path.parent.is_dir() else "no such folder"
@@ -26,14 +26,14 @@ def _check_name(path: Path) -> None:
 
 
 def write_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file whole or not at all.
+    """Write a file completely or not at all.
 
     Args:
-        path: The file. What stands there is replaced once the new content is complete on disk, and kept until then.
-        write: Called with the new file, open for bytes.
+        path: The file. Its previous content is kept until the new content is complete on disk.
+        write: Writes the new content; it is called with a file that is open for bytes.
 
     Raises:
-        InputError: The disk is full, or the place cannot be written.
+        InputError: The disk is full, or the path cannot be written to.
     """
     _check_name(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -66,15 +66,15 @@ def sha256(path: Path) -> str:
 
 @contextlib.contextmanager
 def claim_folder(folder: Path, label: str = "run.dir", doing: str = "training") -> Iterator[None]:
-    """Create a folder and hold it alone, until the block or the process ends.
+    """Create a folder and lock it until the block or the process ends.
 
     Args:
         folder: The folder.
         label: The setting that names it, for messages.
-        doing: What another process that holds it is doing, for messages.
+        doing: What another process that has locked it is doing, for messages.
 
     Raises:
-        InputError: The folder cannot be written, or another process holds it.
+        InputError: The folder cannot be written to, or another process has locked it.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,7 @@ def claim_folder(folder: Path, label: str = "run.dir", doing: str = "training") 
         try:
             _lock(lock)
         except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):  # any other: a file system without locks
+            if error.errno in (errno.EACCES, errno.EAGAIN):  # any other error: the file system has no locks
                 raise InputError(f"{label}: another process is {doing} in {folder}") from None
         for unfinished in folder.glob(".*.tmp"):  # of a run that was killed while writing
             unfinished.unlink()
@@ -93,9 +93,9 @@ def claim_folder(folder: Path, label: str = "run.dir", doing: str = "training") 
 
 
 def _lock(file: TextIO) -> None:
-    """Lock an open file; the system takes the lock away when the process ends, however it ends.
+    """Lock an open file; the system removes the lock when the process ends, however it ends.
 
-    Raises OSError when another process has the lock. A Python without file locks has no way to tell, and goes on.
+    Raises OSError when another process has the lock. Where Python has no file locks, nothing is locked.
     """
     if sys.platform == "win32":
         import msvcrt

@@ -16,10 +16,10 @@ def query_ranks(scores: Any, positives: Any) -> Tensor:
 
     Args:
         scores: Scores (queries, items), a tensor or an array.
-        positives: Which item is right for which query, (queries, items) bool.
+        positives: (queries, items) bool, True where the item is a right answer to the query.
 
     Returns:
-        Ranks (queries,); a query without a positive is left out.
+        Ranks (queries,), without the queries that have no positive.
 
     Raises:
         ValueError: The shapes differ, ``positives`` is not bool, a score is NaN, or no query has a positive.
@@ -40,21 +40,21 @@ def query_ranks(scores: Any, positives: Any) -> Tensor:
     for part, real in zip(scores.split(rows), positives.split(rows), strict=True):
         part = part.float()
         if part.isnan().any():
-            raise ValueError("scores contain NaN: a model that gives NaN cannot be ranked")
+            raise ValueError("scores contain NaN, which cannot be ranked")
         best = part.masked_fill(~real, float("-inf")).amax(1, keepdim=True)
         rank = ((part >= best) & ~real).sum(1)
         ranks.append(rank[real.any(1)])
     result = torch.cat(ranks) if ranks else torch.empty(0)
     if not len(result):
-        raise ValueError("no query has a positive: there is nothing to rank")
+        raise ValueError("no query has a positive, so there is nothing to rank")
     return result
 
 
 def summarise_ranks(ranks: Tensor) -> dict[str, float]:
-    """Recalls, median and mean of the ranks of all queries.
+    """Compute the recalls and the median and mean rank of all queries.
 
-    The median is floor(median of the 0-based ranks) + 1, as all four official codes count it; a median that falls
-    between two ranks is their mean before the floor.
+    The median rank is floor(median of the 0-based ranks) + 1, as in all four official codes. A median between two ranks
+    is their mean, before it is rounded down.
 
     Args:
         ranks: 0-based ranks (queries,).
@@ -71,13 +71,13 @@ def summarise_ranks(ranks: Tensor) -> dict[str, float]:
 
 
 def retrieval_metrics(scores: Any, positives: Any) -> dict[str, Any]:
-    """Image-to-text and text-to-image retrieval metrics of one score matrix.
+    """Compute image-to-text and text-to-image retrieval metrics of one score matrix.
 
     Ranks are those of :func:`query_ranks`: compared in float32, a tie counts against the model.
 
     Args:
         scores: Scores (images, captions), a tensor or an array.
-        positives: Which caption is right for which image, (images, captions) bool.
+        positives: (images, captions) bool, True where the caption describes the image.
 
     Returns:
         ``{"i2t": {"r1", "r5", "r10", "medr", "meanr"}, "t2i": {...}, "rsum"}``. Recalls are percentages; rsum is the

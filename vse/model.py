@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -18,34 +18,11 @@ from vse.sets import Aggregated, pad
 
 if TYPE_CHECKING:
     from vse.data.subwords import Subwords
+    from vse.data.transforms import Transform
     from vse.data.vocabulary import MissingVocabulary, Vocabulary
 
 Progress = bool | Callable[[int], object]
 Prepare = Callable[[Sequence[Any]], tuple[Tensor, Tensor | None]]
-
-
-class Transform(Protocol):
-    """What happens to a user's picture or clip before the image encoder reads it.
-
-    Any object with this method is a transform, wherever it is defined. Those of this package are in
-    :mod:`vse.data.transforms` (pictures) and :mod:`vse.data.clips` (clips).
-    """
-
-    def read(self, source: Any, train: bool = False) -> Tensor:
-        """Decode and prepare one picture or clip.
-
-        Args:
-            source: A path or a PIL picture; for clips, a path or a list of PIL pictures.
-            train: Whether to augment at random. The model never does.
-
-        Returns:
-            A picture (3, height, width) or a clip (frames, 3, height, width): bytes in RGB, or floats that the encoder
-            takes as they are.
-
-        Raises:
-            vse.errors.InputError: A file is missing or cannot be read.
-        """
-        ...
 
 
 class Tower(nn.Module):
@@ -55,13 +32,8 @@ class Tower(nn.Module):
         encoder: What turns inputs into sets, see :class:`vse.encoders.base.Encoder`.
         aggregator: What turns sets into embeddings, see :class:`vse.aggregators.base.Aggregator`.
 
-    Inputs and mask are what the encoder takes. The result is an :class:`vse.sets.Aggregated` whose embeddings
-    (B, K, H) have length 1, in float32 or float64.
-
     Raises:
-        ValueError: Encoder or aggregator do not take the arguments that they are called with. In the call: they return
-            something else than a :class:`vse.sets.FeatureSet` and an :class:`vse.sets.Aggregated`. Besides, whatever
-            they raise.
+        ValueError: The encoder or the aggregator cannot be called with the arguments of its protocol.
 
     >>> Tower(Regions(in_dim=2048, dim=1024), GPO())(torch.randn(2, 36, 2048)).embeddings.shape
     torch.Size([2, 1, 1024])
@@ -75,7 +47,19 @@ class Tower(nn.Module):
         self.aggregator = aggregator
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Aggregated:
-        """Embed a batch."""
+        """Embed a batch.
+
+        Args:
+            inputs: What the encoder reads.
+            mask: The encoder's mask, or None.
+
+        Returns:
+            The aggregator's result, with embeddings (B, K, H) of length 1 in float32 or float64.
+
+        Raises:
+            ValueError: The inputs do not suit the encoder or the aggregator, or one of the two does not return a
+                :class:`vse.sets.FeatureSet` or an :class:`vse.sets.Aggregated`, respectively.
+        """
         features = self.encoder(inputs, mask)
         if not isinstance(features, tuple):
             raise ValueError(f"the encoder {_name(self.encoder)} must return a FeatureSet, got {_name(features)}")
@@ -94,14 +78,14 @@ class VSEModel(nn.Module):
 
     ``model.image(inputs, mask=None)`` and ``model.text(tokens, mask=None)`` are the towers;
     ``model.similarity(a, b)`` compares embedding sets (A, K, H) and (C, L, H) and gives scores (A, C).
-    :meth:`encode_images` and :meth:`encode_texts` go from a user's own pictures and captions to embeddings.
+    :meth:`encode_images` and :meth:`encode_texts` embed a user's own pictures and captions.
 
     Args:
         image: The image tower.
         text: The text tower.
         similarity: The function or module that compares embedding sets.
-        vocabulary: What turns captions into token ids. Without one, :meth:`encode_texts` does not work.
-        transform: What prepares pictures or clips. Without one, :meth:`encode_images` takes tensors and arrays only.
+        vocabulary: Turns captions into token ids. Without one, :meth:`encode_texts` does not work.
+        transform: Prepares pictures or clips. Without one, :meth:`encode_images` takes only tensors and arrays.
     """
 
     def __init__(
@@ -110,7 +94,7 @@ class VSEModel(nn.Module):
         text: Tower,
         similarity: Callable[[Tensor, Tensor], Tensor],
         vocabulary: "Vocabulary | Subwords | MissingVocabulary | None" = None,
-        transform: Transform | None = None,
+        transform: "Transform | None" = None,
     ) -> None:
         super().__init__()
         self.image = image
@@ -121,7 +105,7 @@ class VSEModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """The device of the parameters."""
         return next(self.parameters()).device
 
     def encode_texts(self, texts: str | Sequence[str], batch_size: int = 256, progress: Progress = False) -> Tensor:
@@ -130,13 +114,13 @@ class VSEModel(nn.Module):
         Args:
             texts: One caption, or n of them in a list or another iterable.
             batch_size: Number of captions that are embedded at once.
-            progress: True shows a bar. A function is called with the number of captions done, batch by batch.
+            progress: True shows a progress bar. A function is called after each batch with its number of captions.
 
         Returns:
             Embeddings (n, K, H) on the model's device, in the order of the captions.
 
         Raises:
-            ValueError: There is no caption, a caption is empty or no text, or the model has no vocabulary.
+            ValueError: There is no caption, a caption is empty or not a string, or the model has no vocabulary.
 
         >>> model.encode_texts(["a dog runs", "two red kites"]).shape
         torch.Size([2, 1, 1024])
@@ -153,20 +137,19 @@ class VSEModel(nn.Module):
         """Embed images or clips, in evaluation mode and without gradients.
 
         Args:
-            images: One path or PIL picture, or n items in a list or another iterable. What an item may be depends on
-                what the model reads. Pictures: a path, a PIL picture, or a tensor or array (3, height, width). Clips:
-                the path of a GIF file or of a folder of pictures, a list of PIL pictures, or a tensor or array
-                (frames, 3, height, width). Precomputed features: a tensor or array (regions, width); the numbers of
-                regions may differ. Paths and PIL pictures get the model's evaluation transform; tensors and arrays go
-                to the encoder as they are.
+            images: One path or PIL picture, or n items in a list or another iterable. A model of pictures takes paths,
+                PIL pictures, and tensors or arrays (3, height, width). A model of clips takes paths of GIF files or of
+                folders of pictures, lists of PIL pictures, and tensors or arrays (frames, 3, height, width). A model of
+                precomputed features takes tensors or arrays (regions, width), whose numbers of regions may differ.
+                Paths and PIL pictures go through the model's evaluation transform; tensors and arrays do not.
             batch_size: Number of images that are embedded at once.
-            progress: True shows a bar. A function is called with the number of images done, batch by batch.
+            progress: True shows a progress bar. A function is called after each batch with its number of images.
 
         Returns:
             Embeddings (n, K, H) on the model's device, in the order of the images.
 
         Raises:
-            ValueError: There is no image, or one is not what the model reads.
+            ValueError: There is no image, or the model does not read such images.
             vse.errors.InputError: A file is missing or cannot be read.
 
         >>> model.encode_images([torch.randn(36, 2048), torch.randn(20, 2048)]).shape
@@ -217,7 +200,7 @@ class VSEModel(nn.Module):
     def _transformed(self, source: Any, shape: str) -> Tensor:
         """A picture or clip after the evaluation transform."""
         if self.transform is None:
-            raise ValueError(f"this model came without a transform: pass tensors {shape}")
+            raise ValueError(f"this model has no transform; pass tensors {shape}")
         return self.transform.read(source)
 
     @torch.no_grad()
@@ -232,8 +215,8 @@ class VSEModel(nn.Module):
     ) -> Tensor:
         """Embed items in batches that ``prepare`` makes; the result has the items' order.
 
-        Items of similar ``lengths`` share a batch, to save padding. Where padding changes a result, as in some released
-        codes (:mod:`vse.checkpoints.official`), batches are made as the items stand in the list.
+        Items of similar ``lengths`` share a batch, which saves padding. In some released codes padding changes the
+        results (:mod:`vse.checkpoints.official`); for their models the batches follow the order of the list.
         """
         if not items:
             raise ValueError("nothing to encode: the list is empty")
@@ -300,17 +283,17 @@ def _is_picture(item: Any) -> bool:
 
 def _check_caption(caption: Any, position: int) -> None:
     if not isinstance(caption, str):
-        raise ValueError(f"caption {position} is no text but {_name(caption)}")
+        raise ValueError(f"caption {position} must be a string, got {_name(caption)}")
     if not caption.strip():
         raise ValueError(f"caption {position} is empty")
     try:
         caption.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"caption {position} is no valid text: {caption[:80]!r}") from None
+        raise ValueError(f"caption {position} is not valid text: {caption[:80]!r}") from None
 
 
 def _kind_of_images(traits: EncoderTraits) -> Literal["features", "pictures", "frames"]:
-    """What an image encoder reads, as it was built; one that tells nothing reads features."""
+    """What an image encoder reads; one that does not say reads features."""
     if traits.in_dim is not None and "features" in traits.reads:
         return "features"
     if "pictures" in traits.reads:
@@ -342,18 +325,18 @@ def _check_features(images: list[Any]) -> list[Tensor]:
             raise ValueError(f"{expected}, got {rows.dtype} {tuple(rows.shape)}")
         features.append(rows)
         if rows.shape[1] != features[0].shape[1]:
-            raise ValueError(f"image {position} is {rows.shape[1]} wide, image 0 {features[0].shape[1]}")
+            raise ValueError(f"image {position} is {rows.shape[1]} wide, but image 0 is {features[0].shape[1]} wide")
     return features
 
 
 def _check_same_kind(tensor: Tensor, first: Tensor) -> None:
     if tensor.is_floating_point() != first.is_floating_point():
-        raise ValueError("bytes, as files and PIL pictures are, and float tensors cannot share a list")
+        raise ValueError("a list cannot hold both float tensors and bytes (files and PIL pictures are read as bytes)")
 
 
 @contextmanager
 def _reporting(progress: Progress, total: int) -> Iterator[Callable[[int], object]]:
-    """The function that is called with the number of items done: the caller's, a bar's, or one that does nothing."""
+    """The function to call with the number of finished items: the caller's, a progress bar's, or one without effect."""
     if callable(progress):
         yield progress
     elif progress:

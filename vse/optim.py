@@ -1,4 +1,4 @@
-"""Optimisers by name, learning-rate factors, schedules."""
+"""Optimisers, learning-rate factors and schedules."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -23,14 +23,13 @@ def parameter_groups(
     Args:
         named_parameters: The parameters with their names.
         lr: The learning rate of a parameter without a factor.
-        factors: A factor on the learning rate by the beginning of a parameter's name, up to a dot. The longest
-            beginning that fits a name counts.
+        factors: Factors on the learning rate by prefix of a parameter's name, up to a dot. The longest prefix counts.
 
     Returns:
         Groups as torch's optimisers take them, each with its ``initial_lr`` for a schedule to start from.
 
     Raises:
-        ValueError: when a factor's key begins no parameter's name.
+        ValueError: A prefix fits no parameter's name.
 
     >>> parameter_groups(model.named_parameters(), 5e-4, {"text.encoder": 0.1})
     """
@@ -48,17 +47,17 @@ def parameter_groups(
 
 
 class Schedule:
-    """A factor on the learning rate, as a function of time in epochs (a real number) and of the dev RSUMs so far.
+    """A factor on the learning rate, as a function of the time in epochs and of the dev RSUMs so far.
 
     Args:
-        warmup_epochs: The time in epochs over which the factor also rises from 0, in a straight line. The first step
-            already has a rate above 0, so that it is not lost.
+        warmup_epochs: The time in epochs during which the factor rises linearly from 0. The first step already has a
+            rate above 0, so that it is not wasted.
 
     Attributes:
-        history: The dev RSUM of every epoch that is done; whoever validates appends to it.
+        history: The dev RSUM of every finished epoch. The training appends to it after each validation.
 
     Raises:
-        ValueError: for a negative ``warmup_epochs``.
+        ValueError: ``warmup_epochs`` is negative.
 
     >>> Step(milestones=[15], factor=0.1)(15.0)
     0.1
@@ -75,6 +74,9 @@ class Schedule:
         Args:
             time: Time since the start of training, in epochs.
             step: Duration of a training step, in epochs.
+
+        Returns:
+            The factor.
         """
         warm = min(1.0, (time + step) / self.warmup_epochs) if self.warmup_epochs else 1.0
         return warm * self.factor_at(time)
@@ -93,7 +95,7 @@ class Step(Schedule):
         warmup_epochs: As in :class:`Schedule`.
 
     Raises:
-        ValueError: for a factor that is not positive, or a negative milestone.
+        ValueError: ``factor`` is not positive, or a milestone is negative.
 
     >>> Step(milestones=[2, 4], factor=0.1)(3.0)
     0.1
@@ -119,7 +121,7 @@ class Cosine(Schedule):
         warmup_epochs: As in :class:`Schedule`.
 
     Raises:
-        ValueError: for a ``final`` outside [0, 1], or a warm-up that is not shorter than the training.
+        ValueError: ``final`` is outside [0, 1], or the warm-up is not shorter than the training.
 
     >>> Cosine(epochs=10)(5.0)
     0.5
@@ -161,11 +163,11 @@ class Plateau(Schedule):
 
     Args:
         factor: What the learning rate is multiplied by.
-        patience: The number of epochs without a new best that is still tolerated.
+        patience: The number of epochs without a new best that are tolerated.
         warmup_epochs: As in :class:`Schedule`.
 
     Raises:
-        ValueError: for a ``factor`` outside (0, 1) or a negative ``patience``.
+        ValueError: ``factor`` is outside (0, 1), or ``patience`` is negative.
 
     >>> schedule = Plateau(factor=0.5, patience=1)
     >>> schedule.history = [10, 9, 8]

@@ -1,4 +1,4 @@
-"""What surrounds the computation: device, precision, seeds and random states."""
+"""Device, precision, seeds and the states of random generators."""
 
 import random
 from typing import Any
@@ -15,10 +15,10 @@ def pick_device(name: str) -> torch.device:
     """Return a device, and make it the current one when it is a numbered GPU.
 
     Args:
-        name: A device of torch; "auto" is the accelerator when there is one, else the CPU.
+        name: A device as torch names it, or "auto" for the accelerator if there is one and the CPU otherwise.
 
     Raises:
-        InputError: The device is not here.
+        InputError: This machine has no such device.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -28,29 +28,32 @@ def pick_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError, ModuleNotFoundError):
         raise InputError(f"run.device: {name!r} is not available here; expected auto, cpu, cuda or cuda:N") from None
     if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)  # what names no device, such as "cuda" or a new stream, then means this one
+        torch.cuda.set_device(device)  # "cuda" without a number, and new streams, then mean this device
     return device
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Mixed precision for the towers.
+    """Return the context in which the towers run in mixed precision.
 
     Args:
-        device: Where the towers are.
+        device: The towers' device.
         precision: "bf16" or "fp16"; "fp32" changes nothing.
+
+    Returns:
+        The context manager.
     """
     return torch.autocast(device.type, dtype=_DTYPES[precision], enabled=precision != "fp32")
 
 
 def seed_everything(seed: int) -> None:
-    """Seed every global generator."""
+    """Seed all global random generators: those of Python, NumPy and torch."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
 
 def random_states() -> dict[str, Any]:
-    """All global generators' states, in plain values and tensors."""
+    """Return the states of all global random generators, as plain values and tensors."""
     kind, keys, *rest = np.random.get_state()
     return {
         "python": random.getstate(),
@@ -61,7 +64,7 @@ def random_states() -> dict[str, Any]:
 
 
 def restore_random_states(states: dict[str, Any]) -> None:
-    """Undo what happened since :func:`random_states`."""
+    """Put all global random generators back into the states that :func:`random_states` returned."""
     version, keys, gauss = states["python"]
     random.setstate((version, tuple(keys), gauss))
     kind, numbers, *rest = states["numpy"]

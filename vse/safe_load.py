@@ -1,4 +1,4 @@
-"""Published weights and checkpoints, read without running anything."""
+"""Read published weights and checkpoints without running any code that they contain."""
 
 import argparse
 import os
@@ -14,7 +14,8 @@ from torch import Tensor
 
 from vse.errors import InputError, first_line
 
-# What a file may name beside tensors and plain values: an official code's options, and numpy's numbers, as scores are.
+# Besides tensors and plain values a file may contain the options of an official code and the numbers of NumPy, since
+# some codes save their scores as such.
 _scalar = np.float64(0).__reduce__()[0]
 _ALLOWED: list[Any] = [
     argparse.Namespace,
@@ -26,10 +27,18 @@ _ALLOWED: list[Any] = [
 
 
 def read_weights(file: str | Path, what: str) -> tuple[Path, Any]:
-    """Content of a torch file, and its path with the ~ expanded; nothing in it is executed.
+    """Read a file that torch has written, without running any code that it contains.
 
-    Raises InputError, naming the file and ``what`` was expected, when it is missing, or wants more than tensors, plain
-    values and the options of a command line.
+    Args:
+        file: The file; a ~ is expanded.
+        what: What the file should be, for messages.
+
+    Returns:
+        The path with the ~ expanded, and the content.
+
+    Raises:
+        InputError: The file is missing or damaged, or contains more than tensors, plain values and the options of a
+            command line.
     """
     path = Path(os.path.expanduser(file))
     try:
@@ -43,15 +52,15 @@ def read_weights(file: str | Path, what: str) -> tuple[Path, Any]:
     except MemoryError:
         raise
     except Exception as error:  # whatever an unpickler raises for text, truncated files, or more than tensors
-        problem = "it is no torch file, is truncated, or holds more than tensors"
+        problem = "it is not a torch file, is truncated, or contains more than tensors"
         wanted = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if wanted:
-            problem = f"it asks for {wanted[1]}, and nothing that a file asks for is run"
+            problem = f"it wants to run {wanted[1]}, which is not allowed"
         raise InputError(f"{path}: cannot be read as weights ({problem}); expected {what}") from None
 
 
 def is_state_dict(content: Any) -> bool:
-    """Whether it is a dict of plain tensors by name, all of whose numbers are there."""
+    """Whether something is a dict of dense tensors by name whose storage is complete."""
     return isinstance(content, dict) and all(
         isinstance(key, str)
         and isinstance(value, Tensor)

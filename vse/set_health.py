@@ -1,4 +1,4 @@
-"""Whether embedding sets are still sets: how far their embeddings are apart, and how many of them count."""
+"""Measure embedding sets: how far apart the embeddings of a set are, and how many of them have an effect."""
 
 from collections.abc import Callable
 
@@ -19,11 +19,12 @@ def set_health(
 
     - ``{side}_log_variance``: log of the mean over samples of 1 - |mean_k e_k|, the circular variance of the
       L2-normalised e_k (DivE, Kim et al. 2023, its ablation: about -7 for PIE-Net and -2 for slots on Flickr30K). With
-      1 - |mean_k e_k|^2, the other common form, an untrained DivE would have -1.4 instead of -2.1.
-    - ``{side}_slots_used``: exp of the entropy of which embedding is in the best pair of a positive pair, 1 to K. That
-      is the criterion of multiple-instance learning; in Smooth-Chamfer every embedding has a term of its own.
-    - ``{side}_embeddings_used``, with a ``similarity``: exp of the entropy of the embeddings' shares in its gradient,
-      1 to K (:func:`embeddings_used`).
+      1 - |mean_k e_k|^2, the other common definition, an untrained DivE would have -1.4 instead of -2.1.
+    - ``{side}_slots_used``, 1 to K: for each positive pair of an image and a caption, note which embedding belongs to
+      the best pair of embeddings; this is exp of the entropy of these counts. It suits multiple-instance learning. In
+      Smooth-Chamfer every embedding has a term of its own.
+    - ``{side}_embeddings_used``, 1 to K, if there is a ``similarity``: exp of the entropy of the embeddings' shares in
+      its gradient (:func:`embeddings_used`).
 
     A low variance alone is not a failure: some aggregators start near -11. Compare it with its value at the start.
 
@@ -58,12 +59,12 @@ def set_health(
 def embeddings_used(
     similarity: Similarity, image: Tensor, text: Tensor, image_of_caption: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Effective number of embeddings by the similarity's own weights.
+    """Measure how many embeddings of a set have an effect on the similarity.
 
     The score s of a positive pair has the gradient ds / de_k with respect to embedding k. The share of embedding k is
     the sum of |ds / de_k| over all positive pairs, divided by the sum over all k; the effective number is exp of the
-    shares' entropy. It is 1 when one embedding decides everything and K when all count alike. For the best pair's
-    cosine ("max") it counts the winners; for Smooth-Chamfer with K = 4 it is hardly ever below 2.9.
+    shares' entropy. It is 1 when one embedding decides everything and K when all have the same effect. For the best
+    pair's cosine ("max") it counts the winners; for Smooth-Chamfer with K = 4 it is rarely below 2.9.
 
     Args:
         similarity: (A, K, H) and (C, L, H) -> scores (A, C).
@@ -89,7 +90,7 @@ def embeddings_used(
 
 @torch.no_grad()
 def constant_share(residual: Tensor) -> Tensor:
-    """Share of the residuals' power that does not depend on the sample, 0 to 1.
+    """Measure which share of the residuals' power does not depend on the sample, from 0 to 1.
 
     sum_k |mean_i r_ik|^2 / sum_k mean_i |r_ik|^2 for the residual r_ik of sample i and embedding k. Near 1, the
     embeddings of a set differ by the same fixed offsets in every sample.

@@ -1,8 +1,7 @@
-"""Sets of feature vectors, and every operation that must not see padding.
+"""Sets of feature vectors, and all operations that must ignore padding.
 
-A set of at most N elements is a tensor (B, N, D) with a mask (B, N), True on real elements. What stands in
-masked places, NaN included, changes no result and gets a gradient of exactly zero: masked values are *replaced*,
-never multiplied by zero.
+A batch of sets is a tensor (B, N, D) with a mask (B, N) that is True on real elements. The values in masked places,
+even NaN, change no result and get a gradient of exactly zero, because they are *replaced* and not multiplied by zero.
 """
 
 from collections.abc import Sequence
@@ -30,7 +29,7 @@ class Aggregated(NamedTuple):
     """What an aggregator, and a tower, returns: K embeddings per sample.
 
     An aggregator that joins several vectors into one embedding still returns the attention and the residual of each
-    vector, so that the terms on the residuals can act.
+    vector, so that the diversity terms of the loss can use them.
 
     >>> Aggregated(torch.randn(2, 4, 1024)).residual is None
     True
@@ -62,7 +61,7 @@ def pad(items: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Stack items of different lengths, with zeros behind the shorter ones.
 
     Args:
-        items: Tensors (length, ...), alike but for their lengths.
+        items: Tensors (length, ...) that differ only in their lengths.
 
     Returns:
         The stack (B, longest, ...) and its mask (B, longest).
@@ -77,7 +76,7 @@ def pad(items: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 def check_set(features: Tensor, mask: Tensor | None, prefix: bool = False, dim: int | None = None) -> None:
     """Check that features and mask are a batch of non-empty sets.
 
-    On an accelerator, what depends on the mask's values is asserted there, without waiting for the answer.
+    On an accelerator, what depends on the mask's values is checked by an assertion there, so that nobody has to wait.
 
     Args:
         features: Local features (B, N, D).
@@ -107,7 +106,7 @@ def check_mask(mask: Tensor, shape: torch.Size, prefix: bool = False) -> None:
         prefix: Whether the real elements must come first, as in a sequence.
 
     Raises:
-        ValueError: The type or the shape is wrong, a row is empty, or a row is no prefix.
+        ValueError: The type or the shape is wrong, a row is empty, or a row is not a prefix.
 
     >>> check_mask(torch.tensor([[True, False]]), torch.Size((1, 2)), prefix=True)
     """
@@ -130,7 +129,7 @@ def check_mask(mask: Tensor, shape: torch.Size, prefix: bool = False) -> None:
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """Give half precision as float32, and leave float32 and float64 as they are.
+    """Convert half precision to float32, and leave float32 and float64 as they are.
 
     >>> at_least_float32(torch.ones(2, dtype=torch.bfloat16)).dtype
     torch.float32
@@ -139,12 +138,12 @@ def at_least_float32(tensor: Tensor) -> Tensor:
 
 
 def fill_masked(features: Tensor, mask: Tensor | None, value: float = 0.0) -> Tensor:
-    """Replace what stands in masked places, so that neither it nor its gradient counts.
+    """Replace the values in masked places, so that neither they nor their gradients have an effect.
 
     Args:
         features: Local features (B, N, D).
         mask: (B, N), True on real elements; None when all are real.
-        value: What is put in the masked places.
+        value: The new value of the masked places.
 
     Returns:
         Features (B, N, D).

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vse.errors import check_positive
 
 _FLAT = 40.0  # temperature up to which exp(-2 t) is a float32 well above 0
-_BLOCK = 1 << 25  # numbers held at a time by the similarity that has no matrix product
+_BLOCK = 1 << 25  # numbers that order() holds at a time
 _ROUNDING = 1e-5  # how far from 1 the length of a normalised vector may be
 
 
@@ -79,8 +79,8 @@ def chamfer(a: Tensor, b: Tensor) -> Tensor:
 def smooth_chamfer(a: Tensor, b: Tensor, temperature: float = 16.0) -> Tensor:
     """Smooth-Chamfer similarity (DivE, Kim et al. 2023, section 3.3).
 
-    (mean_k log sum_l exp(t c_kl) + mean_l log sum_k exp(t c_kl)) / 2t with t the ``temperature``: every pair has a
-    weight, and the larger t, the more of it is on the best pair. The score is not bounded by 1.
+    (mean_k log sum_l exp(t c_kl) + mean_l log sum_k exp(t c_kl)) / 2t, where t is the ``temperature``. Every pair has a
+    weight; the larger t is, the more of the weight is on the best pair. The score may exceed 1.
 
     Args:
         a: Embeddings (A, K, H).
@@ -101,7 +101,7 @@ def smooth_chamfer(a: Tensor, b: Tensor, temperature: float = 16.0) -> Tensor:
     if temperature > _FLAT or cosines.dtype in (torch.float16, torch.bfloat16):
         scaled = cosines * temperature
         return (scaled.logsumexp(3).mean(1) + scaled.logsumexp(1).mean(2)) / (2 * temperature)
-    # Around 1, which no cosine is above, one exponential serves both sums, and none of them vanishes.
+    # No cosine exceeds 1. With exp(t (c - 1)) one exponential serves both sums, and neither sum underflows.
     near = cosines.sub_(1.0).mul_(temperature).exp_()
     return 1.0 + (near.sum(3).log().mean(1) + near.sum(1).log().mean(2)) / (2 * temperature)
 
@@ -110,8 +110,8 @@ class MatchProbability(nn.Module):
     """Mean over all pairs of sigmoid(a c_kl + b), with a and b learned (PCME, Chun et al. 2021, as used by DivE).
 
     Args:
-        scale: Where a starts; DivE's released code leaves it there.
-        shift: Where b starts; DivE's released code leaves it there.
+        scale: Initial value of a. DivE's released code does not train it.
+        shift: Initial value of b. DivE's released code does not train it.
 
     >>> MatchProbability()(torch.randn(3, 4, 8), torch.randn(5, 2, 8)).shape
     torch.Size([3, 5])
@@ -141,7 +141,7 @@ class MatchProbability(nn.Module):
 def order(a: Tensor, b: Tensor) -> Tensor:
     """Order-embedding score of the best pair, max_kl -|max(0, |b_l| - |a_k|)|_2 with |.| elementwise (PVSE's baseline).
 
-    Vendrov et al. 2016: the image a is below its caption b, coordinate by coordinate.
+    Vendrov et al. 2016: the score is 0 where the image a is at least as large as its caption b in every coordinate.
 
     Args:
         a: Embeddings (A, K, H) of the images.
@@ -160,14 +160,14 @@ def order(a: Tensor, b: Tensor) -> Tensor:
     a, b = a.abs(), b.abs()
     rows = max(1, _BLOCK // (a.shape[1] * b.numel()))
     blocks = []
-    for block in a.split(rows):  # bounded memory: there is no matrix product to hide the H axis in
+    for block in a.split(rows):  # in blocks, since the difference of all pairs has an axis H
         excess = (b[None, None] - block[:, :, None, None]).relu()  # (rows, K, C, L, H)
         blocks.append(-torch.linalg.vector_norm(excess, dim=-1).amin((1, 3)))
     return torch.cat(blocks)
 
 
 def pair_cosines(a: Tensor, b: Tensor) -> Tensor:
-    """Give the cosines of all pairs of embeddings.
+    """Compute the cosines of all pairs of embeddings.
 
     Args:
         a: Embeddings (A, K, H).
@@ -189,9 +189,10 @@ def pair_cosines(a: Tensor, b: Tensor) -> Tensor:
 def unit(x: Tensor) -> Tensor:
     """L2-normalise the last axis of vectors that are not normalised yet.
 
-    A vector whose length is 1, up to rounding, is returned as it is. A tower has normalised it already, and as in the
-    official codes its score is the plain product, whose gradient keeps the part along the vector; the tower's own
-    normalisation takes that part away. Any other vector is divided by its length, with that division's gradient.
+    A vector whose length is 1 up to rounding is returned as it is, since a tower has normalised it already. Its score
+    and the score's gradient are then those of the plain product, as in the official codes; only the tower's own
+    normalisation removes the gradient's component along the vector. Any other vector is divided by its length, and the
+    gradient goes through the division.
 
     Args:
         x: Vectors (..., H).

@@ -63,7 +63,7 @@ def test_without_the_global_part_the_context_is_not_read() -> None:
 def test_context_widths() -> None:
     features, mask = sets()
     narrow = PIENet(DIM, 5, 2).double()
-    with pytest.raises(ValueError, match=r"without a context the masked mean .* must be \(4, 5\), got shape \(4, 6\)"):
+    with pytest.raises(ValueError, match=r"the masked mean, which .* must be \(4, 5\), got shape \(4, 6\)"):
         narrow(features, mask)
     with pytest.raises(ValueError, match=r"context must be \(4, 5\), got shape \(4, 6\)"):
         narrow(features, mask, torch.randn(4, DIM))

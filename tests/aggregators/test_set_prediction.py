@@ -130,7 +130,7 @@ def test_grid_positions() -> None:
 def test_context_widths() -> None:
     features, mask = sets()
     narrow = SetPrediction(DIM, 5, 2).double()
-    with pytest.raises(ValueError, match=r"without a context the masked mean .* must be \(4, 5\), got shape \(4, 6\)"):
+    with pytest.raises(ValueError, match=r"the masked mean, which .* must be \(4, 5\), got shape \(4, 6\)"):
         narrow(features, mask)
     with pytest.raises(ValueError, match=r"context must be \(4, 5\), got shape \(4, 6\)"):
         narrow(features, mask, torch.randn(4, DIM))

@@ -383,12 +383,12 @@ def test_the_vocabulary_of_vse_infty(options: dict[str, Any], file: str) -> None
 )
 def test_what_dive_may_not_be(wrong: dict[str, Any]) -> None:
     name, value = next(iter(wrong.items()))
-    with pytest.raises(ValueError, match=f"its option {name} is {value}; this package has {not value}"):
+    with pytest.raises(ValueError, match=f"its option {name} is {value}; this package supports only {not value}"):
         native_state({"model": dive_state(), "args": Namespace(**wrong)})
 
 
 @pytest.mark.parametrize(("system", "option"), [("opt", "no_imgnorm"), ("opt", "no_txtnorm"), ("args", "no_txtnorm")])
 def test_unnormalised_models_are_refused(system: str, option: str) -> None:
     model: Any = list(region_states()) if system == "opt" else vse_2ad_states()
-    with pytest.raises(ValueError, match=f"its option {option} is True; this package has False"):
+    with pytest.raises(ValueError, match=f"its option {option} is True; this package supports only False"):
         native_state({"model": model, system: Namespace(**{option: True})})

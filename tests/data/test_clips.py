@@ -105,7 +105,7 @@ def test_bad_clips(tmp_path: Path) -> None:
         ("cut.gif", "cut.gif: not a GIF"),
         ("text.gif", "text.gif: not a GIF or other clip that can be read"),
         ("none.gif", "none.gif: no such clip"),
-        ("empty", "empty: holds no pictures; expected a clip's frames"),
+        ("empty", "empty: contains no pictures; expected the frames of a clip"),
         ("mixed", "mixed: its frames differ in size"),
     ):
         with pytest.raises(InputError, match=message):
@@ -119,7 +119,7 @@ def test_bad_clips(tmp_path: Path) -> None:
         ({"size": 99, "resize": 9}, "resize must be at least 99, got 9"),
         ({"size": 0}, "size must be at least 1, got 0"),
         ({"fps": 0.0}, "fps must be positive, got 0.0"),
-        ({"fps": float("inf")}, "fps must be positive, got inf"),
+        ({"fps": float("inf")}, "fps must be finite, got inf"),
         ({"jitter": 0.6}, r"jitter must be in \[0, 0.5\], got 0.6"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -154,7 +154,7 @@ def test_bad_frame_features(tmp_path: Path) -> None:
     np.save(folder / "a.npy", np.ones((3, 4), dtype=np.float32))
     bad: dict[str, tuple[Any, str]] = {
         "nan": (np.full((2, 4), np.nan, dtype=np.float32), "nan.npy: NaN or Inf in the features of clip nan"),
-        "wide": (np.ones((2, 5), dtype=np.float32), "wide.npy: clip wide is 5 wide, the others 4"),
+        "wide": (np.ones((2, 5), dtype=np.float32), "wide.npy: clip wide is 5 wide, but the others are 4"),
         "whole": (np.ones((2, 4), dtype=np.int64), r"expected floats \(frames, width\) for clip whole, found int64"),
         "flat": (np.ones(4, dtype=np.float32), r"found float32 of shape \(4,\)"),
         "none": (np.ones((0, 4), dtype=np.float32), r"found float32 of shape \(0, 4\)"),
@@ -165,7 +165,7 @@ def test_bad_frame_features(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=message):
             FrameFeatures(folder, ["a", name]).read(np.array([1]))
     np.savez(tmp_path / "packed.npz", a=np.ones((3, 4), dtype=np.float32))
-    with pytest.raises(InputError, match="packed.npz: holds no array named b, as the clip is"):
+    with pytest.raises(InputError, match="packed.npz: has no array named b for the clip"):
         FrameFeatures(tmp_path / "packed.npz", ["a", "b"]).read(np.array([1]))
     packed = (tmp_path / "packed.npz").read_bytes()
     (tmp_path / "packed.npz").write_bytes(packed[:60])
@@ -175,7 +175,7 @@ def test_bad_frame_features(tmp_path: Path) -> None:
         find_clips(tmp_path, "gifs", ["a"])
     with pytest.raises(InputError, match="a.npy: expected a folder or an .npz file of frames"):
         find_clips(folder, "a.npy", ["a"])
-    with pytest.raises(InputError, match="features: holds nothing of clip b"):
+    with pytest.raises(InputError, match="features: has no file for clip b"):
         find_clips(tmp_path, "features", ["b", "a"])
     with pytest.raises(InputError, match="features: has no b.npy, nor 1 others of 3 clips"):
         find_clips(tmp_path, "features", ["a", "b", "c"])
@@ -221,7 +221,7 @@ def test_durations_are_the_files_own(mode: str, tmp_path: Path) -> None:
             told.append(clip.info["duration"])
     content = (tmp_path / "x.gif").read_bytes()
     assert told == durations and gif_durations(content) == [duration // 10 for duration in durations]
-    with pytest.raises(ValueError, match="only a GIF file tells its frame rate"):
+    with pytest.raises(ValueError, match="only a GIF file has a known frame rate"):
         gif_durations(b"\x89PNG" + content)
 
 
@@ -257,7 +257,7 @@ def test_clips_without_a_rate(tmp_path: Path) -> None:
     for i, picture in enumerate(grey_frames(4)):
         picture.save(folder / f"{i}.png")
     at_eight = ClipTransform(4, 8, 8, fps=8.0)
-    message = "folder: a folder of pictures does not tell its frame rate, so fps=8 cannot be met; .*fps=null"
+    message = "folder: the frame rate of a folder of pictures is unknown, so fps=8 is impossible; .*fps=null"
     for read in (lambda: at_eight.read(folder), lambda: list(iterate_frames(folder, 8.0))):
         with pytest.raises(InputError, match=message):
             read()
@@ -265,7 +265,7 @@ def test_clips_without_a_rate(tmp_path: Path) -> None:
         at_eight.read(grey_frames(4)), ClipTransform(4, 8, 8).read(grey_frames(4))
     )  # as the caller has it
     grey_frames(1)[0].save(tmp_path / "x.webp")
-    with pytest.raises(InputError, match="x.webp: not a GIF .*only a GIF file tells its frame rate"):
+    with pytest.raises(InputError, match="x.webp: not a GIF .*only a GIF file has a known frame rate"):
         at_eight.read(tmp_path / "x.webp")
     cut = write_gif(tmp_path / "cut.gif", 9).read_bytes()
     (tmp_path / "cut.gif").write_bytes(cut[: len(cut) // 2])

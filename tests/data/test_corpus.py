@@ -110,7 +110,7 @@ def test_missing_files_are_noticed_with_the_transform(tmp_path: Path) -> None:
 
 
 def test_frame_features_have_no_rate(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="frame features do not tell their frame rate, so fps=8 cannot be met; .*null"):
+    with pytest.raises(InputError, match="the frame rate of frame features is unknown, so fps=8 is impossible; .*null"):
         sources(tmp_path)["frame features"].transformed(ClipTransform(4, 8, 10, fps=8.0), seed=1, threads=0)
 
 

@@ -402,7 +402,7 @@ def test_a_format_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert np.asarray(corpus.images.read(np.arange(4))).shape == (4, 3, 16, 16)
     bare = read_config(config, [*settings, "data.options.bare=true"])
     with pytest.raises(
-        InputError, match=r"data.format: own_format:pairs gives images as list; expected .* PictureFiles"
+        InputError, match=r"data.format: own_format:pairs returns images as list; expected .* PictureFiles"
     ):
         build_corpus(bare, "train")
 

@@ -28,7 +28,7 @@ def test_synthetic_world_is_rendered_once_and_the_same(tmp_path: Path) -> None:
     assert np.array_equal(first.images[3][1 * 4 + 2], cell.reshape(-1))
     with pytest.raises(InputError, match="holds another world"):
         synthetic(str(tmp_path / "a"), "train", seed=1, **small)
-    with pytest.raises(InputError, match="not empty, and holds no rendered world"):
+    with pytest.raises(InputError, match="is not empty and contains no rendered world"):
         synthetic(str(tmp_path), "train", **small)
     with pytest.raises(InputError, match="splits train, dev and test, not testall"):
         synthetic(str(tmp_path / "a"), "testall", **small)
@@ -37,7 +37,7 @@ def test_synthetic_world_is_rendered_once_and_the_same(tmp_path: Path) -> None:
 def test_synthetic_bad_places(tmp_path: Path) -> None:
     small: dict[str, Any] = {"train_scenes": 2, "eval_scenes": 1}
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="file: not empty, and holds no rendered world"):
+    with pytest.raises(InputError, match="file: is not empty and contains no rendered world"):
         synthetic(str(tmp_path / "file"), "train", **small)
     with pytest.raises(InputError, match="cannot be written there .File exists."):
         synthetic(str(tmp_path / "file" / "x"), "train", **small)

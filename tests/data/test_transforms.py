@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from vse.data.transforms import Crop, PictureFiles, ScaledCrop, Square, open_picture
+from vse.data.transforms import Crop, PictureFiles, ScaledCrop, Square, kind_of, open_picture
 from vse.errors import InputError
 
 
@@ -206,3 +206,9 @@ def test_dives_windows(photo: Image.Image) -> None:
     assert not torch.equal(drawn, torch.stack([Square(32).read(photo, train=True) for _ in range(50)]))
     still = Square(32, aspect="random", augment=False)
     assert torch.equal(still.read(photo, train=True), still.read(photo))
+
+
+def test_what_a_transform_reads() -> None:
+    """Its own word counts; one that does not say reads what the corpus has."""
+    assert kind_of(Square(), "frames") == "pictures"
+    assert kind_of(object(), "frames") == "frames"

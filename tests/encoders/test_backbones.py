@@ -129,8 +129,8 @@ def test_bad_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     contents: dict[str, tuple[Any, str]] = {
         "lacking": ({k: v for k, v in state.items() if "layer4" not in k}, "layer4.0.conv1.weight is missing"),
         "strange": ({**state, "head.weight": torch.zeros(1)}, "head.weight is not in this model"),
-        "wider": (wider, r"conv1.weight is \(32, 3, 7, 7\) there and \(64, 3, 7, 7\) here"),
-        "whole": ({k: v.long() for k, v in state.items()}, "conv1.weight is torch.int64 there and torch.float32 here"),
+        "wider": (wider, r"conv1.weight has shape \(32, 3, 7, 7\), expected \(64, 3, 7, 7\)"),
+        "whole": ({k: v.long() for k, v in state.items()}, "conv1.weight has type torch.int64, expected torch.float32"),
         "part": ({"base": None, "top": {}}, "expected a state dict, or a dict of 'base' and 'top' states"),
         "numbers": ({5: torch.zeros(1)}, "expected a state dict"),
         "sparse": ({"a": torch.eye(3).to_sparse()}, "expected a state dict"),
@@ -143,7 +143,7 @@ def test_bad_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
             load_backbone_weights(backbone, tmp_path / f"{name}.pth")
     for number, text in enumerate(["hello\n", "https://host/x.pth", "<html>", "(", "version https://git-lfs", ""]):
         (tmp_path / f"{number}.pth").write_text(text)
-        with pytest.raises(InputError, match=f"{number}.pth: cannot be read as weights .it is no torch file") as caught:
+        with pytest.raises(InputError, match=f"{number}.pth: cannot be read as weights .it is not a torch") as caught:
             load_backbone_weights(backbone, tmp_path / f"{number}.pth")
         assert "\n" not in str(caught.value) and "weights_only" not in str(caught.value)
     (tmp_path / "text.pth").write_text("no weights")
@@ -166,9 +166,9 @@ def test_imagenet_weights(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError("no route")
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
-    with pytest.raises(InputError, match=r"weights 'imagenet' cannot be downloaded \(no route\); a file may be named"):
+    with pytest.raises(InputError, match=r"weights 'imagenet' cannot be downloaded \(no route\); pass a file instead"):
         make("resnet18", weights="imagenet")
-    with pytest.raises(InputError, match="'imagenet' are of torchvision's geometry, not caffe_resnet50's"):
+    with pytest.raises(InputError, match="'imagenet' do not have the geometry of caffe_resnet50"):
         make("caffe_resnet50", weights="imagenet")
 
 

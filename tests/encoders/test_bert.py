@@ -136,9 +136,9 @@ def test_other_text_models(kind: str, tmp_path: Path, tokens: tuple[Tensor, Tens
         ({"dropout": -0.1}, r"dropout must be in \[0, 1\), got -0.1"),
         ({"context": "min"}, "context must be one of .*, got 'min'"),
         ({"vocab_size": 91}, "its tokenizer has 91 tokens, but the model knows 90"),
-        ({"model": "VIT"}, "vit is no text model: it takes no input_ids"),
+        ({"model": "VIT"}, "vit is not a text model: it takes no input_ids"),
         ({"model": "/nowhere/bert"}, "/nowhere/bert: no such folder; expected one with a model of transformers"),
-        ({"model": "bert-of-nobody"}, "bert-of-nobody: neither a folder here nor a model that can be fetched"),
+        ({"model": "bert-of-nobody"}, "bert-of-nobody: not a folder, nor a model that can be downloaded"),
     ],
 )
 def test_bad_arguments(tiny_bert: Path, tiny_vit: Path, arguments: dict[str, Any], message: str) -> None:
@@ -199,14 +199,14 @@ def test_going_on_is_the_same_to_the_bit(run: list[str], cli: Cli, tmp_path: Pat
 def test_another_vocabulary(run: list[str], cli: Cli, tmp_path: Path) -> None:
     assert cli("train", *run, "train.epochs=1").code == 0
     for texts, message in (
-        ([None], "caption 0 is no text but NoneType"),
-        (["a", "b \ud83d"], "caption 1 is no valid text: 'b"),
+        ([None], "caption 0 must be a string, got NoneType"),
+        (["a", "b \ud83d"], "caption 1 is not valid text: 'b"),
         (b"a dog", "texts must be a string or a list of strings, got bytes"),
     ):
         with pytest.raises(ValueError, match=message):
             vse.load(tmp_path / "run").encode_texts(texts)  # type: ignore[arg-type]
     assert len(vse.load(tmp_path / "run").encode_texts(text for text in ("a", "b"))) == 2  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="more: has 156 words, but .*best.pt has a table of 72"):
+    with pytest.raises(InputError, match="more: has 156 words, but the table in .*best.pt has 72 rows"):
         folder = shutil.copytree(tmp_path / "bert", tmp_path / "more")
         vse.load(tmp_path / "run", vocabulary=write_tokenizer(Path(folder), [f"word{i}" for i in range(99)]))
     same = vse.load(tmp_path / "run", vocabulary=tmp_path / "bert")

@@ -187,7 +187,7 @@ def test_cls_is_an_element_before_the_patches(tiny_vit: Path) -> None:
         ({"backbone": "resnet18", "drop": 1.0}, r"drop must be in \[0, 1\), got 1.0"),
         ({"backbone": "resnet18", "freeze_epochs": -1}, "freeze_epochs must be at least 0, got -1"),
         ({"backbone": "resnet18", "stage_epochs": 0}, "stage_epochs must be at least 1, got 0"),
-        ({"backbone": "resnet18", "features": "raw", "dropout": 0.1}, "raw features without a context have none"),
+        ({"backbone": "resnet18", "features": "raw", "dropout": 0.1}, "raw features without a context, got"),
         ({"backbone": "resnet18", "cls": True}, "cls is for a vision transformer's .CLS. token, and resnet18 has none"),
         ({"backbone": "resnet18", "pixels": "bgr"}, "pixels must be one of .*, got 'bgr'"),
         ({"backbone": "resnet18", "init": "zeros"}, "init must be one of .*, got 'zeros'"),
@@ -217,11 +217,13 @@ def test_a_model_tells_its_pixels(tiny_vit: Path, tmp_path: Path, capsys: pytest
     grid = Grid(8, str(folder), pixels="half")
     assert capsys.readouterr().err == ""
     Grid(8, str(folder), pixels="imagenet")
-    line = f"warning: {folder} was trained with pixels: half, but is given pixels: imagenet\n"
+    line = f"warning: {folder} was trained with pixels: half, but the config has pixels: imagenet\n"
     assert capsys.readouterr().err == line
     Grid(8, str(folder), architecture=grid.architecture)  # as from a checkpoint: the folder is not looked at
     assert capsys.readouterr().err == ""
     statistics.write_text(json.dumps({"image_mean": [0.1] * 3, "image_std": [0.5] * 3}))
     Grid(8, str(folder), pixels="half")
-    expected = "trained with mean [0.1, 0.1, 0.1] and standard deviation [0.5, 0.5, 0.5], but is given pixels: half"
+    expected = (
+        "trained with mean [0.1, 0.1, 0.1] and standard deviation [0.5, 0.5, 0.5], but the config has pixels: half"
+    )
     assert expected in capsys.readouterr().err

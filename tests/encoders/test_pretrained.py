@@ -93,7 +93,7 @@ DAMAGES: dict[str, tuple[Change, str]] = {
     ),
     "wider": (
         configure(intermediate_size=32),
-        r"its weights do not fit its config: encoder.layer.0.intermediate.dense.bias is \(24,\) there and \(32,\) here",
+        r"do not fit its config: encoder.layer.0.intermediate.dense.bias has shape \(24,\), expected \(32,\)",
     ),
 }
 
@@ -117,12 +117,12 @@ def test_what_is_no_text_model(tiny_vit: Path, tiny_bert: Path, tmp_path: Path) 
     write_transformer(tmp_path / "map", ResNetConfig(hidden_sizes=[8], depths=[1], embedding_size=8))
     for folder, side, message in (
         (tmp_path / "empty", "text", "empty: cannot be read as a model of transformers"),
-        (tmp_path / "t5", "text", "t5 is an encoder and a decoder; expected one model of hidden states"),
-        (tiny_vit, "text", "vit is no text model: it takes no input_ids"),
-        (tiny_bert, "vision", "bert is no vision model: it takes no pixel_values"),
-        (tmp_path / "map", "vision", "gives 3-dimensional feature maps; torchvision's ResNets go by name"),
+        (tmp_path / "t5", "text", "t5 has an encoder and a decoder; expected a model with only an encoder"),
+        (tiny_vit, "text", "vit is not a text model: it takes no input_ids"),
+        (tiny_bert, "vision", "bert is not a vision model: it takes no pixel_values"),
+        (tmp_path / "map", "vision", "gives 3-dimensional feature maps; for a ResNet, use torchvision's name"),
         (tmp_path / "none", "vision", "none: no such folder; expected one with a model of transformers"),
-        (Path("nobody/vit"), "vision", "nobody/vit: neither a folder here nor a model that can be fetched"),
+        (Path("nobody/vit"), "vision", "nobody/vit: not a folder, nor a model that can be downloaded"),
     ):
         with pytest.raises(InputError, match=message):
             load_transformer(str(folder), None, None, side)  # type: ignore[arg-type]
@@ -132,7 +132,7 @@ def test_a_model_that_does_not_heed_the_mask(tmp_path: Path) -> None:
     from transformers import FNetConfig
 
     folder = write_transformer(tmp_path, FNetConfig(vocab_size=80, tpu_short_seq_length=8, **SMALL), True)
-    with pytest.raises(InputError, match="padding changes what it gives: it does not heed the attention mask"):
+    with pytest.raises(InputError, match="padding changes its results: it ignores the attention mask"):
         load_text(folder)
 
 

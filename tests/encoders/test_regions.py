@@ -217,8 +217,9 @@ def test_the_mean_of_raw_regions_is_projected_once() -> None:
         (lambda: Regions(5, 8, init="normal"), "init must be one of 'xavier' or 'torch', got 'normal'"),  # type: ignore[arg-type]
         (lambda: Regions(5, 8, dropout=1.0), r"dropout must be in \[0, 1\), got 1.0"),
         (lambda: Regions(5, 8, drop=1.0), r"drop must be in \[0, 1\), got 1.0"),
-        (lambda: Regions(5, 8, features="raw", dropout=0.1), "raw features without a context have none: 0.1"),
-        (lambda: Regions(5, 1), "in_dim must be at least 1 and dim at least 2, got 5 and 1"),
+        (lambda: Regions(5, 8, features="raw", dropout=0.1), "raw features without a context, got 0.1"),
+        (lambda: Regions(5, 1), "dim must be at least 2, got 1"),
+        (lambda: Regions(0, 4), "in_dim must be at least 1, got 0"),
         (lambda: Regions(5, 8)(torch.randn(2, 3, 4)), "features must be 5 wide, got 4"),
         (lambda: Regions(5, 8)(torch.randn(2, 3, 5), torch.zeros(2, 3, dtype=torch.bool)), "sample 0 .* no element"),
     ],

@@ -207,7 +207,7 @@ def test_mistakes_are_one_line(grid: list[str], cli: Cli, tmp_path: Path) -> Non
     own = cli("extract_features", config, tmp_path / "mine", *settings, "--split", "dev").error
     assert "dev_ims.npy: exists already, and no manifest says what made it" in own
     options = cli("extract_features", *arguments, "--split", "dev", "--boxes", "9").error
-    assert "--boxes and --size are for --detector" in options
+    assert "--boxes and --size need --detector" in options
     folder = cli("extract_features", config, *settings).error
     assert "expected a folder to write into, got data=" in folder
     (tmp_path / "old" / "precomp").mkdir(parents=True)
@@ -338,7 +338,7 @@ def test_clips_are_extracted_at_the_transforms_rate(cli: Cli, tmp_path: Path) ->
     assert manifest["transform"] == {"name": "clip", "size": 48, "resize": 48, "fps": 5, "antialias": False}
     assert "made with another transform" in cli("extract_features", config, world, *settings).error
     refused = cli("train", config, *settings, *rate, "data.options.frames=features").error
-    assert "frame features do not tell their frame rate, so fps=5 cannot be met" in refused
+    assert "the frame rate of frame features is unknown, so fps=5 is impossible" in refused
     outcome = cli("train", config, *settings, "data.options.frames=features")
     assert outcome.code == 0, outcome.err
 

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from loss_cases import batch, slow_contrastive
+from loss_cases import batch, random_batch, slow_contrastive
 from torch import Tensor
 
 from vse.losses import AdaptiveContrastiveLoss
@@ -57,6 +57,31 @@ def test_the_random_variant_draws_a_number_per_direction() -> None:
     constant = [float(AdaptiveContrastiveLoss(negatives=n)(scores, positives)) for n in range(1, 7)]
     drawn = {round(float(loss(scores, positives)), 6) for _ in range(200)}
     assert drawn - {round(c, 6) for c in constant}  # two directions with different numbers
+
+
+def test_positives_count_as_zero_in_the_adaptive_number() -> None:
+    """Four pairs at 0.3: counting e^-0.3 for them would give two negatives instead of one."""
+    eye = torch.eye(4, dtype=torch.bool)
+    assert math.floor(4 * math.cos((0.3 + 1.0) ** 1.25)) + 1 == 1
+    assert math.floor(4 * math.cos((0.3 + (12 + 4 * math.exp(-0.3)) / 16) ** 1.25)) + 1 == 2
+    assert int(AdaptiveContrastiveLoss(gamma=1.25).count_negatives(eye * 0.3, eye)) == 1
+
+
+def test_the_number_of_negatives_in_many_batches() -> None:
+    """Counting positives as 0 in the uniformity changes n in about every sixth batch."""
+    for seed in range(100):
+        scores, positives = random_batch(seed)
+        for table, right in ((scores, positives), (scores.T, positives.T)):
+            expected = slow_count(table.double(), right, 1.25)(table.shape[1])
+            assert int(AdaptiveContrastiveLoss(gamma=1.25).count_negatives(table.double(), right)) == expected
+
+
+def test_the_released_variant_is_off_by_default() -> None:
+    positives = torch.eye(4, dtype=torch.bool)
+    scores = torch.full((4, 4), -0.5).masked_fill(positives, 0.3)
+    loss = AdaptiveContrastiveLoss(negatives=2)(scores, positives)
+    assert loss == AdaptiveContrastiveLoss(negatives=2, released=False)(scores, positives)
+    assert loss != AdaptiveContrastiveLoss(negatives=2, released=True)(scores, positives)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from loss_cases import batch
+from loss_cases import batch, random_batch
 
 from vse.losses import LOSSES
 
@@ -27,9 +27,15 @@ def test_every_loss_treats_images_and_captions_alike(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_half_precision_scores_are_judged_in_float32(name: str) -> None:
-    scores, positives = batch("pairs")
-    assert LOSSES[name]()(scores.bfloat16(), positives).dtype == torch.float32
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_scores_are_judged_in_float32(name: str, dtype: torch.dtype) -> None:
+    """Only the scores are rounded: the loss is that of the same scores in float32, to the last bit."""
+    for seed in range(5):
+        scores, positives = random_batch(seed)
+        half = scores.to(dtype).requires_grad_()
+        found, expected = (LOSSES[name]()(x, positives) for x in (half, half.detach().float()))
+        assert found.dtype == torch.float32 and torch.equal(found, expected)
+        assert torch.autograd.grad(found, half)[0].isfinite().all()
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -109,6 +109,6 @@ def test_a_grid_that_does_not_fit(cli: Cli, tiny: list[str], tmp_path: Path) -> 
     assert "model.image: grid is 3 x 3 = 9 cells, but there are 6 features" in wrong and "override" not in wrong
     text = ["model.text.aggregator.position=sine_2d", "model.text.aggregator.grid=[2, 3]"]
     assert (
-        "is for a picture's cells, but the text tower has tokens"
+        "is for the cells of a picture, but the text tower has tokens"
         in cli("train", *config, *text, f"run.dir={tmp_path / 'y'}").error
     )

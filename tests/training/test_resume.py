@@ -124,7 +124,7 @@ def test_resume_under_another_config(cli: Cli, tiny: list[str], tmp_path: Path, 
     cli("train", *tiny)
     outcome = cli("train", *tiny, "optim.lr=0.1", "model.embed_dim=16", "train.epochs=3")
     assert outcome.code == 2
-    assert "model.embed_dim (8 there, 16 here); optim.lr (0.0005 there, 0.1 here)" in outcome.error
+    assert "model.embed_dim (8 in the run, 16 now); optim.lr (0.0005 in the run, 0.1 now)" in outcome.error
     assert "train.epochs" not in outcome.error
     moved = corpus_folder.rename(tmp_path / "moved")
     allowed = ["train.epochs=3", f"data.root={moved}", "data.workers=1", "run.log_steps=1", "run.save_minutes=3"]
@@ -147,7 +147,8 @@ def test_a_run_from_before_a_setting_existed_goes_on(cli: Cli, tiny: list[str], 
     outcome = cli("train", *tiny, "train.epochs=3")
     assert outcome.code == 0 and "epoch 3/3" in outcome.out, outcome.err
     assert (
-        "model.image.encoder.mlp (input there, None here)" in cli("train", *tiny, "model.image.encoder.mlp=null").error
+        "model.image.encoder.mlp (input in the run, None now)"
+        in cli("train", *tiny, "model.image.encoder.mlp=null").error
     )
 
 

@@ -13,8 +13,8 @@ class AdaptivePool(nn.Module):
     VSE-2AD, Zhang et al. 2023 (EACL), its adaptive pooling. With x_(1)d >= x_(2)d >= ... the values of dimension d over
     the real elements, and softmaxes over the ranks k:
     E = sum_k softmax_k(x_(k)) * x_(k) (embedding level), T = sum_k softmax_k(relu(W x_(k) + b)) * x_(k) (token level),
-    (w_T, w_E) = softmax(v.T + c, v.E + c), and the result is w_T T + w_E E. As in the released code, W starts Xavier
-    uniform and b at zero, while v and c start as torch has it.
+    (w_T, w_E) = softmax(v.T + c, v.E + c), and the result is w_T T + w_E E. As in the released code, W is initialised
+    Xavier uniform and b with zero, while v and c have torch's initialisation.
 
     Args:
         dim: Width D of the features.
@@ -53,7 +53,7 @@ class AdaptivePool(nn.Module):
         return Aggregated((weights.unsqueeze(-1) * levels).sum(1, keepdim=True))
 
     def levels(self, features: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Give both levels, and how they are balanced.
+        """Compute both levels and their weights.
 
         Args:
             features: Local features (B, N, dim).
@@ -70,5 +70,5 @@ class AdaptivePool(nn.Module):
         return levels, self.balance(levels).squeeze(-1).softmax(1)
 
     def token_mask(self, mask: Tensor | None) -> Tensor | None:
-        """Give the ranks that take part in the token level's softmax (the released code differs here)."""
+        """Return the mask of the token level's softmax (the released code differs here)."""
         return mask

@@ -1,4 +1,4 @@
-"""What an aggregator is: the one contract that models and the assembly rely on."""
+"""The contract of an aggregator."""
 
 from typing import Any, NamedTuple, Protocol
 
@@ -10,8 +10,8 @@ from vse.sets import Aggregated
 class Aggregator(Protocol):
     """Turns a batch of sets of local features into K embeddings per sample.
 
-    Any ``nn.Module`` with this call is an aggregator, wherever it is defined. What else an aggregator may tell of
-    itself is listed in :class:`AggregatorTraits`.
+    Any ``nn.Module`` with this call is an aggregator, wherever it is defined. It may also have the attributes that
+    :class:`AggregatorTraits` lists.
 
     >>> class First(nn.Module):
     ...     def forward(self, features, mask=None, context=None):
@@ -19,24 +19,30 @@ class Aggregator(Protocol):
     """
 
     def __call__(self, features: Tensor, mask: Tensor | None = None, context: Tensor | None = None) -> Aggregated:
-        """Aggregate features (B, N, D), a mask (B, N) and a context (B, C) into embeddings (B, K, H)."""
+        """Aggregate a batch of sets.
+
+        Args:
+            features: Local features (B, N, D).
+            mask: (B, N), True on real elements; None when all are real.
+            context: The encoder's global vectors (B, C), or None.
+
+        Returns:
+            Embeddings (B, K, H), and whatever else the aggregator computes.
+        """
         ...
 
 
 class AggregatorTraits(NamedTuple):
-    """What an aggregator may tell of itself, with the defaults of one that tells nothing.
+    """The optional attributes of an aggregator, with the values that hold for one that does not have them."""
 
-    An aggregator sets those that apply to it as attributes of the same names.
-    """
-
-    out_dim: int | None = None  # width of the embeddings; None = that of the features, or of what it returns
-    returns_context: bool = False  # whether it returns the context, so that the embeddings are as wide as that
+    out_dim: int | None = None  # width of the embeddings; None: that of the features or of the context
+    returns_context: bool = False  # whether the embedding is the context, and so has the context's width
     padding_counts: bool = False  # whether padding changes a result, as in some released codes
-    grid: tuple[int, int] | None = None  # height and width of the grid whose cells its features must be
+    grid: tuple[int, int] | None = None  # height and width, if its features must be the cells of a grid
 
 
 def traits_of(aggregator: nn.Module) -> AggregatorTraits:
-    """What an aggregator tells of itself; this is the only place that knows the defaults.
+    """Return the optional attributes of an aggregator; this is the only place that knows their defaults.
 
     >>> traits_of(nn.Identity()).padding_counts
     False

@@ -28,7 +28,15 @@ class GraphLayer(nn.Module):
         self.out = nn.Linear(dim, dim)
 
     def forward(self, elements: Tensor, mask: Tensor | None) -> Tensor:
-        """Update elements (B, N, dim); masked ones, (B, N) False, are not read."""
+        """Update the elements.
+
+        Args:
+            elements: The elements (B, N, dim).
+            mask: (B, N), True on real elements; None when all are real.
+
+        Returns:
+            The new elements (B, N, dim).
+        """
         affinities = self.query(elements) @ self.key(elements).transpose(1, 2) / math.sqrt(elements.shape[-1])
         weights = masked_softmax(affinities, None if mask is None else mask.unsqueeze(1))
         return elements + self.out(weights.to(elements.dtype) @ self.graph(elements))

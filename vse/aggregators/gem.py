@@ -21,7 +21,7 @@ class GeM(nn.Module):
     below ``eps``, and so all negative ones, count as ``eps`` and get no gradient, as in the original.
 
     Args:
-        power: Where p starts.
+        power: Initial value of p.
         eps: Smallest value of a feature.
 
     Raises:

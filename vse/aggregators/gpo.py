@@ -37,7 +37,7 @@ class GPO(nn.Module):
         decoder: What turns codes into states: "gru", "transformer" or "mlp".
         per_dimension: Whether every dimension has its own weights.
         conditioned: Whether the weights depend on the features.
-        in_dim: Width D of the features; needed for weights per dimension or from the features. Without it, any.
+        in_dim: Width D of the features; needed for ``per_dimension`` and ``conditioned``. None allows any width.
 
     Raises:
         ValueError: A size is out of range, the decoder is unknown, or ``in_dim`` is missing.
@@ -164,7 +164,7 @@ class GPO(nn.Module):
 
 
 def position_codes(size: int, dim: int) -> Tensor:
-    """Give sinusoidal codes of the numbers from 0, base 10000: sine on even channels, cosine on odd ones.
+    """Compute sinusoidal codes of the numbers from 0, with base 10000: sine on even channels, cosine on odd ones.
 
     Args:
         size: How many numbers are coded, 0 to size - 1.

@@ -42,7 +42,7 @@ class PIENet(nn.Module):
 
     Raises:
         ValueError: A size is below 1, ``dropout`` is not in [0, 1), ``combine`` is unknown, K does not divide
-            ``out_dim`` where it must, or there is no context for what is set.
+            ``out_dim`` where it must, or a setting needs the context but ``use_global`` is False.
 
     >>> PIENet(in_dim=300, out_dim=64, num_embeddings=4)(torch.randn(2, 9, 300), context=torch.randn(2, 64))[0].shape
     torch.Size([2, 4, 64])

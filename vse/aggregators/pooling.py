@@ -178,7 +178,7 @@ def set_context(
         features: Local features (B, N, D).
         mask: (B, N), True on real elements; None when all are real.
         context: The global vectors (B, C), or None.
-        dim: The width that the context must have; None for any. ``project`` decides instead where there is one.
+        dim: The width that the context must have; None for any. With ``project``, its input width counts instead.
         project: A learned map that the context goes through.
 
     Returns:
@@ -195,7 +195,7 @@ def set_context(
         context = masked_mean(features, mask)
     dim = dim if project is None else project.in_features
     if context.dim() != 2 or len(context) != len(features) or dim not in (None, context.shape[1]):
-        name = "context" if given else "without a context the masked mean stands in, which"
+        name = "context" if given else "the masked mean, which replaces the missing context,"
         hint = "" if dim is None else "; see project_context"
         raise ValueError(f"{name} must be ({len(features)}, {dim or 'C'}), got shape {tuple(context.shape)}{hint}")
     return context if project is None else project(context)

@@ -50,6 +50,6 @@ class Seq2Seq(nn.Module):
         check_set(features, mask, dim=self.in_dim)
         sequence, _ = close_gaps(features, mask)
         states = self.gru(sequence)[0]
-        last = count_elements(features, mask) - 1  # what stands behind comes later, and so is not in this state
+        last = count_elements(features, mask) - 1  # padding comes later, so it has no effect on this state
         rows = torch.arange(len(states), device=states.device)
         return Aggregated(states[rows, last].unsqueeze(1))

@@ -34,7 +34,7 @@ class SlotSelfAttention(nn.Module):
         self.out = nn.Linear(heads * head_dim, dim)
 
     def forward(self, slots: Tensor) -> Tensor:
-        """Give what the slots (B, K, dim) read of each other."""
+        """Return what the slots (B, K, dim) read from each other."""
         queries, keys, values = self.to_qkv(slots).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         read = F.scaled_dot_product_attention(queries, keys, values)
         return self.out(read.transpose(1, 2).flatten(2))
@@ -43,7 +43,7 @@ class SlotSelfAttention(nn.Module):
 class SlotBlock(nn.Module):
     """One round: the slots attend to the inputs, then a feed-forward net.
 
-    Keys and values are never computed. With q = Wq s and k = Wk x, a head's logit q.k = s.(Wq^T Wk) x, and what it
+    Keys and values are not computed one by one. With q = Wq s and k = Wk x, a head's logit q.k = s.(Wq^T Wk) x. What it
     reads, Wo (sum_n a_n Wv x_n), is (Wo Wv)(sum_n a_n x_n): the products of weights serve all samples and depths, and
     the K slots are fewer than the elements.
 
@@ -128,7 +128,15 @@ class SlotBlock(nn.Module):
         return slots + self.ff(self.ff_norm(slots)), weights
 
     def weigh(self, logits: Tensor, mask: Tensor | None) -> Tensor:
-        """Turn logits (B, K, heads, N) into attention of the same shape; ``mask`` is (B, 1, 1, N) or None."""
+        """Turn logits into attention.
+
+        Args:
+            logits: The logits (B, K, heads, N).
+            mask: (B, 1, 1, N), True on real elements; None when all are real.
+
+        Returns:
+            The attention (B, K, heads, N).
+        """
         if self.attention == "inputs":
             return masked_softmax(logits, mask)
         weights = logits.softmax(1)
@@ -146,8 +154,8 @@ class SetPrediction(nn.Module):
     embedding_k = LayerNorm(context) + LayerNorm(slot_k), and the residual is LayerNorm(slot_k).
 
     ``attention="inputs"`` takes an ordinary softmax over the elements instead: the transformer of the paper's ablation
-    on architectures, whose slots do not compete. That much is what the ablation is about; whether its slots also attend
-    to each other, as in a full transformer decoder, we could not tell, so ``self_attention`` is a setting of its own.
+    on architectures, whose slots do not compete. The paper does not say whether its slots also attend to each other,
+    as in a full transformer decoder, so ``self_attention`` is a separate setting.
 
     Args:
         in_dim: Width of the local features.
@@ -175,7 +183,7 @@ class SetPrediction(nn.Module):
     torch.Size([2, 4, 64])
     """
 
-    block: ClassVar[type[SlotBlock]] = SlotBlock  # what each depth does (the released code's differs)
+    block: ClassVar[type[SlotBlock]] = SlotBlock  # the block that is repeated; the released code has another
 
     def __init__(
         self,
@@ -241,7 +249,7 @@ class SetPrediction(nn.Module):
         return self.predict(fill_masked(features, mask), mask, context)
 
     def predict(self, features: Tensor, mask: Tensor | None, context: Tensor) -> Aggregated:
-        """Embed sets that are checked and whose padding is cleared, around a context.
+        """Embed sets that have been checked and whose padding has been cleared.
 
         Args:
             features: Local features (B, N, in_dim).
@@ -263,7 +271,7 @@ class SetPrediction(nn.Module):
         return Aggregated(self.context_norm(context).unsqueeze(1) + residual, attention.mean(2), residual)
 
     def position_codes(self, features: Tensor, mask: Tensor | None) -> Tensor | None:
-        """Give what is added to the keys' input.
+        """Compute the position codes, which are added to the input of the keys.
 
         Args:
             features: Local features (B, N, in_dim).
@@ -295,7 +303,7 @@ class SetPrediction(nn.Module):
 
 
 def sine_codes(places: Tensor, dim: int) -> Tensor:
-    """Give sinusoidal codes of places: channel i is the sine (i even) or cosine (i odd) of 2 pi p / 10000^(2[i/2]/dim).
+    """Compute sinusoidal codes: channel i is the sine (i even) or cosine (i odd) of 2 pi p / 10000^(2[i/2]/dim).
 
     Args:
         places: Places p in (0, 1], of any shape.

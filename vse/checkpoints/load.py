@@ -1,4 +1,4 @@
-"""From a checkpoint, this package's or an official code's, to a model."""
+"""Load a model from a checkpoint of this package or of an official code."""
 
 import sys
 from collections.abc import Sequence
@@ -53,7 +53,7 @@ def load_model(
         overrides: Settings ("key=value") that differ from the checkpoint's config.
         vocabulary: A vocabulary file, or a tokenizer's folder, as in :func:`vse.load`.
         padding: "masked" or "released", as in :func:`vse.load`.
-        keep_own: Whether ``vocabulary`` is only for a checkpoint that has none.
+        keep_own: Whether ``vocabulary`` is ignored when the checkpoint has its own.
 
     Raises:
         InputError: What :func:`vse.load` raises.
@@ -65,7 +65,7 @@ def load_model(
     if padding == "released":
         state = {**state, "config": released_padding(state["config"])}
     if assumed := state.get("assumed"):
-        note = f"{file}: taken from the published models, as its options do not say: {', '.join(assumed)}"
+        note = f"{file}: its options lack these, so the published models' values are used: {', '.join(assumed)}"
         print(note, file=sys.stderr)
     config = config_of_checkpoint(state, file, overrides)
     words = _choose_vocabulary(config, state, file, vocabulary, keep_own)
@@ -92,13 +92,13 @@ def convert(
         vocabulary: Its vocabulary file, or its tokenizer's folder.
 
     Returns:
-        The vocabulary; the new checkpoint lacks it, too, when it was neither given nor found beside the old one.
+        The vocabulary. If it was neither given nor found next to the old checkpoint, the new one lacks it too.
 
     Raises:
         InputError: There is a file at ``output``, or what :func:`vse.load` raises.
     """
     if output.exists():
-        raise InputError(f"{output}: is there already; expected the name of a new file")
+        raise InputError(f"{output}: exists already; expected the name of a new file")
     check_target(output)
     model, config, file, _ = load_model(path, overrides, vocabulary)
     state = evaluation_state(config, model, traits_of(model.image.encoder).in_dim)
@@ -111,21 +111,42 @@ def convert(
 
 
 def load_weights(model: nn.Module, weights: dict[str, Any], file: Path) -> None:
-    """Load a state dict strictly. Raises InputError that names the first keys that do not fit."""
+    """Load a state dict into a model.
+
+    Args:
+        model: The model.
+        weights: The state dict.
+        file: Where it comes from, for the message.
+
+    Raises:
+        InputError: The state dict does not fit; the message names the first keys that do not.
+    """
     if problem := misfit(model.state_dict(), weights):
         raise InputError(f"{file}: its weights do not fit this config: {problem}")
     model.load_state_dict(weights)
 
 
 def config_of_checkpoint(state: dict[str, Any], path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Config that a checkpoint carries, with overrides; it may name modules outside the package, but no functions."""
+    """Return the config in a checkpoint, which may name modules outside the package but no functions.
+
+    Args:
+        state: The checkpoint.
+        path: Its file, for messages.
+        overrides: Settings ("key=value") that differ from the checkpoint's.
+
+    Returns:
+        The config, resolved.
+
+    Raises:
+        InputError: The config is not valid.
+    """
     return resolve(make_config(state["config"], overrides, {"": str(path)}, trusted=False))
 
 
 def _choose_vocabulary(
     config: Config, state: dict[str, Any], file: Path, given: str | Path | None, keep_own: bool
 ) -> Words:
-    """The vocabulary that the user gives, or the checkpoint's own, or one that is found beside it or its data."""
+    """The vocabulary that the user gives, or the checkpoint's own, or one found next to the checkpoint or the data."""
     saved = saved_vocabulary(state)
     key = "model.text.encoder.model" if reads_subwords(config) else "data.vocabulary.file"
     if keep_own and not isinstance(saved, MissingVocabulary):
@@ -136,17 +157,17 @@ def _choose_vocabulary(
 
 
 def match_vocabulary(config: Config, saved: Words, file: Path, given: str | Path | None) -> Words:
-    """The vocabulary whose ids a checkpoint's weights stand for.
+    """Find the vocabulary that a checkpoint was trained with.
 
     Args:
-        config: Whose text encoder tells the kind of vocabulary, and whose ``data.root`` is searched.
-        saved: What the checkpoint holds of its vocabulary.
+        config: The config. Its text encoder decides the kind of vocabulary, and its ``data.root`` is searched.
+        saved: The vocabulary in the checkpoint, or the note that it is missing.
         file: The checkpoint.
         given: A vocabulary file, or a tokenizer's folder.
 
     Returns:
-        ``given`` as it is read, or ``saved``. When both are missing, a file of the published name beside the checkpoint
-        or in ``data.root``; without one, ``saved``, which says what is missing.
+        The vocabulary ``given``, or else ``saved``. If both are missing, the vocabulary in a file of the published name
+        next to the checkpoint or in ``data.root``; if there is no such file, ``saved``.
 
     Raises:
         InputError: ``given`` cannot be read, or is not the vocabulary that the weights were trained with.
@@ -155,11 +176,9 @@ def match_vocabulary(config: Config, saved: Words, file: Path, given: str | Path
     if given is not None:
         words: Words = read(str(given))
         if not _fits(words, len(saved)):
-            raise InputError(f"{given}: has {len(words):,} words, but {file} has a table of {len(saved):,}")
+            raise InputError(f"{given}: has {len(words):,} words, but the table in {file} has {len(saved):,} rows")
         if not isinstance(saved, MissingVocabulary) and words.ids != saved.ids:  # type: ignore[union-attr]
-            raise InputError(
-                f"{given}: has other words, or other ids for them, than {file}, which has its vocabulary in it"
-            )
+            raise InputError(f"{given}: has other words, or other ids for them, than the vocabulary in {file}")
         return words
     if isinstance(saved, MissingVocabulary):
         saved.checkpoint = file
@@ -169,18 +188,26 @@ def match_vocabulary(config: Config, saved: Words, file: Path, given: str | Path
                 words = read(str(path))
                 if _fits(words, len(saved)):
                     return words
-                note = f"{path}: not used: has {len(words):,} words, but {file} has a table of {len(saved):,}"
+                note = f"{path}: not used: has {len(words):,} words, but the table in {file} has {len(saved):,} rows"
                 print(note, file=sys.stderr)
     return saved
 
 
 def _fits(words: Words, rows: int) -> bool:
-    """Whether a table has a row for each word; a <mask> that was appended to the file's words may have none."""
+    """Whether a table has a row for each word. A <mask> that was appended to the file's words may lack one."""
     return len(words) == rows or (isinstance(words, Vocabulary) and words.appended and len(words) == rows + 1)
 
 
 def add_mask_row(weights: dict[str, Any], words: Words) -> dict[str, Any]:
-    """Weights whose table has a row for each word: that of an appended <mask> starts as the row of <unk>."""
+    """Add a row for an appended <mask> to the table of words, if there is none; it starts as the row of <unk>.
+
+    Args:
+        weights: The state dict of a model.
+        words: Its vocabulary.
+
+    Returns:
+        The state dict, whose table has a row for each word.
+    """
     if _WORD_TABLE not in weights or not isinstance(words, Vocabulary) or len(words) == len(weights[_WORD_TABLE]):
         return weights
     table = weights[_WORD_TABLE]

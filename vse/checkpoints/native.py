@@ -1,7 +1,7 @@
-"""What a checkpoint holds, and how it is written, read and found: the only module that knows.
+"""The format of checkpoints: this module alone knows what they contain and how they are written, read and found.
 
 A checkpoint is a dict of tensors and plain values, so that ``torch.load(..., weights_only=True)`` reads it. The classes
-below name its fields. Beside them a file holds ``format`` and ``version``.
+below list its fields. A file also has the fields ``format`` and ``version``.
 """
 
 import lzma
@@ -27,16 +27,16 @@ from vse.safe_load import is_state_dict, read_weights
 
 FORMAT = "vse checkpoint"
 VERSION = 2
-_FORMAT_1 = "vse checkpoint 1"  # the first version had its number in its format, and no field for it
-_LARGEST = 1 << 24  # more rows, or a greater width, must be a mistake
+_FORMAT_1 = "vse checkpoint 1"  # version 1 had its number in the format and no field "version"
+_LARGEST = 1 << 24  # more rows or a greater width must be a mistake
 
 
 class EvaluationState(TypedDict):
-    """What every checkpoint holds: all that evaluation needs, so that no other file is read."""
+    """The fields of every checkpoint: all that evaluation needs, so that no other file is read."""
 
     config: dict[str, Any]  # the resolved config, as `Config.model_dump()` gives it
-    vocabulary: Any  # a list of words, what a tokenizer is made from, or a note that the vocabulary is missing
-    architectures: dict[str, dict[str, Any]]  # by side, "image" or "text": of encoders that another file describes
+    vocabulary: Any  # a list of words, a tokenizer's state, or a note that the vocabulary is missing
+    architectures: dict[str, dict[str, Any]]  # of the encoders that were read from a file, by "image" or "text"
     in_dim: int | None  # width of the precomputed features; None for pictures and clips
     model: dict[str, Tensor]  # the model's state dict
 
@@ -49,9 +49,9 @@ class Source(TypedDict):
 
 
 class RunState(EvaluationState):
-    """What the checkpoints of a run hold besides."""
+    """The additional fields of a run's checkpoints."""
 
-    criterion: dict[str, Tensor]  # the loss's state dict: what it learned, such as a temperature
+    criterion: dict[str, Tensor]  # the state dict of the loss, such as a learned temperature
     source: Source | None  # the checkpoint that the run started from (train.start_from); may be missing in a file
     epoch: int  # number of finished epochs
     start: dict[str, float]  # health of the embedding sets on the first batch, before the first update; may be missing
@@ -64,7 +64,7 @@ class BestState(RunState):
 
 
 class TrainingState(RunState):
-    """The content of last.pt: all that a run needs to go on exactly from here."""
+    """The content of last.pt: all that a run needs to continue exactly from here."""
 
     step: int  # number of steps done in the current epoch
     best: dict[str, Any]  # {"rsum": the best on dev so far, -1.0 before the first, "epoch": the epoch that gave it}
@@ -79,12 +79,15 @@ _TRAINING_FIELDS = sorted(TrainingState.__required_keys__ - EvaluationState.__re
 
 
 def evaluation_state(config: Config, model: VSEModel, in_dim: int | None) -> EvaluationState:
-    """What a checkpoint holds for evaluation.
+    """Collect what a checkpoint holds for evaluation.
 
     Args:
         config: The resolved config of the model.
         model: The model, with its vocabulary.
         in_dim: Width of the precomputed features, None for pictures and clips.
+
+    Returns:
+        The fields.
     """
     assert model.vocabulary is not None
     architectures = {side: traits_of(tower.encoder).architecture for side, tower in _sides(model).items()}
@@ -102,7 +105,7 @@ def _sides(model: VSEModel) -> dict[str, Any]:
 
 
 def saved_architectures(state: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The architecture of each side's encoder, {} where the config says all of it.
+    """Return the architecture of each side's encoder, or {} where the config is enough.
 
     A model that is built with them reads no file of published weights (:func:`vse.build.build_model`).
     """
@@ -121,14 +124,14 @@ def saved_vocabulary(state: Mapping[str, Any]) -> Words:
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
-    """Write a checkpoint: the whole file or nothing.
+    """Write a checkpoint completely or not at all.
 
     Args:
         path: The file. What it held before is kept until the new content is complete.
         state: An :class:`EvaluationState`, a :class:`BestState` or a :class:`TrainingState`.
 
     Raises:
-        InputError: A weight is not finite, so the state is of no use, or the file cannot be written.
+        InputError: A weight is not finite, or the file cannot be written.
     """
     for name, value in state["model"].items():
         if not value.isfinite().all():
@@ -139,7 +142,7 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint of this package, of any version, or of an official code, onto the CPU.
 
-    Nothing in the file is executed. The result has the fields of :class:`EvaluationState`, and those of
+    No code in the file is executed. The result has the fields of :class:`EvaluationState`, and those of
     :class:`BestState` or :class:`TrainingState` when a run wrote the file.
 
     Raises:
@@ -163,7 +166,18 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def training_state(state: dict[str, Any], path: Path) -> TrainingState:
-    """The state of a run. Raises InputError when the checkpoint was not written to go on from."""
+    """Check that a checkpoint is a run's last.pt.
+
+    Args:
+        state: The content of the checkpoint.
+        path: Its file, for the message.
+
+    Returns:
+        The state of the run.
+
+    Raises:
+        InputError: The checkpoint lacks what a run needs to continue.
+    """
     state = {"source": None, **state}
     if missing := [key for key in _TRAINING_FIELDS if key not in state]:
         raise InputError(f"{path}: holds no training state (no {', '.join(missing)}); expected the last.pt of a run")
@@ -208,7 +222,7 @@ def _from_version_1(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_fields(state: dict[str, Any], path: Path) -> None:
-    """Raise InputError unless all that evaluation needs is there, and of the right kind."""
+    """Raise InputError unless all fields that evaluation needs are there and valid."""
     missing = [key for key in EvaluationState.__annotations__ if key not in state]
     if missing:
         raise InputError(f"{path}: an incomplete checkpoint: it lacks {', '.join(missing)}")
@@ -220,11 +234,11 @@ def _check_fields(state: dict[str, Any], path: Path) -> None:
         "model": is_state_dict(state["model"]),
     }
     if wrong := [key for key, is_right in right.items() if not is_right]:
-        raise InputError(f"{path}: a damaged checkpoint: its {', '.join(wrong)} is of another kind than it should be")
+        raise InputError(f"{path}: a damaged checkpoint: the content of {', '.join(wrong)} is not valid")
 
 
 def _check_archive(path: Path) -> None:
-    """Raise InputError for a torch file that is not whole: its end and its checksums tell before anything is read."""
+    """Raise InputError for an incomplete torch file, by its end and its checksums, before anything else is read."""
     try:
         with open(path, "rb") as file:
             if not b"PK".startswith(file.read(2)):

@@ -1,4 +1,4 @@
-"""Training batches: some captions, the images they describe (each once), and which belongs to which."""
+"""Training batches: some captions, the images that they describe (each once), and which of them belong together."""
 
 import os
 import signal
@@ -18,18 +18,18 @@ from vse.data.vocabulary import Vocabulary, augment
 from vse.errors import InputError, check_choice, check_probability
 from vse.sets import pad
 
-_ORDER, _AUGMENT = 1, 2  # random streams: no two purposes share one
+_ORDER, _AUGMENT = 1, 2  # numbers of independent random streams
 
 
 class Batch(NamedTuple):
-    """What one training step needs.
+    """The data of one training step.
 
     Attributes:
         images: Features (A, elements, width), pictures (A, 3, height, width) or clips (A, frames, 3, height, width).
         image_mask: (A, elements) bool, True for real elements; None when all are real.
         tokens: (C, length) ids of the captions' words or subwords.
         token_mask: (C, length) bool, True for real tokens.
-        positives: (A, C) bool: which caption describes which image.
+        positives: (A, C) bool, True where the caption describes the image.
     """
 
     images: Tensor
@@ -48,15 +48,15 @@ class Batch(NamedTuple):
 
 
 class BatchSampler(Sampler[tuple[int, np.ndarray]]):
-    """Caption indices of every batch of an epoch: a function of seed and epoch alone.
+    """The caption indices of each batch of an epoch, which depend only on the seed and the epoch.
 
-    An incomplete last batch is left out, unless it is the only one. Before iterating, set ``epoch``, and ``first``, the
-    number of the batch to begin with.
+    An incomplete last batch is left out unless it is the only one. Set ``epoch`` and ``first``, the number of the first
+    batch, before iterating.
 
     Args:
         image_of_caption: (captions,) the index of each caption's image.
         images: Number of images.
-        batch_size: Number of captions in a batch, or of images where they are sampled.
+        batch_size: Number of captions in a batch; with ``sampling="image"``, number of images.
         sampling: "pair" shuffles captions; "image" shuffles images and takes all captions of each.
         seed: The seed of the shuffling.
 
@@ -98,18 +98,18 @@ class BatchSampler(Sampler[tuple[int, np.ndarray]]):
 class TrainingData(Dataset[Batch | InputError]):
     """Turns the sampler's (epoch, caption indices) into a batch.
 
-    Augmentation is drawn from seed, epoch and caption index, so it does not depend on the loader's workers. A mistake
-    in the data is returned, not raised: an exception that crosses the loader becomes a page of text.
+    The augmentation depends only on seed, epoch and caption index, and so not on the number of workers. An InputError
+    is returned and not raised, because an exception in a worker becomes a page of text.
 
     Args:
         corpus: Images and captions.
-        vocabulary: What turns captions into ids.
+        vocabulary: Turns captions into ids.
         drop: Probability with which each word of a caption is changed, see :func:`vse.data.vocabulary.augment`.
         seed: The seed of these changes.
-        keep_ends: Whether a caption's first and last token stay as they are.
+        keep_ends: Whether a caption's first and last token are never changed.
 
     Raises:
-        ValueError: ``drop`` is outside [0, 1), or the vocabulary has no mask to put in the place of words.
+        ValueError: ``drop`` is outside [0, 1), or it is above 0 and the vocabulary has no mask token.
 
     >>> TrainingData(corpus, vocabulary, drop=0.2, seed=1)[0, np.array([3, 7])].positives.shape
     torch.Size([2, 2])
@@ -145,7 +145,7 @@ class TrainingData(Dataset[Batch | InputError]):
         return Batch(features, image_mask, tokens, mask, positives)
 
     def sample(self) -> Batch:
-        """Return a small batch, the same every time. Raises InputError for a mistake in the data."""
+        """Return a small batch, always the same one. Raises InputError if the data is damaged."""
         batch = self[0, np.arange(min(2, len(self.corpus.captions)))]
         if isinstance(batch, InputError):
             raise batch
@@ -167,13 +167,16 @@ class TrainingData(Dataset[Batch | InputError]):
 
 
 def make_loader(data: TrainingData, sampler: BatchSampler, workers: int, pin_memory: bool) -> DataLoader[Any]:
-    """Make the loader of whole batches; it draws nothing from the global generators.
+    """Make the loader of batches. It does not change the global random generators.
 
     Args:
-        data: What makes the batches.
-        sampler: What each batch holds.
-        workers: Number of processes that make batches; 0 makes them in this one.
-        pin_memory: Whether batches are copied to page-locked memory, from where a GPU copies faster.
+        data: Makes the batches.
+        sampler: Chooses the captions of each batch.
+        workers: Number of processes that make batches; with 0 this process makes them.
+        pin_memory: Whether to put batches into page-locked memory, from which a GPU copies faster.
+
+    Returns:
+        The loader.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores: the user's choice
@@ -190,10 +193,10 @@ def make_loader(data: TrainingData, sampler: BatchSampler, workers: int, pin_mem
 
 
 def _leave_signals_to_the_parent(_: int) -> None:
-    """A signal to the whole process group must not end the workers: the parent saves, then ends them itself.
+    """Keep a worker alive when a signal goes to the whole process group: the parent saves, then ends the workers.
 
-    Not every system can do all of this. Windows has no SIGHUP. Neither it nor macOS can tell who sent a SIGTERM, so
-    there SIGTERM ends a worker at once, whoever sent it.
+    Not every system allows all of this. Windows has no SIGHUP. On Windows and macOS a process cannot find out who sent
+    a SIGTERM, so a worker there ends at once, whoever sent it.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "SIGHUP"):

@@ -1,4 +1,4 @@
-"""Clips: frames from GIF files, folders of pictures or arrays, and which of them are shown."""
+"""Clips: frames from GIF files, folders of pictures or arrays, and the choice of the frames that a model sees."""
 
 import contextlib
 import io
@@ -17,10 +17,10 @@ from torchvision.transforms import v2
 
 from vse.data.corpus import Kind
 from vse.data.transforms import PictureFiles, Transform, open_picture, seeded, to_bytes
-from vse.errors import InputError, check_at_least, first_line
+from vse.errors import InputError, check_at_least, check_positive, first_line
 
 _PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif"}
-_SHORTEST, _UNTOLD = 2, 10  # hundredths of a second; browsers show a frame of less than 2 for 10
+_SHORTEST, _UNTOLD = 2, 10  # in hundredths of a second: browsers show a frame with less than 2 for 10
 
 
 class ClipFiles(PictureFiles):
@@ -36,18 +36,18 @@ class ClipFiles(PictureFiles):
 
 
 def sample_frames(total: int, count: int, train: bool, max_skip: int = 3, trim: int = 0) -> np.ndarray:
-    """Choose the frames of a clip that are shown (PVSE, Song & Soleymani 2019, released code).
+    """Choose the frames of a clip that the model sees (PVSE, Song & Soleymani 2019, released code).
 
-    Training shows every s-th frame from a random start, s uniform in 1..``max_skip``. Evaluation shows the first
-    ``count`` of every s-th frame, with the largest s that gives as many. A clip that is too short repeats its last
-    frame.
+    Training takes every s-th frame from a random start, with s uniform in 1..``max_skip``. Evaluation takes every s-th
+    frame from the first on, with the largest s that gives ``count`` frames. In a clip that is too short the last frame
+    is repeated.
 
     Args:
         total: Number of frames that the clip has.
         count: Number of frames to show.
         train: Whether to choose at random, with torch's global generator.
         max_skip: The largest s in training.
-        trim: Number of frames left out at both ends in evaluation, as far as that leaves one.
+        trim: Number of frames that evaluation leaves out at each end, unless no frame would be left.
 
     Returns:
         (count,) numbers of frames, in order.
@@ -89,7 +89,7 @@ def frames_at_rate(durations: Sequence[int], fps: float) -> np.ndarray:
 def gif_durations(content: bytes) -> list[int]:
     """Read how long a GIF file shows each of its frames, in hundredths of a second, without decoding a picture.
 
-    A frame that is said to last less than 2 lasts 10, as in browsers.
+    A duration below 2 counts as 10, as in browsers.
 
     Args:
         content: The file's bytes.
@@ -98,7 +98,7 @@ def gif_durations(content: bytes) -> list[int]:
         ValueError: These are not the bytes of a GIF file.
     """
     if content[:3] != b"GIF":
-        raise ValueError("only a GIF file tells its frame rate")
+        raise ValueError("only a GIF file has a known frame rate")
     position = 13 + _colours(content[10])
     durations, duration = [], 0
     while content[position : position + 1] in (b"!", b","):
@@ -126,16 +126,24 @@ def _after_blocks(content: bytes, position: int) -> int:
 
 
 class FrameTransform(Transform, Protocol):
-    """What a transform of clips has beside the members of every transform.
+    """A transform of clips, which can also choose frames and transform a single one.
 
     Attributes:
-        fps: Frames per second at which a clip is seen before its frames are chosen; None sees every frame.
+        fps: Frames per second to which a clip is reduced before its frames are chosen; None keeps every frame.
     """
 
     fps: float | None
 
     def choose(self, total: int, train: bool) -> np.ndarray:
-        """Choose which of ``total`` frames are shown, at random in training."""
+        """Choose the frames that the model sees.
+
+        Args:
+            total: Number of frames that the clip has.
+            train: Whether to choose at random.
+
+        Returns:
+            The numbers of the frames, in order.
+        """
         ...
 
     def evaluate(self, frame: Image.Image) -> Tensor:
@@ -147,21 +155,22 @@ class ClipTransform:
     """Some frames of a clip, all cropped and coloured alike (PVSE, Song & Soleymani 2019).
 
     Training takes one random resized crop, one flip (probability 0.5) and one jitter of brightness, contrast and hue
-    for the whole clip. Evaluation resizes the frames and takes their centre. Of precomputed frame features the
-    transform chooses the frames and does nothing else.
+    for the whole clip. Evaluation resizes the frames and takes their centre. If the frames are precomputed
+    features, the transform only chooses among them.
 
     Args:
         frames: Number of frames shown, see :func:`sample_frames`.
         size: Height and width in pixels of what :meth:`read` gives, bytes (frames, 3, size, size).
         resize: The length to which evaluation resizes the shorter side before it takes the centre.
-        augment: Whether training crops, flips and jitters. Without, its frames look as in evaluation.
+        augment: Whether training crops, flips and jitters. Otherwise its frames look as in evaluation.
         jitter: Strength of the jitter, in [0, 0.5].
         max_skip: See :func:`sample_frames`.
         trim: See :func:`sample_frames`; counted in frames at ``fps``, where that is given.
-        fps: Frames per second at which a clip is seen before its frames are chosen (PVSE, section 3.5: 8). None takes
-            every frame. A GIF file tells its rate. A folder of pictures and precomputed features do not, and are
-            refused: extract them at this rate and leave ``fps`` out. A list of pictures is taken to be at this rate.
-        antialias: Whether resizing blurs away what is too fine for the new size.
+        fps: Frames per second to which a clip is reduced before its frames are chosen (PVSE, section 3.5: 8). None
+            keeps every frame. The rate of a GIF file is known. The rate of a folder of pictures and of precomputed
+            features is not, so they are refused; extract them at this rate and leave ``fps`` out. A list of pictures is
+            assumed to have this rate.
+        antialias: Whether resizing removes details that are too fine for the new size.
 
     Raises:
         ValueError: A size, number or rate is not positive, ``resize`` is below ``size``, ``trim`` is negative, or
@@ -191,8 +200,8 @@ class ClipTransform:
         check_at_least("resize", resize, size)
         if not 0 <= jitter <= 0.5:
             raise ValueError(f"jitter must be in [0, 0.5], got {jitter}")
-        if fps is not None and not 0 < fps < math.inf:
-            raise ValueError(f"fps must be positive, got {fps}")
+        if fps is not None:
+            check_positive("fps", fps)
         self.frames, self.max_skip, self.trim, self.fps = frames, max_skip, trim, fps
         self.evaluate = to_bytes([v2.Resize(resize, antialias=antialias), v2.CenterCrop(size)], antialias)
         random: list[nn.Module] = [
@@ -203,7 +212,15 @@ class ClipTransform:
         self.train = to_bytes(random, antialias) if augment else self.evaluate
 
     def choose(self, total: int, train: bool) -> np.ndarray:
-        """Choose which of ``total`` frames are shown, at random in training."""
+        """Choose the frames that the model sees, see :func:`sample_frames`.
+
+        Args:
+            total: Number of frames that the clip has.
+            train: Whether to choose at random.
+
+        Returns:
+            The numbers of the frames, in order.
+        """
         return sample_frames(total, self.frames, train, self.max_skip, self.trim)
 
     def read(self, source: Any, train: bool = False) -> Tensor:
@@ -212,6 +229,9 @@ class ClipTransform:
         Args:
             source: A GIF file, a folder of pictures, or a list of PIL pictures.
             train: Whether to choose frames at random and to augment.
+
+        Returns:
+            The frames.
 
         Raises:
             InputError: The clip is missing or damaged, its frames differ in size, or its rate is not known.
@@ -224,11 +244,11 @@ class ClipTransform:
 
 
 def iterate_frames(path: Path, fps: float | None = None) -> Iterator[Image.Image]:
-    """Give the frames of a clip one by one, with one in memory at a time.
+    """Yield the frames of a clip one by one, so that only one is in memory.
 
     Args:
         path: A GIF file or a folder of pictures.
-        fps: Frames per second; None gives every frame.
+        fps: Frames per second; None yields every frame.
 
     Raises:
         InputError: The clip is missing or damaged, or its rate is not known.
@@ -246,8 +266,8 @@ def read_frames(source: Any, choose: Callable[[int], np.ndarray], fps: float | N
 
     Args:
         source: A GIF file, a folder of pictures, or a list of PIL pictures.
-        choose: Given the number of frames, tells which to read.
-        fps: Frames per second at which the clip is seen; None sees every frame.
+        choose: Returns the numbers of the frames to read, given the number of frames.
+        fps: Frames per second to which the clip is reduced first; None keeps every frame.
 
     Returns:
         The chosen frames in RGB.
@@ -272,10 +292,10 @@ def read_frames(source: Any, choose: Callable[[int], np.ndarray], fps: float | N
 
 
 def _files_at(folder: Path, fps: float | None) -> list[Path]:
-    """A folder's pictures; that they are asked for at a rate is a mistake."""
+    """The pictures of a folder. Raises InputError if a frame rate is wanted."""
     if fps is not None:
         raise InputError(
-            f"{folder}: a folder of pictures does not tell its frame rate, so fps={fps:g} cannot be met; "
+            f"{folder}: the frame rate of a folder of pictures is unknown, so fps={fps:g} is impossible; "
             f"extract its frames at that rate and set data.transform.fps=null"
         )
     return list_frames(folder)
@@ -292,7 +312,7 @@ def _opened(path: Path, fps: float | None) -> Iterator[tuple[Image.Image, Sequen
             if fps is not None:
                 durations = gif_durations(content)
                 if len(durations) != count:
-                    raise ValueError(f"it tells the durations of {len(durations)} frames and has {count}")
+                    raise ValueError(f"it has durations for {len(durations)} frames but {count} frames")
                 numbers = frames_at_rate(durations, fps).tolist()
             yield clip, numbers
     except FileNotFoundError:
@@ -312,7 +332,7 @@ def list_frames(folder: Path) -> list[Path]:
     """List the pictures of a folder, frame 2 before frame 10. Raises InputError when there are none."""
     files = [file for file in folder.iterdir() if file.suffix.lower() in _PICTURES and not file.name.startswith(".")]
     if not files:
-        raise InputError(f"{folder}: holds no pictures; expected a clip's frames")
+        raise InputError(f"{folder}: contains no pictures; expected the frames of a clip")
     return sorted(files, key=lambda file: [int(s) if s.isdecimal() else s for s in re.split(r"(\d+)", file.name)])
 
 
@@ -322,7 +342,7 @@ class FrameFeatures:
     Args:
         place: The folder or the .npz file.
         ids: The clips' ids.
-        sampling: What chooses a clip's frames; None gives all of them.
+        sampling: Chooses the frames of a clip; None takes all of them.
         seed: The seed of the choice in training.
 
     Raises:
@@ -357,14 +377,17 @@ class FrameFeatures:
         Args:
             transform: A :class:`FrameTransform`, whose choice of frames is used.
             seed: The seed of the choice in training.
-            threads: Not used: there is nothing to decode.
+            threads: Not used, since there is nothing to decode.
+
+        Returns:
+            The new source.
 
         Raises:
-            InputError: The transform asks for a frame rate, which features do not tell.
+            InputError: The transform has a frame rate, but that of features is unknown.
         """
         if transform.fps is not None:
             raise InputError(
-                f"{self.place}: frame features do not tell their frame rate, so fps={transform.fps:g} cannot be met; "
+                f"{self.place}: the frame rate of frame features is unknown, so fps={transform.fps:g} is impossible; "
                 f"extract them at that rate and set data.transform.fps=null"
             )
         return FrameFeatures(self.place, self.ids, transform, seed)
@@ -374,7 +397,7 @@ class FrameFeatures:
 
         Args:
             indices: Which clips, (n,) whole numbers.
-            epoch: The training epoch, in which frames are chosen at random; None chooses as evaluation does.
+            epoch: The training epoch, for a random choice of frames; None chooses as in evaluation.
 
         Returns:
             (frames, width) float32 for each clip.
@@ -391,7 +414,7 @@ class FrameFeatures:
         elif self.sampling is not None and epoch is not None:
             with seeded(self.seed, epoch, index):
                 array = array[self.sampling.choose(len(array), train=True)]
-        values = array.astype(np.float32)  # a copy: the file is mapped for reading alone
+        values = array.astype(np.float32)  # a copy, since the mapped file is read-only
         if not np.isfinite(values).all():
             raise InputError(f"{self._file(index)}: NaN or Inf in the features of clip {self.ids[index]}")
         return values
@@ -403,7 +426,7 @@ class FrameFeatures:
         file, label = self._file(index), self.ids[index]
         try:
             if self.place.is_file():
-                if self._archive is None or self._archive[0] != os.getpid():  # not one file handle for all processes
+                if self._archive is None or self._archive[0] != os.getpid():  # processes must not share a file handle
                     self._archive = os.getpid(), np.load(file, allow_pickle=False)
                 array: np.ndarray = self._archive[1][label]
             else:
@@ -411,7 +434,7 @@ class FrameFeatures:
         except FileNotFoundError:
             raise InputError(f"{file}: no such file; expected the frame features of clip {label}") from None
         except KeyError:
-            raise InputError(f"{file}: holds no array named {label}, as the clip is") from None
+            raise InputError(f"{file}: has no array named {label} for the clip of that id") from None
         except Exception as error:  # zipfile and numpy raise many kinds for a damaged file
             raise InputError(f"{file}: not complete arrays of numbers ({first_line(error)})") from None
         if array.ndim == 3 and len(array) == 1:  # as VATEX's I3D features are published
@@ -420,12 +443,12 @@ class FrameFeatures:
             found = f"{array.dtype} of shape {array.shape}"
             raise InputError(f"{file}: expected floats (frames, width) for clip {label}, found {found}")
         if self.width is not None and array.shape[1] != self.width:
-            raise InputError(f"{file}: clip {label} is {array.shape[1]} wide, the others {self.width}")
+            raise InputError(f"{file}: clip {label} is {array.shape[1]} wide, but the others are {self.width} wide")
         return array
 
 
 def find_clips(root: Path, place: str, ids: Sequence[str]) -> ClipFiles | FrameFeatures:
-    """Find the clips or frame features of some ids, whatever lies there.
+    """Find the clips or frame features of some ids, in any of the known layouts.
 
     Args:
         root: The data set's folder.
@@ -433,8 +456,11 @@ def find_clips(root: Path, place: str, ids: Sequence[str]) -> ClipFiles | FrameF
             file of arrays, with or without its ending.
         ids: The clips' ids.
 
+    Returns:
+        The source of images.
+
     Raises:
-        InputError: The place or a clip is missing; the first one is named.
+        InputError: The place or a clip is missing; the message names the first one.
 
     >>> find_clips(Path("data/tgif"), "gifs", ["tumblr_nk172bbdPI1u1lr18o1_250"]).kind
     'frames'
@@ -451,7 +477,7 @@ def find_clips(root: Path, place: str, ids: Sequence[str]) -> ClipFiles | FrameF
     found = set(os.listdir(folder))
     ending = next((e for e in (".gif", "", ".npy") if ids[0] + e in found), None)
     if ending is None:
-        raise InputError(f"{folder}: holds nothing of clip {ids[0]}; {layout}")
+        raise InputError(f"{folder}: has no file for clip {ids[0]}; {layout}")
     missing = [clip for clip in ids if clip + ending not in found]
     if missing:
         raise InputError(f"{folder}: has no {missing[0] + ending}, nor {len(missing) - 1} others of {len(ids)} clips")

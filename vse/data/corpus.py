@@ -1,4 +1,4 @@
-"""What a corpus and a source of images are."""
+"""The corpus and the protocol of its images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,16 +19,16 @@ Kind = Literal["features", "pictures", "frames"]
 
 @runtime_checkable
 class ImageSource(Protocol):
-    """The images of a corpus, read as they are asked for: precomputed features, pictures, or clips.
+    """The images of a corpus, which are read when they are needed: precomputed features, pictures or clips.
 
-    Whatever has these members is a source of images; a new data format may bring its own. The package's are
+    Any object with these members is a source of images, and a new data format may bring its own. This package has
     :class:`Features`, :class:`ArrayFeatures`, :class:`vse.data.clips.FrameFeatures`,
     :class:`vse.data.transforms.PictureFiles` and :class:`vse.data.clips.ClipFiles`.
     """
 
     @property
     def kind(self) -> Kind:
-        """What :meth:`read` gives, and what the image encoder must read.
+        """The kind of images that :meth:`read` returns and that the image encoder must read.
 
         For each image, "features" are (elements, width), "pictures" (3, height, width) and "frames" (frames, 3, height,
         width).
@@ -42,7 +42,7 @@ class ImageSource(Protocol):
 
     @property
     def takes(self) -> Literal["pictures", "frames"] | None:
-        """The kind of transform that :meth:`transformed` is given, None for a source that no transform applies to.
+        """The kind of transform that :meth:`transformed` needs, or None if no transform applies.
 
         Pictures and frames need a transform before they can be read. Features need none.
         """
@@ -61,11 +61,11 @@ class ImageSource(Protocol):
 
         Args:
             indices: Which images, (n,) whole numbers.
-            epoch: The training epoch; random crops and the like depend on it and on nothing else but the seed and the
-                image's index. None reads what evaluation shows.
+            epoch: The training epoch. Random crops and the like depend only on it, the seed and the image's index. None
+                reads the images as in evaluation.
 
         Returns:
-            One array for all of them, or, where their lengths may differ, a list of arrays.
+            One array for all of them, or a list of arrays if their lengths may differ.
 
         Raises:
             InputError: A file is missing or damaged.
@@ -78,7 +78,10 @@ class ImageSource(Protocol):
         Args:
             transform: One of the kind that :attr:`takes` names.
             seed: The seed of random crops and the like.
-            threads: How many threads may decode side by side.
+            threads: Number of threads that decode.
+
+        Returns:
+            The new source.
 
         Raises:
             InputError: Files are missing, or the transform does not fit them.
@@ -91,7 +94,7 @@ class Corpus:
     """Images and the captions that describe them.
 
     Attributes:
-        name: What messages call the corpus: the file or folder that it came from.
+        name: The file or folder that the corpus came from, for messages.
         images: The images, see :class:`ImageSource`.
         captions: The captions.
         image_of_caption: (captions,) the index of the image that each caption describes.
@@ -139,12 +142,12 @@ class Corpus:
 
     @property
     def positives(self) -> np.ndarray:
-        """(images, captions) bool: which caption describes which image."""
+        """(images, captions) bool, True where the caption describes the image."""
         return np.arange(len(self.images))[:, None] == self.image_of_caption[None, :]
 
 
 class Features:
-    """Precomputed features in a memory-mapped .npy file (rows, regions, width), read as they are asked for.
+    """Precomputed features in a memory-mapped .npy file (rows, regions, width).
 
     Args:
         path: The file, float32 or float16.
@@ -178,7 +181,7 @@ class Features:
     def _open(self) -> np.ndarray:
         if self._array is None:
             try:
-                # np.load would hand anything that is no .npy file to the unpickler.
+                # np.load would unpickle a file that is not an .npy file.
                 self._array = np.lib.format.open_memmap(self.path, mode="r")
             except FileNotFoundError:
                 raise InputError(f"{self.path}: no such file") from None
@@ -187,7 +190,7 @@ class Features:
         return self._array
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_array": None}  # a loader process opens the file itself
+        return {**self.__dict__, "_array": None}  # each loader process opens the file itself
 
     def __len__(self) -> int:
         return len(self.rows)

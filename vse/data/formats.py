@@ -34,6 +34,9 @@ def precomp(root: str, split: str) -> Corpus:
         root: The data set's folder.
         split: The split.
 
+    Returns:
+        The corpus.
+
     Raises:
         InputError: A file is missing, or the files do not fit together; the file is named.
     """
@@ -185,6 +188,9 @@ def karpathy(
         per_image: Number of captions that count of each image in dev and test, the first ones; None counts all. Some
             of COCO's images have more than the five that the papers use.
 
+    Returns:
+        The corpus.
+
     Raises:
         InputError: A file or a folder is missing, or an entry is not as expected; the file is named.
     """
@@ -270,6 +276,9 @@ def coco(root: str, split: str, year: int = 2014, annotations: str = "annotation
         annotations: The folder of captions and ids, below ``root``.
         pictures: The folder of pictures, below ``root``.
 
+    Returns:
+        The corpus.
+
     Raises:
         InputError: A file is missing, or the files do not fit together; the file is named.
     """
@@ -339,6 +348,9 @@ def id_mapping(root: str, split: str, pictures: str = "images") -> Corpus:
         split: The split.
         pictures: The folder of pictures, below ``root``.
 
+    Returns:
+        The corpus.
+
     Raises:
         InputError: A file is missing, or the files do not fit together; the file is named.
     """
@@ -383,6 +395,9 @@ def folder(root: str, split: str, captions: str = "captions.csv", pictures: str 
         captions: The file of captions, below ``root``; JSONL when it ends in .jsonl or .json, otherwise CSV.
         pictures: The folder, below ``root``, to which the files in ``captions`` are relative.
 
+    Returns:
+        The corpus.
+
     Raises:
         InputError: The file is missing, or a row is not as expected; file and line are named.
     """
@@ -420,6 +435,9 @@ def synthetic(
         train_scenes: Number of scenes to train on.
         eval_scenes: Number of scenes in dev, and in test.
         pictures: Whether the images are pictures. Otherwise they are the pictures' patches, as region features.
+
+    Returns:
+        The corpus.
 
     Raises:
         InputError: There is no such split or world, or ``root`` cannot be written.

@@ -1,4 +1,4 @@
-"""Text, JSON, CSV and id files of data sets; every error names the file, and the line where there is one."""
+"""Read the text, JSON, CSV and id files of data sets; every error names the file, and the line if there is one."""
 
 import csv
 import io
@@ -11,7 +11,7 @@ import numpy as np
 
 from vse.errors import InputError, first_line
 
-# What numpy raises for a damaged file.
+# The errors that NumPy raises for a damaged file.
 NOT_NPY = (ValueError, OSError, EOFError, SyntaxError, OverflowError, TypeError, MemoryError, tokenize.TokenError)
 
 

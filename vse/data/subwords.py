@@ -10,7 +10,7 @@ from vse.errors import InputError, first_line
 
 
 class Subwords:
-    """A fast tokenizer of ``transformers``, with all that a checkpoint needs of it.
+    """A fast tokenizer of ``transformers``, which can be stored in a checkpoint.
 
     Args:
         content: The JSON of the ``tokenizers`` library.
@@ -49,7 +49,7 @@ class Subwords:
 
     @property
     def state(self) -> dict[str, Any]:
-        """Plain values to make it from again: ``Subwords(**state)``."""
+        """Plain values from which it can be made again: ``Subwords(**state)``."""
         return {"content": self.content, "mask": self.mask, "max_length": self.max_length}
 
     def __len__(self) -> int:
@@ -57,14 +57,14 @@ class Subwords:
         return max(self._ids) + 1
 
     def cut(self, max_length: int | None) -> None:
-        """Cut captions off after this many subwords, too: a model has no positions for more."""
+        """Also cut captions off after this many subwords, because the model has no positions for more."""
         lengths = [length for length in (self.max_length, max_length) if length is not None]
         if lengths:
             self.max_length = min(lengths)
             self.tokenizer.enable_truncation(self.max_length)
 
     def encode(self, caption: str) -> np.ndarray:
-        """Return the ids (L,) int64 of a caption's subwords between the model's own specials."""
+        """Return the ids (L,) int64 of a caption's subwords, with the model's special tokens around them."""
         return np.array(self.tokenizer.encode(caption).ids, dtype=np.int64)
 
     def encode_words(self, caption: str) -> tuple[np.ndarray, np.ndarray]:

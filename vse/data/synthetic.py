@@ -1,4 +1,4 @@
-"""A small world to try the package on: rendered scenes of coloured shapes, and captions that tell a part of each.
+"""A small world for trying the package: rendered scenes of coloured shapes, and captions that describe parts of them.
 
 A scene is a 4 x 4 grid with five or six shapes. Each of its five captions names two of them, often without their size,
 so that several scenes fit one caption and no caption describes all of its scene. In a clip two shapes move, and each
@@ -45,7 +45,7 @@ _MOVES = ("moves", "goes", "slides")
 
 
 def world_sizes(split: str, seed: int, train_scenes: int, eval_scenes: int) -> dict[str, int]:
-    """Check what a world is asked for.
+    """Check the sizes of a world.
 
     Args:
         split: The split that is wanted.
@@ -77,8 +77,8 @@ def render_world(root: Path, sizes: dict[str, int], seed: int, clips: bool = Fal
     """Write the scenes and their captions under ``root``, unless they are there.
 
     Pictures become ``root/images/*.png`` and ``root/dataset_synthetic.json`` in Karpathy's layout; clips become
-    ``root/gifs/*.gif``, ``root/tgif-v1.0.tsv`` and split files in TGIF's. ``root/world.json`` tells what made them. The
-    folder appears at once, complete.
+    ``root/gifs/*.gif``, ``root/tgif-v1.0.tsv`` and split files in TGIF's. ``root/world.json`` holds the settings. The
+    folder appears only when it is complete.
 
     Args:
         root: The folder to write.
@@ -87,7 +87,7 @@ def render_world(root: Path, sizes: dict[str, int], seed: int, clips: bool = Fal
         clips: Whether to render clips of moving shapes.
 
     Raises:
-        InputError: ``root`` holds anything else or cannot be written.
+        InputError: ``root`` contains something else or cannot be written.
     """
     recipe = {"version": 1, "seed": seed, **sizes, **({"clips": 1} if clips else {})}
     if _is_rendered(root, recipe):
@@ -112,7 +112,7 @@ def _is_rendered(root: Path, recipe: dict[str, int]) -> bool:
     marker = root / "world.json"
     if not marker.is_file():
         if root.exists() and (not root.is_dir() or any(path.name != ".lock" for path in root.iterdir())):
-            raise InputError(f"{root}: not empty, and holds no rendered world; change data.root")
+            raise InputError(f"{root}: is not empty and contains no rendered world; change data.root")
         return False
     try:
         found = json.loads(marker.read_text())
@@ -217,7 +217,16 @@ def _describe(thing: tuple[str, str, str], rng: np.random.Generator) -> str:
 def draw_shape(
     picture: Image.Image, shape: str, centre: np.ndarray, radius: float, colour: tuple[int, int, int], turn: float
 ) -> None:
-    """Draw one shape into the picture, turned by ``turn`` radians."""
+    """Draw one shape into a picture.
+
+    Args:
+        picture: The picture.
+        shape: One of :data:`SHAPES`.
+        centre: The place (x, y) of its centre in pixels.
+        radius: Its radius in pixels.
+        colour: Its colour in RGB.
+        turn: The angle in radians by which it is turned.
+    """
     draw = ImageDraw.Draw(picture)
     x, y = centre
     box = (x - radius, y - radius, x + radius, y + radius)

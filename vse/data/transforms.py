@@ -1,4 +1,4 @@
-"""Pictures from files to bytes: decoding and augmentation. Encoders normalise them."""
+"""Decode and augment pictures. Their result is bytes; the encoders normalise them."""
 
 import contextlib
 import os
@@ -16,38 +16,56 @@ from torchvision.transforms import v2
 from vse.data.corpus import Kind
 from vse.errors import InputError, check_at_least, check_choice, first_line
 
-_AUGMENT_PICTURE = 3  # a random stream of its own
+_AUGMENT_PICTURE = 3  # the number of an independent random stream
 
 
 class Transform(Protocol):
-    """What a picture or a clip goes through between its file and the image encoder.
+    """Reads a picture or a clip and prepares it for the image encoder.
 
-    Whatever has these members is a transform; ``data.transform.name`` may name one as ``my_package.module:Class``.
-
-    Attributes:
-        reads: "pictures" or "frames". A transform of another package that does not say is taken to read whatever the
-            corpus has.
+    Any object with this method is a transform; ``data.transform.name`` may name one as ``my_package.module:Class``. It
+    may also have an attribute ``reads``, see :func:`kind_of`.
     """
-
-    reads: ClassVar[Literal["pictures", "frames"]]
 
     def read(self, source: Any, train: bool = False) -> Tensor:
         """Read one picture or clip.
 
         Args:
-            source: A file, a folder or what else is a picture or a clip.
-            train: Whether to draw the augmentation of training, from torch's global generator.
+            source: For a picture, a path or a PIL picture. For a clip, a path or a list of PIL pictures.
+            train: Whether to augment as in training, with random numbers from torch's global generator.
 
         Returns:
-            Bytes (3, height, width) of a picture, (frames, 3, height, width) of a clip.
+            A picture (3, height, width) or a clip (frames, 3, height, width): RGB bytes, or floats that the encoder
+            takes as they are.
+
+        Raises:
+            InputError: A file is missing or cannot be read.
         """
         ...
 
 
-def open_picture(source: str | Path | Image.Image) -> Image.Image:
-    """Decode a picture, upright (EXIF) and in RGB, whatever its mode: grey, palette, CMYK, 16 bits, transparency.
+def kind_of(transform: object, default: str) -> str:
+    """Return what a transform reads, "pictures" or "frames".
 
-    Transparent pixels come out white. Raises InputError that names the file when it is missing or damaged.
+    This is the only place that knows what a transform without the attribute ``reads`` is taken to read.
+
+    Args:
+        transform: A transform.
+        default: The answer for a transform that does not say.
+
+    Returns:
+        Its attribute ``reads``, or the default.
+
+    >>> kind_of(Square(), "frames")
+    'pictures'
+    """
+    kind = getattr(transform, "reads", default)
+    return kind if isinstance(kind, str) else default
+
+
+def open_picture(source: str | Path | Image.Image) -> Image.Image:
+    """Decode a picture of any mode (grey, palette, CMYK, 16 bits, transparent) to RGB, and turn it upright (EXIF).
+
+    Transparent pixels become white. Raises InputError, which names the file, if it is missing or damaged.
     """
     name = "a picture" if isinstance(source, Image.Image) else str(source)
     try:
@@ -104,8 +122,8 @@ def seeded(*numbers: int) -> Iterator[None]:
 def to_bytes(steps: Sequence[nn.Module], antialias: bool) -> v2.Compose:
     """Chain steps from PIL pictures to tensors of bytes.
 
-    Pillow resizes with antialiasing always, torch as it is asked to. So the steps see PIL pictures, or, for resizing
-    without antialiasing, tensors.
+    Pillow always resizes with antialiasing, while torch can do without. So the steps get PIL pictures, or tensors if
+    they must resize without antialiasing.
 
     Args:
         steps: Modules of ``torchvision.transforms.v2``.
@@ -120,7 +138,7 @@ def to_bytes(steps: Sequence[nn.Module], antialias: bool) -> v2.Compose:
 
 
 class PictureTransform:
-    """What a picture goes through: ``train`` draws from torch's global generator, ``evaluate`` draws nothing."""
+    """A transform of pictures; ``train`` uses random numbers of torch's global generator, ``evaluate`` uses none."""
 
     reads: ClassVar[Literal["pictures", "frames"]] = "pictures"
     train: v2.Compose
@@ -132,6 +150,9 @@ class PictureTransform:
         Args:
             source: The file or the picture.
             train: Whether to augment.
+
+        Returns:
+            The picture.
 
         Raises:
             InputError: The file is missing or damaged.
@@ -150,11 +171,11 @@ class Square(PictureTransform):
     Args:
         size: Height and width in pixels of what :meth:`read` gives, bytes (3, size, size).
         min_scale: The smallest window's share of the picture's sides, in (0, 1].
-        augment: Whether training shows windows and flips. Without, it shows what evaluation shows.
+        augment: Whether training takes random windows and flips. Otherwise it sees the same as evaluation.
         aspect: The window's aspect ratio. "picture": the picture's own, both sides scaled by one
             u ~ U(min_scale, 1). "random": one between 3:4 and 4:3, and a share of the area ~ U(min_scale², 1).
-        antialias: Whether resizing blurs away what is too fine for the new size. The published checkpoints on grids saw
-            pictures resized without (OpenCV's INTER_LINEAR).
+        antialias: Whether resizing removes details that are too fine for the new size. The published grid models were
+            trained without (OpenCV's INTER_LINEAR).
 
     Raises:
         ValueError: ``size`` is below 1, ``min_scale`` outside (0, 1], or ``aspect`` unknown.
@@ -192,8 +213,8 @@ class Crop(PictureTransform):
     Args:
         size: Height and width in pixels of what :meth:`read` gives, bytes (3, size, size).
         resize: The length to which evaluation resizes the shorter side before it takes the centre.
-        augment: Whether training crops and flips at random. Without, it shows what evaluation shows.
-        antialias: Whether resizing blurs away what is too fine for the new size.
+        augment: Whether training crops and flips at random. Otherwise it sees the same as evaluation.
+        antialias: Whether resizing removes details that are too fine for the new size.
 
     Raises:
         ValueError: ``size`` is below 1, or ``resize`` below ``size``.
@@ -211,13 +232,13 @@ class Crop(PictureTransform):
 
 
 class PictureFiles:
-    """Files of pictures as a corpus's images, decoded and transformed as they are asked for.
+    """The images of a corpus as files of pictures, which are decoded and transformed when they are needed.
 
     Args:
         paths: The files.
-        transform: What they are read through. A corpus as it lies on the disk has none yet and cannot be read.
+        transform: Reads them. Without one, only their paths are available; see :meth:`transformed`.
         seed: The seed of random crops and the like.
-        threads: How many decode side by side where nothing is random.
+        threads: Number of threads that decode in evaluation.
 
     >>> PictureFiles(["a.jpg", "b.jpg"]).transformed(Square(size=512), seed=1, threads=2).read(np.array([0, 1])).shape
     (2, 3, 512, 512)
@@ -247,10 +268,13 @@ class PictureFiles:
         Args:
             transform: The transform.
             seed: The seed of its random crops and the like.
-            threads: How many decode side by side where nothing is random.
+            threads: Number of threads that decode in evaluation.
+
+        Returns:
+            The new source.
 
         Raises:
-            InputError: Files are missing; the first is named. Better now than in the middle of a run.
+            InputError: Files are missing, which is better found now than in the middle of a run. The first is named.
         """
         self._check()
         return type(self)(self.paths, transform, seed, threads)
@@ -260,8 +284,8 @@ class PictureFiles:
 
         Args:
             indices: Which, (n,) whole numbers.
-            epoch: The training epoch: what is random depends on seed, epoch and index alone. None reads what evaluation
-                shows.
+            epoch: The training epoch. Random crops and the like depend only on seed, epoch and index. None reads
+                them as in evaluation.
 
         Returns:
             Bytes (n, 3, height, width) of pictures, (n, frames, 3, height, width) of clips.

@@ -37,6 +37,9 @@ def tgif(root: str, split: str, frames: str = "gifs", captions: Literal["all", "
             the last in the TSV, so that there are as many captions as clips, as in PVSE's published results (11,360 of
             both in test). Training takes all.
 
+    Returns:
+        The corpus.
+
     Raises:
         InputError: A file is missing, or a line is not as expected; file and line are named.
     """
@@ -67,6 +70,9 @@ def synthetic_clips(
         eval_scenes: Number of clips in dev, and in test.
         frames: Where the clips are, below ``root``.
 
+    Returns:
+        The corpus.
+
     Raises:
         InputError: There is no such split or world, or ``root`` cannot be written.
     """
@@ -85,6 +91,9 @@ def mrw(root: str, split: str, frames: str = "gifs", captions: Literal["all", "l
         split: The split.
         frames: Where the clips are, below ``root``.
         captions: Which sentences of a clip in dev and test count, see :func:`tgif`. As published, MRW has one for each.
+
+    Returns:
+        The corpus.
 
     Raises:
         InputError: A file is missing or is not as expected; the file is named.
@@ -111,6 +120,9 @@ def msrvtt(root: str, split: str, frames: str = "features") -> Corpus:
         root: The data set's folder.
         split: The split.
         frames: Where the clips are, below ``root``.
+
+    Returns:
+        The corpus.
 
     Raises:
         InputError: A file is missing or is not as expected; the file is named.
@@ -147,6 +159,9 @@ def vatex(root: str, split: str, frames: str = "features") -> Corpus:
         root: The data set's folder.
         split: The split.
         frames: Where the clips are, below ``root``.
+
+    Returns:
+        The corpus.
 
     Raises:
         InputError: A file is missing or is not as expected; the file is named.

@@ -32,7 +32,7 @@ def _tokenisers() -> tuple[Any, Any]:
 
 
 def tokenise(caption: str) -> list[str]:
-    """Lower-cased words of a caption, as NLTK's ``word_tokenize`` splits them, without any download.
+    """Split a caption into lower-cased words as NLTK's ``word_tokenize`` does, without any download.
 
     >>> tokenise("Two dogs don't play.")
     ['two', 'dogs', 'do', "n't", 'play', '.']
@@ -50,16 +50,16 @@ def _frequent_words(captions: Iterable[str], min_count: int) -> list[str]:
 
 
 class Vocabulary:
-    """The known words; a word's id is its place in the list.
+    """The known words; the id of a word is its place in the list.
 
-    ``appended`` tells whether ``<mask>`` was missing and has been appended: published vocabularies have none.
+    ``appended`` is True if ``<mask>`` was missing, as in published vocabularies, and has been appended.
 
     Args:
         words: The words, in the order of their ids, with ``<pad>`` first and ``<start>``, ``<end>`` and ``<unk>``
             anywhere.
 
     Raises:
-        ValueError: A word is repeated, or a special one is missing.
+        ValueError: A word is repeated, or a special token is missing.
 
     >>> vocabulary = Vocabulary.build(["a dog", "a cat"])
     >>> vocabulary.encode("a bird").tolist()  # <start> a <unk> <end>
@@ -95,11 +95,14 @@ class Vocabulary:
         Args:
             captions: The captions, usually those of the training split.
             min_count: How often a word must occur to be known.
+
+        Returns:
+            The vocabulary.
         """
         return cls([*SPECIALS, *_frequent_words(captions, min_count)])
 
     def extended(self, captions: Iterable[str], min_count: int = 1) -> "Vocabulary":
-        """Return this vocabulary with the words of more captions, so that a trained model can go on with other data.
+        """Add the words of more captions, so that a trained model can be trained further on other data.
 
         Known words keep their ids, and so does ``<mask>``. New words follow, the most frequent first, ties by spelling.
         The new vocabulary has a ``<mask>`` of its own, so its ``appended`` is False.
@@ -107,6 +110,9 @@ class Vocabulary:
         Args:
             captions: The captions.
             min_count: How often a word must occur in them to be added.
+
+        Returns:
+            The new vocabulary.
 
         >>> Vocabulary.build(["a dog"]).extended(["a cat", "a cat", "a bird"], min_count=2).words[5:]
         ['a', 'dog', 'cat']
@@ -118,7 +124,7 @@ class Vocabulary:
     def read(cls, path: str | Path) -> "Vocabulary":
         """Read the field's files: JSON ({"word2idx": {word: id}, ...}), or a pickled object with ``word2idx``.
 
-        Nothing in a pickle is run. Raises InputError for anything else.
+        No code in a pickle is run. Raises InputError for any other file.
         """
         path = Path(path)
         try:
@@ -153,17 +159,17 @@ class Vocabulary:
 
     @property
     def state(self) -> list[str]:
-        """Plain values to make it from again: ``Vocabulary(state)``."""
+        """Plain values from which it can be made again: ``Vocabulary(state)``."""
         return self.words
 
 
 class MissingVocabulary:
-    """Stands for the vocabulary of a checkpoint that came without it.
+    """Takes the place of the vocabulary that a checkpoint lacks.
 
     Args:
-        rows: Number of rows that the checkpoint's table of words has.
-        file: Name of the vocabulary's file or folder, as the checkpoint's authors call it.
-        checkpoint: The checkpoint, for the error message.
+        rows: Number of rows of the checkpoint's table of words.
+        file: The name that the authors gave to the vocabulary's file or folder.
+        checkpoint: The checkpoint, for messages.
 
     >>> MissingVocabulary(8482, "f30k_precomp_vocab.json").encode("a dog")
     Traceback (most recent call last):
@@ -187,7 +193,7 @@ class MissingVocabulary:
 
     @property
     def state(self) -> dict[str, Any]:
-        """Plain values to make it from again: ``MissingVocabulary(**state)``."""
+        """Plain values from which it can be made again: ``MissingVocabulary(**state)``."""
         return {"rows": self.rows, "file": self.file}
 
 
@@ -196,11 +202,11 @@ class _Unpickler(pickle._Unpickler):  # the one in Python: its memory is bounded
 
     dispatch: ClassVar[dict[int, Any]] = {
         code: load for code, load in pickle._Unpickler.dispatch.items() if code != pickle.BYTEARRAY8[0]
-    }  # whose length is believed before it is read
+    }  # it would reserve memory for whatever length the file claims
 
     def find_class(self, module: str, name: str) -> type:
         if name != "Vocabulary":
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, and nothing that a file asks for is run")
+            raise pickle.UnpicklingError(f"it wants to run {module}.{name}, which is not allowed")
         return type(name, (), {})
 
 
@@ -218,19 +224,19 @@ def augment(
 ) -> np.ndarray:
     """Change some words of a caption: the augmentation of VSE∞ (Chen et al. 2021, section 4.1).
 
-    A changed word becomes ``mask`` (50 %), random words (10 %), or is removed (40 %), all its tokens alike. At least
-    one token stays.
+    A changed word becomes ``mask`` (50 %), becomes random words (10 %), or is removed (40 %); all its tokens are
+    treated alike. At least one token is kept.
 
     Args:
         ids: (L,) the caption's tokens.
-        words: (L,) the number of the word that each token belongs to; tokens numbered -1 stay as they are.
-        probability: How likely each word is to be changed.
-        rng: What the changes are drawn from.
+        words: (L,) the number of the word that each token belongs to; tokens numbered -1 are never changed.
+        probability: The probability that a word is changed.
+        rng: The random generator.
         mask: The id of the mask.
         plain: The ids that random words are drawn from.
 
     Returns:
-        The tokens of the changed caption; ``ids`` is left as it is.
+        The tokens of the changed caption; ``ids`` itself is not changed.
 
     >>> rng = np.random.default_rng(0)
     >>> augment(np.array([1, 7, 8, 2]), np.array([-1, 0, 1, -1]), 0.5, rng, mask=4, plain=np.arange(5, 9)).tolist()

@@ -15,12 +15,13 @@ from vse.errors import InputError
 def read_vectors(path: str | Path, words: Sequence[str], dim: int) -> tuple[np.ndarray, np.ndarray]:
     """Read the vectors of some words from a text file.
 
-    A line is a word and its numbers; fastText's first line, two numbers, is passed over. A word that is not there is
-    looked up without its hyphens, full stops and apostrophes, and as what stands before its slash (PVSE's released
-    code). The result is kept in the user's cache folder: the files have millions of lines.
+    Each line is a word and its numbers. The first line of fastText's files, which holds two numbers, is skipped. A word
+    that is not found is looked up again without hyphens, full stops and apostrophes, and without a slash and what
+    follows it (PVSE's released code). The result is kept in the user's cache folder, since the files have millions of
+    lines.
 
-    A word that is not found should keep what the text encoder started it with. In PVSE's and DivE's codes that is drawn
-    from N(0, 1) when vectors are read from a file.
+    A word that is not found should keep its initial vector. In the codes of PVSE and DivE that vector is drawn from
+    N(0, 1) when vectors are read from a file.
 
     Args:
         path: The file, such as GloVe's glove.840B.300d.txt.
@@ -28,7 +29,8 @@ def read_vectors(path: str | Path, words: Sequence[str], dim: int) -> tuple[np.n
         dim: Width of the vectors.
 
     Returns:
-        The vectors (words, dim) float32, zeros where there is none, and which were found, (words,) bool.
+        The vectors (words, dim) float32, with zeros for words that were not found, and (words,) bool, True for words
+        that were found.
 
     Raises:
         InputError: The file is missing, a vector has another width, or a line holds something that is not a number.
@@ -95,7 +97,7 @@ def _read(path: Path, words: Sequence[str], dim: int, size: int) -> tuple[np.nda
 
 
 def simplified(word: str) -> str:
-    """Return the spelling that is tried when a word has no vector.
+    """Return the spelling to look up when a word itself has no vector.
 
     >>> simplified("t-shirt/top")
     'tshirt'

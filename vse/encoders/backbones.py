@@ -1,4 +1,4 @@
-"""Backbones: a picture becomes the cells of a CNN's last feature map, or a vision transformer's patches."""
+"""Backbones turn a picture into the cells of a CNN's last feature map or a vision transformer's patches."""
 
 import inspect
 import sys
@@ -26,13 +26,14 @@ _STATISTICS = {  # mean and standard deviation of the channels, in the range 0..
 
 
 class Normalise(nn.Module):
-    """Turns RGB bytes into what a backbone was trained on; floats stay as they are.
+    """Normalises RGB bytes as a backbone was trained; floats stay as they are.
 
-    It runs on the model's device, for a whole batch at once: the data moves bytes.
+    It runs on the model's device for a whole batch at once, so that only bytes are copied there.
 
     Args:
-        pixels: What the backbone was trained on: "imagenet", "half" (ViT) or "clip", each channel of RGB minus its mean
-            and divided by its standard deviation; or "caffe", BGR in 0..255 minus the mean.
+        pixels: How the backbone was trained. For "imagenet", "half" (ViT) and "clip", the mean of each RGB channel is
+            subtracted and the result is divided by the standard deviation. For "caffe", the channels are BGR in 0..255,
+            and only the mean is subtracted.
 
     Inputs are pictures (B, 3, height, width); the result has their shape and is of floats.
 
@@ -76,7 +77,7 @@ def resnets() -> list[str]:
 
 
 class Unfreezing:
-    """When which stages of a backbone are trained (VSE∞'s and PVSE's recipes).
+    """Unfreezes a backbone stage by stage (the recipes of VSE∞ and PVSE).
 
     Args:
         freeze_epochs: Number of epochs in which no stage is trained.
@@ -121,22 +122,22 @@ class ResNetBackbone(nn.Module):
     Parameter names are torchvision's.
 
     Args:
-        name: torchvision's name, such as "resnext101_32x8d". With "caffe_" before it, the stride of a stage sits in its
-            first 1x1 convolution, and the first pooling has no padding and counts what stands over: the geometry of
-            bottom-up attention's detector.
+        name: torchvision's name, such as "resnext101_32x8d". The prefix "caffe_" selects the geometry of bottom-up
+            attention's detector: the stride of a stage is in its first 1x1 convolution, and the first pooling has no
+            padding but keeps incomplete windows.
         train_norm: Whether BatchNorm runs in training mode when the backbone does. Otherwise it always uses its running
             statistics.
 
     Inputs are pictures (B, 3, height, width); the result is their cells (B, h * w, dim), row by row.
 
     Raises:
-        ValueError: The name is unknown, or has no such geometry.
+        ValueError: The name is unknown, or "caffe_" does not apply to it.
 
     >>> ResNetBackbone("resnet18")(torch.randn(2, 3, 224, 224)).shape
     torch.Size([2, 49, 512])
     """
 
-    architecture = None  # the name says it all
+    architecture = None  # the name is enough to build it
 
     def __init__(self, name: str, train_norm: bool = False) -> None:
         super().__init__()
@@ -152,7 +153,8 @@ class ResNetBackbone(nn.Module):
         self.layer1, self.layer2, self.layer3, self.layer4 = net.layer1, net.layer2, net.layer3, net.layer4
         if plain != name:
             if not isinstance(net.layer2[0], torchvision.models.resnet.Bottleneck):
-                raise ValueError(f"backbone {name!r}: only ResNets with bottlenecks (50 layers and more) have it")
+                problem = "only ResNets with bottlenecks (50 layers and more) have this geometry"
+                raise ValueError(f"backbone {name!r}: {problem}")
             self.maxpool = nn.MaxPool2d(3, stride=2, ceil_mode=True)
             for stage in (self.layer2, self.layer3, self.layer4):
                 stage[0].conv1.stride, stage[0].conv2.stride = stage[0].conv2.stride, stage[0].conv1.stride
@@ -180,23 +182,23 @@ class ResNetBackbone(nn.Module):
 
 
 class TransformerBackbone(nn.Module):
-    """A vision model of ``transformers``: the patches among its last hidden states.
+    """A vision model of ``transformers``, whose last hidden states of the patches are the result.
 
-    ViT, DeiT, DINOv2, CLIP's and SigLIP's vision halves, Swin and others of their kind. Learned positions are
+    Such models are ViT, DeiT, DINOv2, the vision halves of CLIP and SigLIP, Swin and others. Learned positions are
     interpolated to other picture sizes where the model can.
 
     Args:
         name: As in :func:`vse.encoders.pretrained.load_transformer`.
         weights: As in :func:`vse.encoders.pretrained.load_transformer`.
         architecture: As in :func:`vse.encoders.pretrained.load_transformer`.
-        cls: Whether the [CLS] token comes first, before the patches. Registers and a distillation token never come.
+        cls: Whether the result begins with the [CLS] token. Registers and a distillation token are always left out.
 
     Inputs are pictures (B, 3, height, width); the result is their patches (B, N, dim), row by row, after [CLS] with
     ``cls``.
 
     Raises:
-        ValueError: The model has no [CLS] token, though ``cls`` asks for it. In the call: the model does not take
-            pictures of that size, or its tokens are not the patches after a few others.
+        ValueError: The model has no [CLS] token although ``cls`` is True. In the call: the model does not take
+            pictures of that size, or its tokens are not a few special ones followed by the patches.
 
     >>> TransformerBackbone("google/vit-base-patch16-224")(torch.randn(2, 3, 224, 224)).shape
     torch.Size([2, 196, 768])
@@ -214,8 +216,8 @@ class TransformerBackbone(nn.Module):
         self.cls = cls
         config: Any = self.net.config
         self.dim: int = config.hidden_size
-        self.merges = hasattr(config, "depths")  # Swin: fewer tokens than patches, and nothing else among them
-        self.others = 2 + getattr(config, "num_register_tokens", 0)  # [CLS], distillation, registers: at most
+        self.merges = hasattr(config, "depths")  # Swin merges patches, and has no other tokens
+        self.others = 2 + getattr(config, "num_register_tokens", 0)  # at most: [CLS], distillation, registers
         if cls and self.merges:
             raise ValueError(f"cls: {config.model_type} has no [CLS] token")
         patch = getattr(config, "patch_size", 1)
@@ -225,7 +227,7 @@ class TransformerBackbone(nn.Module):
 
     @property
     def stages(self) -> list[list[nn.Parameter]]:
-        """Groups of parameters, the last first: each layer (Swin's stages), then all that is in none."""
+        """Groups of parameters: the layers (Swin: stages), the last first, then the parameters outside of layers."""
         blocks = next((m for m in self.net.modules() if isinstance(m, nn.ModuleList)), nn.ModuleList())
         groups = [list(block.parameters()) for block in reversed(blocks)]
         inside = {id(p) for group in groups for p in group}
@@ -255,22 +257,22 @@ def make_backbone(
     pixels: Pixels,
     cls: bool = False,
 ) -> ResNetBackbone | TransformerBackbone:
-    """Make a backbone by name; a warning tells when ``pixels`` are not what the model says of itself.
+    """Make a backbone by name, and warn if ``pixels`` is not the normalisation that the model was published with.
 
     Args:
         name: A name that :class:`ResNetBackbone` knows, or a model of ``transformers``: a folder or
             "organisation/model".
         weights: As in :class:`vse.encoders.Grid`.
-        architecture: What a checkpoint holds of a model of ``transformers``; ``name`` is not looked at then.
+        architecture: The architecture of a model of ``transformers`` that a checkpoint holds, which replaces ``name``.
         train_norm: Whether a ResNet's BatchNorm runs in training mode.
-        pixels: How the pictures are normalised before they come here.
+        pixels: How the pictures are normalised, see :class:`Normalise`.
         cls: Whether a transformer's [CLS] token comes before the patches.
 
     Returns:
         The backbone, with its weights.
 
     Raises:
-        ValueError: An argument is not for a backbone of that kind.
+        ValueError: An argument does not apply to a backbone of that kind.
         InputError: Weights or a model cannot be read.
     """
     if _is_resnet(name, architecture):
@@ -287,7 +289,7 @@ def make_backbone(
 
 
 def _is_resnet(name: str, architecture: dict[str, Any] | None) -> bool:
-    """Whether a name is to be one of torchvision's; a misspelt one is, too, so that the error shows those."""
+    """Whether a name means a model of torchvision. A misspelt name does too, so that the error suggests those."""
     if name.removeprefix(_CAFFE) in resnets():
         return True
     return architecture is None and "/" not in name and not Path(name).is_dir()
@@ -306,18 +308,18 @@ def _make_resnet(name: str, weights: str | None, train_norm: bool) -> ResNetBack
 
 
 def _compare_pixels(name: str, pixels: Pixels) -> None:
-    """Warn when a model says that its pictures are normalised in another way."""
+    """Warn when a model was published with another normalisation of its pictures."""
     published = read_pixels(name)
     if published is None:
         return
     fits = [kind for kind, own in _STATISTICS.items() if np.allclose(255 * np.array(published), own, atol=0.6)]
     if pixels not in fits:
         own = f"pixels: {fits[0]}" if fits else f"mean {published[0]} and standard deviation {published[1]}"
-        print(f"warning: {name} was trained with {own}, but is given pixels: {pixels}", file=sys.stderr)
+        print(f"warning: {name} was trained with {own}, but the config has pixels: {pixels}", file=sys.stderr)
 
 
 def load_imagenet_weights(backbone: ResNetBackbone, name: str) -> None:
-    """Load torchvision's ImageNet weights, which it downloads once.
+    """Load torchvision's ImageNet weights, which torchvision downloads once.
 
     Args:
         backbone: The backbone to fill.
@@ -329,19 +331,19 @@ def load_imagenet_weights(backbone: ResNetBackbone, name: str) -> None:
     import torchvision
 
     if name.startswith(_CAFFE):
-        raise InputError(f"weights 'imagenet' are of torchvision's geometry, not {name}'s; expected a file")
+        raise InputError(f"weights 'imagenet' do not have the geometry of {name}; expected a file")
     try:
         published = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"].get_state_dict(check_hash=True)
     except (OSError, RuntimeError) as error:
         problem = first_line(error)
-        raise InputError(f"weights 'imagenet' cannot be downloaded ({problem}); a file may be named") from None
+        raise InputError(f"weights 'imagenet' cannot be downloaded ({problem}); pass a file instead") from None
     backbone.load_state_dict({key: published.get(key, value) for key, value in backbone.state_dict().items()})
 
 
 def load_backbone_weights(backbone: ResNetBackbone, file: str | Path) -> None:
     """Load published weights: torchvision's and WSL's files, or a dict of ``base`` and ``top`` states (BUTD).
 
-    Nothing in the file is executed.
+    No code in the file is executed.
 
     Args:
         backbone: The backbone to fill.
@@ -369,7 +371,7 @@ SPLIT = {"base.0.": "conv1.", "base.1.": "bn1.", "base.4.": "layer1.", "base.5."
 
 
 def _torchvision_names(content: Any) -> dict[str, Tensor] | None:
-    """State dict under torchvision's names; None when it is none."""
+    """A state dict with torchvision's names; None when the content is not a state dict."""
     if not isinstance(content, dict):
         return None
     if {"base", "top"} <= set(content):

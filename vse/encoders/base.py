@@ -1,4 +1,4 @@
-"""What an encoder is: the one contract that models, data and training rely on."""
+"""The contract of an encoder."""
 
 from numbers import Integral, Real
 from typing import Any, NamedTuple, Protocol
@@ -11,12 +11,12 @@ from vse.sets import FeatureSet
 class Encoder(Protocol):
     """Turns a batch of inputs into a batch of sets.
 
-    Any ``nn.Module`` with this call and the two attributes is an encoder, wherever it is defined. What else an encoder
-    may tell of itself is listed in :class:`EncoderTraits`.
+    Any ``nn.Module`` with this call and the two attributes is an encoder, wherever it is defined. It may also have the
+    other attributes that :class:`EncoderTraits` lists.
 
     Attributes:
         dim: Width D of the local features.
-        context_dim: Width C of the context, or None when the encoder gives none.
+        context_dim: Width C of the context, or None if there is no context.
 
     >>> class Identity(nn.Module):
     ...     dim, context_dim = 2048, None
@@ -42,22 +42,22 @@ class Encoder(Protocol):
 
 
 class EncoderTraits(NamedTuple):
-    """What an encoder may tell of itself beyond :class:`Encoder`, with the defaults of one that tells nothing.
+    """The attributes of an encoder, with the values that hold for one that does not have them.
 
-    An encoder sets those that apply to it as attributes of the same names, on the class or on the instance.
+    An encoder has them on the class or on the instance. Only ``dim`` and ``context_dim`` are required.
 
     Attributes:
         reads: The kinds of input that it can read, of "features", "pictures", "frames", "words" and "subwords". The
-            class must tell this, since the data is prepared before the encoder is built. An encoder that tells nothing
-            reads what its tower is given.
+            class itself must have this attribute, because the data is prepared before the encoder is built. An encoder
+            without it reads what its tower is given.
         dim: Width D of the local features.
         context_dim: Width C of the context.
         in_dim: Width of the precomputed features that it was built for.
-        drop: Probability of the caption augmentation, which the data applies to the captions of a text encoder. An
-            image encoder drops its own elements.
+        drop: Probability with which the data augments each word of the captions for a text encoder. An image encoder
+            drops elements itself.
         keep_ends: Whether the caption augmentation leaves the first and the last token of a caption alone.
         max_length: Largest number of tokens that it can read.
-        architecture: Plain values with which a checkpoint builds it again without any other file.
+        architecture: Plain values from which the encoder can be built again without any other file.
         backbone: The network from pictures to cells, whose features can be extracted.
         embedding: The table of word vectors, which can be filled from a file.
     """
@@ -89,16 +89,16 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
 
 
 def traits_of(encoder: object) -> EncoderTraits:
-    """What an encoder tells of itself; this is the only place that knows the defaults.
+    """Return the attributes of an encoder; this is the only place that knows their defaults.
 
-    An attribute that has the name of a trait but another type is the encoder's own affair: an ``nn.Dropout`` called
-    ``drop``, for example, says nothing of the caption augmentation.
+    An attribute of another type is ignored: an ``nn.Dropout`` that is called ``drop``, for example, does not mean the
+    caption augmentation.
 
     Args:
         encoder: An encoder, or the class of one.
 
     Returns:
-        The traits, with their defaults where the encoder tells nothing.
+        The attributes, with the defaults of those that the encoder does not have.
 
     >>> traits_of(nn.Identity()).drop
     0.0

@@ -16,20 +16,19 @@ Context = Literal["cls", "max", "mean"]
 class Bert(nn.Module):
     """The last hidden states of BERT, or of another text model of ``transformers`` (VSE∞, Chen et al. 2021, 4.1).
 
-    V = linear(hidden states). The linear layer starts as torch has it, in all the published systems.
+    V = linear(hidden states). The linear layer has torch's default initialisation, as in all the published systems.
 
     Args:
         dim: Width of V; filled in from ``model.embed_dim``.
         vocab_size: Number of ids that the tokenizer gives; filled in from the data.
         model: A folder, or a name on the hub. Its fast tokenizer is the data's vocabulary.
-        weights: "pretrained", those that lie there, or None for random ones.
-        context: The context: V of the first token ("cls") or the "max" of V (DivE's two options), the "mean" of V, or
-            none.
-        dropout: Probability of dropout on V. VSE∞, VSE-2AD and DivE have none there (DivE's code creates one and never
-            uses it). The dropout inside the text model is another: it is part of that model and acts in training.
-        drop: Probability of the caption augmentation, word by word (see :func:`vse.data.vocabulary.augment`). The data
-            applies it to token ids.
-        architecture: What a checkpoint holds of the model, so that it needs no folder; filled in.
+        weights: "pretrained" for the published weights, or None for random ones.
+        context: The context: V of the first token ("cls") or the maximum of V ("max"), as in DivE; the mean of V
+            ("mean"); or None.
+        dropout: Probability of dropout on V. VSE∞, VSE-2AD and DivE have none (DivE's code creates it and never uses
+            it). The dropout inside the text model is not affected.
+        drop: Probability with which the data changes each word of a caption, see :func:`vse.data.vocabulary.augment`.
+        architecture: The model's architecture from a checkpoint, which needs no folder; filled in.
 
     Inputs are token ids (B, L) and a prefix mask (B, L). The features are (B, L, dim), the context is (B, dim) or None.
 
@@ -70,7 +69,18 @@ class Bert(nn.Module):
         self.dim, self.context_dim = dim, None if context is None else dim
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> FeatureSet:
-        """Encode a batch of token ids."""
+        """Encode a batch of captions.
+
+        Args:
+            inputs: Token ids (B, L).
+            mask: (B, L), True on real tokens, which come first; None when all are real.
+
+        Returns:
+            Features (B, L, dim) and a context (B, dim) or None.
+
+        Raises:
+            ValueError: A caption is empty or too long, or the mask is not a prefix.
+        """
         tokens = clean_tokens(inputs, mask)
         if self.max_length is not None and tokens.shape[1] > self.max_length:
             raise ValueError(f"tokens must be at most {self.max_length} for this text model, got {tokens.shape[1]}")

@@ -28,20 +28,19 @@ class BiGRU(nn.Module):
             where the backward direction has read a single word (the released PVSE checkpoints); "max" or "mean" of the
             states.
         dropout: Probability of dropout on the word vectors and on the context (PVSE, DivE).
-        drop: Probability of the caption augmentation (see :func:`vse.data.vocabulary.augment`). The data applies it to
-            token ids, where words can be removed.
+        drop: Probability with which the data changes each word of a caption, see :func:`vse.data.vocabulary.augment`.
         keep_ends: Whether that augmentation leaves ``<start>`` and ``<end>`` alone (VSE-2AD, DivE).
-        freeze_words: Whether the word vectors stay as they start.
-        word_init: How the word vectors start: "uniform" in ±0.1 (VSE∞, VSE-2AD, DivE without GloVe), "xavier", uniform
-            in ±sqrt(6 / (vocab_size + word_dim)) (PVSE without GloVe), or "normal", from N(0, 1) (PVSE and DivE give
-            this to the words that GloVe lacks). ``data.vocabulary.vectors`` replaces those of the words it has.
+        freeze_words: Whether the word vectors are not trained.
+        word_init: Initialisation of the word vectors: "uniform" in ±0.1 (VSE∞, VSE-2AD, DivE without GloVe); "xavier",
+            uniform in ±sqrt(6 / (vocab_size + word_dim)) (PVSE without GloVe); or "normal", N(0, 1) (PVSE and DivE for
+            the words that GloVe lacks). ``data.vocabulary.vectors`` replaces the vectors of the words that it has.
 
     Inputs are token ids (B, L) and a prefix mask (B, L). The features are (B, L, dim), or (B, L, word_dim) for "words";
     the context is (B, dim).
 
     Raises:
         ValueError: A size is below 1, ``dim`` is odd where two directions are concatenated, a probability is outside
-            [0, 1), or a choice is unknown. In the call: a caption is empty, or the mask is no prefix.
+            [0, 1), or a choice is unknown. In the call: a caption is empty, or the mask is not a prefix.
 
     >>> BiGRU(vocab_size=10, dim=64)(torch.randint(0, 10, (2, 5))).features.shape
     torch.Size([2, 5, 64])
@@ -89,7 +88,18 @@ class BiGRU(nn.Module):
         self.embedding.weight.requires_grad_(not freeze_words)
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> FeatureSet:
-        """Encode a batch of token ids."""
+        """Encode a batch of captions.
+
+        Args:
+            inputs: Token ids (B, L).
+            mask: (B, L), True on real tokens, which come first; None when all are real.
+
+        Returns:
+            Features (B, L, dim), or (B, L, word_dim) for "words", and a context (B, dim).
+
+        Raises:
+            ValueError: A caption is empty, or the mask is not a prefix.
+        """
         words = self.dropout(self.embedding(clean_tokens(inputs, mask)))
         average = self.directions == "average"
         states, context = read_sequence(self.gru, words, mask, self.context, average, self.features == "states")

@@ -19,9 +19,9 @@ class Grid(nn.Module):
     V = fc(X), where X are the cells, row by row. PVSE (Song & Soleymani 2019) keeps X and uses V only for the context;
     VSE-2AD takes a transformer's patches.
 
-    The backbone is frozen in the first ``freeze_epochs`` epochs. Then all of it is trained or, with ``stage_epochs``,
-    one stage more after every that many epochs, the last first. Freezing says nothing of BatchNorm's statistics: see
-    ``train_norm``.
+    The backbone is frozen in the first ``freeze_epochs`` epochs. After that all of it is trained. With
+    ``stage_epochs``, one more stage is trained after every ``stage_epochs`` epochs instead, beginning with the last.
+    BatchNorm's statistics do not depend on freezing but on ``train_norm``.
 
     Args:
         dim: Width of V; filled in from ``model.embed_dim``.
@@ -29,27 +29,27 @@ class Grid(nn.Module):
             folder or "organisation/model" (:class:`vse.encoders.backbones.TransformerBackbone`).
         weights: For a ResNet, a file of published weights, "imagenet" (torchvision downloads them), or None for random
             ones. For a model of ``transformers``, "pretrained" or None.
-        mlp: As in :class:`vse.encoders.Regions`. DivE has "projection", the other systems none.
+        mlp: As in :class:`vse.encoders.Regions`. DivE has "projection", the other systems None.
         features: As in :class:`vse.encoders.Regions`: "projected" (VSE∞, VSE-2AD, DivE) or "raw" (PVSE).
         context: As in :class:`vse.encoders.Regions`: None (VSE∞, VSE-2AD), "mean" (PVSE) or "max" (DivE).
         dropout: As in :class:`vse.encoders.Regions`.
         drop: Size augmentation in training (VSE∞'s released code). With probability 0.2 a picture keeps all its cells.
-            Otherwise each cell goes with probability ``drop`` * r, where r is uniform in [0.2, 1]; at least one stays.
+            Otherwise each cell is dropped with probability ``drop`` * r, where r is uniform in [0.2, 1]. At least one
+            cell is kept.
         freeze_epochs: Number of epochs in which the backbone is frozen.
         stage_epochs: Number of epochs after which one more stage is trained, or None for all stages at once. A stage is
             a transformer's layer or one of a ResNet's parts.
-        train_norm: Whether a ResNet's BatchNorm runs in training mode: it then normalises with the statistics of the
-            batch and updates its running ones, even while the backbone is frozen. PVSE trains so, and so does DivE's
-            code unless it is told otherwise. VSE∞ and VSE-2AD keep the published statistics (False). Random weights
-            need True.
-        pixels: What the backbone's pixels are like, see :class:`vse.encoders.backbones.Normalise`.
-        architecture: What a checkpoint holds of a ``transformers`` model, so that it needs no folder; filled in.
+        train_norm: Whether a ResNet's BatchNorm runs in training mode. It then normalises with the statistics of the
+            batch and updates its running ones, even while the backbone is frozen. PVSE does this, and by default DivE's
+            code. VSE∞ and VSE-2AD keep the published statistics (False). Random weights need True.
+        pixels: How pictures are normalised, see :class:`vse.encoders.backbones.Normalise`.
+        architecture: The architecture of a ``transformers`` model from a checkpoint, which needs no folder; filled in.
         init: As in :class:`vse.encoders.Regions`: "xavier" (VSE∞, VSE-2AD) or "torch" (PVSE, DivE).
-        cls: Whether a transformer's [CLS] token is an element too, before the patches (VSE-2AD's released code).
+        cls: Whether a transformer's [CLS] token is an element too, the first one (VSE-2AD's released code).
 
-    Inputs are pictures (B, 3, height, width) of one size. Bytes are RGB and become what the backbone was trained on;
-    floats are taken as they are. The features are (B, N, dim), or (B, N, channels) when they are raw, where N is the
-    number of cells, and one more with ``cls``; the context is (B, dim) or None.
+    Inputs are pictures (B, 3, height, width) of one size. RGB bytes are normalised; floats are taken as they are. The
+    features are (B, N, dim), or (B, N, channels) when they are raw, where N is the number of cells, plus one with
+    ``cls``. The context is (B, dim) or None.
 
     Raises:
         ValueError: A name or a choice is unknown or does not fit the backbone. In the call: the pictures have another
@@ -91,11 +91,22 @@ class Grid(nn.Module):
         self.dim, self.context_dim = self.head.dim, self.head.context_dim
 
     def set_epoch(self, epoch: int) -> None:
-        """Freeze what is not yet trained; epochs count from 0."""
+        """Freeze the stages that are not trained in an epoch; epochs count from 0."""
         self.unfreezing(self.backbone.stages, epoch)
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> FeatureSet:
-        """Encode a batch of pictures, all of one size; there is nothing to mask."""
+        """Encode a batch of pictures.
+
+        Args:
+            inputs: Pictures (B, 3, height, width).
+            mask: None; pictures of one size have nothing to mask.
+
+        Returns:
+            Features (B, N, dim) or (B, N, channels), and a context (B, dim) or None.
+
+        Raises:
+            ValueError: The pictures have another shape or type, or there is a mask.
+        """
         if mask is not None:
             raise ValueError("a batch of pictures takes no mask")
         cells = self.backbone(self.normalise(inputs))
@@ -105,7 +116,7 @@ class Grid(nn.Module):
         return result
 
     def _draw_probabilities(self, cells: Tensor) -> Tensor:
-        """Probability (B, 1) with which each cell of a picture goes."""
+        """Probability (B, 1) with which each cell of a picture is dropped."""
         r = torch.rand(len(cells), 1, device=cells.device) * (1 - _KEEP_ALL) + _KEEP_ALL
         keeps_all = torch.rand_like(r) < _KEEP_ALL
         return self.drop * r.masked_fill(keeps_all, 0.0)

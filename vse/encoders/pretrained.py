@@ -16,7 +16,7 @@ from vse.errors import InputError, first_line
 
 Side = Literal["text", "vision"]
 
-# What is no architecture: a path, labels, the files' number format, or something that would be fetched and run.
+# Keys of a model's config that are not architecture: paths, labels, number formats, and names of code to download.
 _LEFT_OUT = {
     *("_name_or_path", "transformers_version", "id2label", "label2id", "dtype", "torch_dtype", "auto_map"),
     *("quantization_config", "attn_implementation", "_attn_implementation", "experts_implementation"),
@@ -29,21 +29,21 @@ def load_transformer(
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Load a model of ``transformers`` that gives last hidden states.
 
-    What the last hidden states do not depend on (poolers, heads) is left out. Nothing that a config names is fetched or
-    run.
+    The parts that the last hidden states do not depend on (poolers, heads) are removed. No code that a config names is
+    downloaded or run.
 
     Args:
         name: A folder, or a model's name on the hub.
-        weights: "pretrained", those that lie there, or None for random ones.
-        architecture: What this function returned for such a model, as a checkpoint holds it; ``name`` is not looked at
-            then. None reads it from the folder or the hub.
-        side: Which half is taken of a model that has both.
+        weights: "pretrained" for the published weights, or None for random ones.
+        architecture: The architecture that this function once returned for the model, which a checkpoint holds; it
+            replaces ``name``. None reads it from the folder or the hub.
+        side: Which half to take of a model that has both.
 
     Returns:
         The model, and its architecture as plain values.
 
     Raises:
-        InputError: The model cannot be read, or gives no hidden states; folder or model is named.
+        InputError: The model cannot be read or gives no hidden states; the message names the folder or model.
     """
     path = local_path(name) if architecture is None else "the checkpoint's architecture"
     with _one_line(path):
@@ -52,7 +52,7 @@ def load_transformer(
         model, absent = _make_model(path, config, weights)
         probe = _probe(config, side)
         if (reads := next(iter(probe))) not in inspect.signature(model.forward).parameters:
-            raise ValueError(f"{config.model_type} is no {side} model: it takes no {reads}")
+            raise ValueError(f"{config.model_type} is not a {side} model: it takes no {reads}")
         unused = _prune(model, probe)
         if side == "text":
             _check_mask(model, probe["input_ids"])
@@ -61,7 +61,7 @@ def load_transformer(
 
 
 def _read_architecture(path: str, side: Side) -> dict[str, Any]:
-    """What a folder or the hub says of a model, or of that half of it."""
+    """The architecture of a model, or of one half of it, in a folder or on the hub."""
     from transformers import AutoConfig
 
     found = AutoConfig.from_pretrained(path, trust_remote_code=False)
@@ -71,16 +71,16 @@ def _read_architecture(path: str, side: Side) -> dict[str, Any]:
 
 
 def _make_config(architecture: dict[str, Any]) -> Any:
-    """The library's config of an architecture. Raises ValueError for what is no single model of hidden states."""
+    """The library's config for an architecture. Raises ValueError unless it is one model that gives hidden states."""
     from transformers import AutoConfig
 
     kind = str(architecture.get("model_type"))
-    made_of_others = f"{kind} is made of other models; expected one of its own"
+    made_of_others = f"{kind} consists of several models; expected a single one"
     if kind.startswith("timm") or any(key.startswith("backbone") for key in architecture):
-        raise ValueError(made_of_others)  # which the library would fetch
+        raise ValueError(made_of_others)  # the library would download them
     config = AutoConfig.for_model(**architecture)
     if getattr(config, "is_encoder_decoder", False):
-        raise ValueError(f"{config.model_type} is an encoder and a decoder; expected one model of hidden states")
+        raise ValueError(f"{config.model_type} has an encoder and a decoder; expected a model with only an encoder")
     if config.sub_configs:
         raise ValueError(made_of_others)
     return config
@@ -96,11 +96,11 @@ def _make_model(path: str, config: Any, weights: Literal["pretrained"] | None) -
         path,
         config=config,
         output_loading_info=True,
-        ignore_mismatched_sizes=True,  # told below, by name
+        ignore_mismatched_sizes=True,  # reported below
         dtype=torch.float32,
         trust_remote_code=False,
     )
-    if other := [f"{key} is {tuple(a)} there and {tuple(b)} here" for key, a, b in report["mismatched_keys"]]:
+    if other := [f"{key} has shape {tuple(a)}, expected {tuple(b)}" for key, a, b in report["mismatched_keys"]]:
         raise ValueError(f"its weights do not fit its config: {'; '.join(sorted(other)[:3])}")
     return model, set(report["missing_keys"])
 
@@ -114,7 +114,7 @@ def _check_complete(model: nn.Module, absent: set[str]) -> None:
 
 
 def _without_extras(architecture: Any) -> Any:
-    """The same, without what is no architecture, at any depth."""
+    """A model's config without the keys that are not architecture, at any depth."""
     if isinstance(architecture, dict):
         return {key: _without_extras(value) for key, value in architecture.items() if key not in _LEFT_OUT}
     return architecture
@@ -130,11 +130,11 @@ def _probe(config: Any, side: Side) -> dict[str, Tensor]:
 
 
 def _prune(model: nn.Module, probe: dict[str, Tensor]) -> set[str]:
-    """Leave out what the last hidden states do not depend on; return the names of the parameters."""
+    """Remove what the last hidden states do not depend on; return the names of the removed parameters."""
     model.eval()
     hidden = model(**probe, return_dict=True).last_hidden_state
     if hidden.dim() != 3:
-        raise ValueError(f"gives {hidden.dim() - 1}-dimensional feature maps; torchvision's ResNets go by name")
+        raise ValueError(f"it gives {hidden.dim() - 1}-dimensional feature maps; for a ResNet, use torchvision's name")
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     gradients = torch.autograd.grad(hidden.sum(), list(parameters.values()), allow_unused=True)
     unused = {name for name, gradient in zip(parameters, gradients, strict=True) if gradient is None}
@@ -157,13 +157,13 @@ def _check_mask(model: nn.Module, ids: Tensor) -> None:
         for i, m in ((ids, mask[:, : ids.shape[1]]), (padded, mask))
     )
     if not torch.allclose(alone, beside, atol=1e-3):
-        raise ValueError("padding changes what it gives: it does not heed the attention mask")
+        raise ValueError("padding changes its results: it ignores the attention mask")
 
 
 def _replace(model: nn.Module, name: str, new: nn.Module | None) -> None:
     """Put ``new`` in the place of a module or a parameter."""
     parent, _, attribute = name.rpartition(".")
-    with contextlib.suppress(AttributeError):  # gone with the module around it
+    with contextlib.suppress(AttributeError):  # its module has been removed already
         setattr(model.get_submodule(parent), attribute, new)
 
 
@@ -171,7 +171,7 @@ def longest_input(model: nn.Module) -> int | None:
     """Return the number of tokens that a text model has positions for, or None for any number."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding) and "position" in name and module.padding_idx is not None:
-            return module.num_embeddings - module.padding_idx - 1  # RoBERTa and its kin count from there on
+            return module.num_embeddings - module.padding_idx - 1  # RoBERTa and similar models count from there on
     positions = getattr(model.config, "max_position_embeddings", None)
     return positions if isinstance(positions, int) and positions > 0 else None
 
@@ -195,7 +195,7 @@ def read_tokenizer(name: str) -> tuple[str, int | None, int | None]:
         The tokenizer's JSON, the id of its mask or None, and the largest number of tokens that it may give or None.
 
     Raises:
-        InputError: There is none.
+        InputError: The model has no fast tokenizer.
     """
     from transformers import AutoTokenizer
 
@@ -206,7 +206,7 @@ def read_tokenizer(name: str) -> tuple[str, int | None, int | None]:
     with _one_line(path):
         tokenizer = AutoTokenizer.from_pretrained(path, use_fast=True, trust_remote_code=False)
         if not tokenizer.is_fast:
-            raise ValueError("its tokenizer is no fast one: there is no tokenizer.json")
+            raise ValueError("it has no fast tokenizer: there is no tokenizer.json")
         if len(tokenizer) <= len(tokenizer.all_special_ids):  # what the library makes of a folder without one
             raise ValueError("it has no tokenizer.json")
         longest = tokenizer.model_max_length
@@ -221,10 +221,10 @@ def read_pixels(name: str) -> tuple[list[float], list[float]] | None:
         name: A folder, or a model's name on the hub.
 
     Returns:
-        Mean and standard deviation of the three channels, in 0..1; None when neither folder nor hub says so.
+        Mean and standard deviation of the three channels, in 0..1; None if they were not published with the model.
 
     Raises:
-        InputError: What is there cannot be read.
+        InputError: The file that says so cannot be read.
     """
     from transformers.utils.hub import cached_file
 
@@ -239,7 +239,7 @@ def read_pixels(name: str) -> tuple[list[float], list[float]] | None:
 
 @contextlib.contextmanager
 def _one_line(path: str) -> Iterator[None]:
-    """Whatever goes wrong inside is one InputError about ``path``; nothing else is printed but a download's bar."""
+    """Turn any error into one InputError about ``path``, and print nothing but the progress bar of a download."""
     from transformers.utils import logging as settings
 
     quiet = [logging.getLogger(name) for name in ("transformers", "huggingface_hub")]
@@ -256,8 +256,8 @@ def _one_line(path: str) -> Iterator[None]:
     except Exception as error:  # of many kinds: hub, safetensors, tokenizers, JSON, the models' own
         if isinstance(error, OSError) and not Path(path).is_dir():
             raise InputError(
-                f"{path}: neither a folder here nor a model that can be fetched ({first_line(error)}); a folder of "
-                f"that model's files may be named instead"
+                f"{path}: not a folder, nor a model that can be downloaded ({first_line(error)}); pass a folder with "
+                f"the files of the model instead"
             ) from None
         raise InputError(f"{path}: cannot be read as a model of transformers ({first_line(error)})") from None
     finally:

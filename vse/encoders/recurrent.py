@@ -14,7 +14,7 @@ Context = Literal["last", "last_step", "max", "mean"]
 def read_sequence(
     gru: nn.GRU, sequence: Tensor, mask: Tensor | None, context: Context, average: bool, states: bool
 ) -> tuple[Tensor | None, Tensor]:
-    """States of a bidirectional GRU and one vector of the whole sequence; padding is never read.
+    """Run a bidirectional GRU; padding is never read.
 
     Args:
         gru: A bidirectional GRU of one layer that takes the batch first.
@@ -23,10 +23,10 @@ def read_sequence(
         context: The vector of the whole sequence: "last", the last state of each direction; "last_step", the output at
             the last real step, where the backward direction has read one step only; "max" or "mean" of the states.
         average: Whether the two directions are averaged; otherwise they are concatenated.
-        states: Whether the states are wanted. Leaving them out saves work when ``context`` is "last".
+        states: Whether the states are needed. Without them there is less to do when ``context`` is "last".
 
     Returns:
-        The states (B, L, H), or None when they were neither wanted nor needed, and the vector (B, H).
+        The states (B, L, H), or None if they were not computed, and the vector of the whole sequence (B, H).
     """
     if mask is None:
         lengths = torch.full((len(sequence),), sequence.shape[1])

@@ -5,7 +5,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from vse.errors import check_choice, check_probability
+from vse.errors import check_at_least, check_choice, check_probability
 from vse.sets import FeatureSet, MaskedBatchNorm, check_set, fill_masked, masked_max, masked_mean
 
 Mlp = Literal["input", "projection"]
@@ -18,21 +18,21 @@ class Regions(nn.Module):
     """Region features and their projection V (VSE∞, Chen et al. 2021, section 4.1; DivE, Kim et al. 2023).
 
     V = fc(X) + mlp(X), where mlp is Linear(-> dim / 2), BatchNorm, ReLU, Linear(-> dim). In training every region is
-    dropped with probability ``drop``, which the papers call size augmentation. A dropped region is absent from the
-    context and from BatchNorm's statistics too, and at least one region of every sample stays.
+    dropped with probability ``drop``, which the papers call size augmentation. A dropped region also takes no part in
+    the context and in BatchNorm's statistics. At least one region of every sample is kept.
 
     Args:
         in_dim: Width of the region features X; filled in from the data.
         dim: Width of V; filled in from ``model.embed_dim``.
-        mlp: What the mlp reads: X ("input"; VSE∞, VSE-2AD) or fc(X) ("projection"; DivE). None leaves it out (PVSE,
+        mlp: What the mlp reads: X ("input"; VSE∞, VSE-2AD) or fc(X) ("projection"; DivE). None means no mlp (PVSE,
             VSE++).
         features: The local features: V ("projected") or X ("raw"; PVSE). Raw features without a context need no
-            projection, so there is none then: ``dim``, ``mlp`` and ``init`` change nothing.
+            projection, so ``dim``, ``mlp`` and ``init`` then have no effect.
         context: The context: the "max" (DivE) or "mean" (PVSE) of V, or none.
         dropout: Probability of dropout on V, or on the context when the features are raw (PVSE).
         drop: Probability with which each region is dropped in training.
-        init: How fc starts: "xavier", uniform in ±sqrt(6 / (in_dim + dim)) with a bias of 0 (VSE∞, VSE-2AD), or
-            "torch", uniform in ±1 / sqrt(in_dim) for both (PVSE, DivE). The mlp always starts as torch has it.
+        init: Initialisation of fc: "xavier", uniform in ±sqrt(6 / (in_dim + dim)) with a bias of 0 (VSE∞, VSE-2AD), or
+            "torch", uniform in ±1 / sqrt(in_dim) for both (PVSE, DivE). The mlp always has torch's initialisation.
 
     Inputs are X (B, N, in_dim) and a mask (B, N). The features are (B, N, dim), or (B, N, in_dim) when they are raw;
     their mask lacks the dropped regions; the context is (B, dim) or None.
@@ -59,8 +59,8 @@ class Regions(nn.Module):
         init: Init = "xavier",
     ) -> None:
         super().__init__()
-        if in_dim < 1 or dim < 2:
-            raise ValueError(f"in_dim must be at least 1 and dim at least 2, got {in_dim} and {dim}")
+        check_at_least("in_dim", in_dim, 1)
+        check_at_least("dim", dim, 2)
         check_probability("drop", drop)
         check_probability("dropout", dropout)
         check_choice("mlp", mlp, (*get_args(Mlp), None))
@@ -69,7 +69,7 @@ class Regions(nn.Module):
         check_choice("init", init, get_args(Init))
         projects = features == "projected" or context is not None
         if dropout > 0 and not projects:
-            raise ValueError(f"dropout acts on the projection, and raw features without a context have none: {dropout}")
+            raise ValueError(f"dropout must be 0 for raw features without a context, got {dropout}")
         self.in_dim, self.drop = in_dim, drop
         self.mlp, self.features, self.context = mlp, features, context
         self.dim = dim if features == "projected" else in_dim
@@ -89,7 +89,19 @@ class Regions(nn.Module):
             nn.init.zeros_(self.fc.bias)
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> FeatureSet:
-        """Encode a batch of region sets."""
+        """Encode a batch of region sets.
+
+        Args:
+            inputs: Region features X (B, N, in_dim).
+            mask: (B, N), True on real regions; None when all are real.
+
+        Returns:
+            Features (B, N, dim) or (B, N, in_dim), the mask of the regions that are kept, and a context (B, dim) or
+            None.
+
+        Raises:
+            ValueError: The width is not ``in_dim``, or a set is empty.
+        """
         check_set(inputs, mask, dim=self.in_dim)
         if self.training and self.drop > 0:
             mask = drop_elements(inputs.shape[:2], mask, self.drop, inputs.device)
@@ -106,8 +118,8 @@ class Regions(nn.Module):
         if self.context is None:
             return None
         if self.context == "mean" and self.mlp is None:
-            # fc is linear, so the mean of the projections is the projection of the mean. The second takes one row a
-            # sample instead of N, which is most of PVSE's image head.
+            # fc is linear, so the mean of the projections is the projection of the mean. The second projects one row
+            # per sample instead of N, which saves most of the work of PVSE's image head.
             return self.dropout(self.fc(masked_mean(inputs, mask)))
         return self.dropout(self._pool(self._project(inputs, mask), mask))
 
@@ -124,16 +136,16 @@ class Regions(nn.Module):
 
 
 def drop_elements(shape: torch.Size, mask: Tensor | None, probability: float | Tensor, device: torch.device) -> Tensor:
-    """Draw which elements of each set stay, and always at least one of its real ones.
+    """Draw which elements of each set are kept; at least one real element always is.
 
     Args:
         shape: Size (B, N) of the mask to make.
         mask: Which elements are real (B, N), bool. None means that all are.
-        probability: Probability with which a real element goes: one for all samples, or (B, 1), one for each.
+        probability: Probability with which a real element is dropped: one for all samples, or (B, 1), one for each.
         device: Where the mask is made.
 
     Returns:
-        The mask (B, N) of the elements that stay.
+        The mask (B, N) of the kept elements.
 
     >>> drop_elements(torch.Size([2, 5]), None, 0.2, torch.device("cpu")).any(1).tolist()
     [True, True]
@@ -141,5 +153,5 @@ def drop_elements(shape: torch.Size, mask: Tensor | None, probability: float | T
     draw = torch.rand(shape, device=device)
     if mask is not None:
         draw = draw.masked_fill(~mask, -1.0)
-    # The largest draw stays even below the threshold: that happens just when all would go.
+    # The element with the largest draw is kept even if all draws are below the threshold.
     return (draw >= probability) | (draw == draw.amax(1, keepdim=True))

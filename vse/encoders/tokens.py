@@ -1,4 +1,4 @@
-"""What the encoders of captions check before they read a batch of token ids."""
+"""The check of token ids that all encoders of captions share."""
 
 from torch import Tensor
 
@@ -6,7 +6,7 @@ from vse.sets import check_mask
 
 
 def clean_tokens(tokens: Tensor, mask: Tensor | None) -> Tensor:
-    """Check a batch of token ids and put id 0 in the masked places, whatever stands there.
+    """Check a batch of token ids and put id 0 in the masked places.
 
     Args:
         tokens: Ids (B, L) of an integer type.
@@ -16,7 +16,7 @@ def clean_tokens(tokens: Tensor, mask: Tensor | None) -> Tensor:
         Ids (B, L) that can be looked up in a table, padding included.
 
     Raises:
-        ValueError: The tokens are not a non-empty matrix of ids, the mask does not fit them or is no prefix, or a
+        ValueError: The tokens are not a non-empty matrix of ids, the mask does not fit them or is not a prefix, or a
             caption has no token.
 
     >>> clean_tokens(torch.tensor([[7, 5, -1]]), torch.tensor([[True, True, False]])).tolist()

@@ -14,13 +14,14 @@ from vse.sets import FeatureSet, check_mask, check_set, fill_masked
 class Video(nn.Module):
     """The frames of a clip and a bidirectional GRU's summary of them (PVSE, Song & Soleymani 2019, section 3.1).
 
-    The local features are the frames', each the average of its cells, or precomputed ones. The context is dropout of
-    the GRU's vector. VSE∞ pools projected frame features without a GRU: take :class:`vse.encoders.Regions` for that.
+    The local features are one vector per frame: the average of the frame's cells, or a precomputed feature. The context
+    is the GRU's vector after dropout. VSE∞ pools projected frame features without a GRU; use
+    :class:`vse.encoders.Regions` for that.
 
     Args:
         dim: Width of the context, dim / 2 units for each direction; filled in from ``model.embed_dim``.
-        in_dim: Width of precomputed frame features; filled in from the data. There is no backbone then, and what
-            concerns one changes nothing.
+        in_dim: Width of precomputed frame features; filled in from the data. The encoder then has no backbone, and the
+            backbone's arguments have no effect.
         backbone: As in :class:`vse.encoders.Grid`.
         weights: As in :class:`vse.encoders.Grid`.
         context: The context: "last", the last state of each direction; "last_step", the output at the last frame, where
@@ -37,7 +38,7 @@ class Video(nn.Module):
 
     Raises:
         ValueError: ``dim`` is odd, ``dropout`` is outside [0, 1), or a choice is unknown. In the call: the frames have
-            another shape, a clip is empty, or the mask is no prefix.
+            another shape, a clip is empty, or the mask is not a prefix.
         vse.errors.InputError: A file of weights is missing or does not fit, or a model cannot be read.
 
     >>> Video(dim=512, backbone="resnet18")(torch.randn(2, 8, 3, 224, 224)).features.shape
@@ -78,12 +79,23 @@ class Video(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def set_epoch(self, epoch: int) -> None:
-        """Freeze what is not yet trained; epochs count from 0."""
+        """Freeze the stages that are not trained in an epoch; epochs count from 0."""
         if self.in_dim is None:
             self.unfreezing(self.backbone.stages, epoch)
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> FeatureSet:
-        """Encode a batch of clips."""
+        """Encode a batch of clips.
+
+        Args:
+            inputs: Frames (B, T, 3, height, width), or precomputed features (B, T, in_dim).
+            mask: (B, T), True on real frames, which come first; None when all are real.
+
+        Returns:
+            Features (B, T, channels) and a context (B, dim).
+
+        Raises:
+            ValueError: The inputs have another shape, a clip is empty, or the mask is not a prefix.
+        """
         if self.in_dim is not None:
             check_set(inputs, mask, prefix=True, dim=self.in_dim)
             frames = fill_masked(inputs, mask)
@@ -93,7 +105,7 @@ class Video(nn.Module):
         return FeatureSet(frames, mask, self.dropout(context))
 
     def _encode_frames(self, frames: Tensor, mask: Tensor | None) -> Tensor:
-        """Average-pooled cells (B, T, channels) of the real frames; padding costs nothing."""
+        """Average-pooled cells (B, T, channels) of the real frames; padding is not encoded."""
         if frames.dim() != 5 or 0 in frames.shape:
             raise ValueError(f"frames must be a non-empty (B, T, 3, height, width) tensor, got {tuple(frames.shape)}")
         if mask is None:

@@ -16,7 +16,7 @@ _KEYS = ("scores", "models", "image_ids", "caption_ids", "captions")  # the arra
 
 
 def ensemble(members: Sequence[CorpusScores]) -> CorpusScores:
-    """Average the scores of several members, as the papers make their ensembles.
+    """Average the scores of several members, which is how the papers make ensembles.
 
     Each member has the same weight, however many models it stands for.
 
@@ -108,7 +108,7 @@ def _open_scores(path: Path) -> dict[str, np.ndarray]:
 
 
 def _ids(corpus: Corpus) -> dict[str, np.ndarray]:
-    """Return what tells a corpus's rows and columns from another's."""
+    """Return arrays that identify a corpus's rows and columns."""
     return {
         "image_ids": np.array([str(label) for label in corpus.image_ids]),
         "caption_ids": np.array([str(label) for label in corpus.caption_ids]),

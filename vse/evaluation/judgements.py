@@ -1,4 +1,4 @@
-"""COCO's 5K test as people judged it beyond its own pairs: Crisscrossed Captions (CxC) and ECCV Caption."""
+"""Human judgements of COCO's 5K test beyond its own pairs: Crisscrossed Captions (CxC) and ECCV Caption."""
 
 import contextlib
 import csv
@@ -179,7 +179,7 @@ def within_metrics(scored: CorpusScores, corpus: Corpus, judgements: Judgements)
 
 @contextlib.contextmanager
 def errors_name(corpus: Corpus) -> Iterator[None]:
-    """Put the corpus's name before an InputError's message."""
+    """Put the corpus's name before the message of any InputError that the block raises."""
     try:
         yield
     except InputError as error:

@@ -51,20 +51,20 @@ class Protocol:
 def own_pairs(
     scored: CorpusScores, corpus: Corpus, protocol: Protocol, judgements: Judgements | None
 ) -> dict[str, Any]:
-    """R@K and ranks with the corpus's own pairs as positives, see :func:`vse.evaluation.folds.fold_metrics`."""
+    """Compute R@K and ranks with the corpus's own pairs as positives, see :func:`vse.evaluation.folds.fold_metrics`."""
     return fold_metrics(scored.scores, corpus.image_of_caption, protocol.folds, corpus.video)
 
 
 def all_parts(
     scored: CorpusScores, corpus: Corpus, protocol: Protocol, judgements: Judgements | None
 ) -> dict[str, Any]:
-    """Metrics of each of a protocol's parts, by the part's name."""
+    """Compute the metrics of each part of a protocol, by the part's name."""
     parts = parts_of_protocol(protocol)
     return {name: part.evaluate(scored, corpus, part, judgements) for name, part in parts.items()}
 
 
 def cxc(scored: CorpusScores, corpus: Corpus, protocol: Protocol, judgements: Judgements | None) -> dict[str, Any]:
-    """CxC's recalls; given its judgements and a model's embeddings, also within images and within captions."""
+    """Compute CxC's recalls; with its judgements and a model's embeddings also among images and among captions."""
     with errors_name(corpus):
         metrics = cxc_metrics(scored.scores, corpus.image_ids, corpus.caption_ids, corpus.image_of_caption)
     if judgements is not None and scored.embeddings:
@@ -73,7 +73,7 @@ def cxc(scored: CorpusScores, corpus: Corpus, protocol: Protocol, judgements: Ju
 
 
 def eccv(scored: CorpusScores, corpus: Corpus, protocol: Protocol, judgements: Judgements | None) -> dict[str, Any]:
-    """ECCV Caption's metrics, see :func:`vse.evaluation.judgements.eccv_metrics`."""
+    """Compute ECCV Caption's metrics, see :func:`vse.evaluation.judgements.eccv_metrics`."""
     with errors_name(corpus):
         return eccv_metrics(scored.scores, corpus.image_ids, corpus.caption_ids, corpus.image_of_caption)
 

@@ -1,4 +1,4 @@
-"""What the papers print, and what their released checkpoints give, to stand beside one's own results."""
+"""The results that the papers print and that their released checkpoints give, for comparison with one's own."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -105,10 +105,9 @@ def published_results(protocol: Protocol, data_format: str) -> list[Published]:
 
 
 def published_rows(results: Sequence[Published], protocol: Protocol, corpus: Corpus) -> tuple[list[Row], str]:
-    """Choose the published results that can stand beside one's own on a corpus.
+    """Choose the published results that are comparable with one's own on a corpus.
 
-    Results on one caption of each image or clip are left out beside a corpus that has several: they would not be
-    comparable.
+    Results on one caption of each image or clip are not comparable with those on a corpus that has several.
 
     Args:
         results: The results of :func:`published_results`.

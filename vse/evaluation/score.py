@@ -121,7 +121,7 @@ def evaluate(
 def single_embedding_rsums(
     embeddings: CorpusEmbeddings, image_of_caption: np.ndarray, progress: bool = True
 ) -> dict[str, list[float]]:
-    """RSUM of each embedding of a set when it stands alone: what the others add, and which of them carry the set.
+    """Compute the RSUM of each embedding of a set alone, which shows what the other embeddings add.
 
     For each k, one side's sets are cut to their k-th embedding, (n, 1, H), while the other side keeps its whole sets;
     the model's own similarity compares them, and the RSUM is that of plain retrieval among all images and captions.

@@ -17,11 +17,11 @@ _OVERLAP = 0.5  # boxes that overlap a better one by more come last
 
 
 class Detector(nn.Module):
-    """The best boxes of a picture, whatever their class, and their features (Anderson et al. 2018, with another net).
+    """Finds the best boxes of a picture, of any class, and their features (Anderson et al. 2018, with another net).
 
-    Each region proposal is moved as its best class asks. Those that overlap a better one by more than 0.5 come last.
-    The best ones remain, and their features are the box head's at their new places. Pictures of one size share a batch,
-    so that no picture's features depend on another's size.
+    Each region proposal is adjusted for its best class. Boxes that overlap a better one by more than 0.5 come last. The
+    first boxes are kept, and the box head computes their features. Only pictures of the same size share a batch, so
+    that the features of a picture do not depend on the size of another.
 
     Args:
         name: One of torchvision's Faster R-CNNs.
@@ -82,7 +82,7 @@ class Detector(nn.Module):
 
         Args:
             pictures: Bytes (3, height, width) each.
-            names: What an error calls the pictures.
+            names: The pictures' names, for messages.
 
         Returns:
             "ims" (n, boxes, 1024), the features; "boxes" (n, boxes, 4), left, top, right and bottom in the picture's

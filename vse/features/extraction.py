@@ -1,4 +1,4 @@
-"""Features of a corpus's own pictures and clips, written as the files that training reads."""
+"""Extract features of a corpus's pictures and clips into the files that training reads."""
 
 import hashlib
 import json
@@ -64,14 +64,14 @@ def extract_features(
     Pictures become ``precomp`` files, rows in the corpus's order. They hold the cells of the config's ``grid``
     backbone, after the config's evaluation transform, or the boxes of a detector. Clips become ``features/{id}.npy``:
     the frames at the transform's ``fps``, by default all of them, each average-pooled by the config's ``video``
-    backbone. ``{split}_manifest.json`` tells what made the files. What is finished is not done again, also after the
-    process was killed.
+    backbone. ``{split}_manifest.json`` records how the files were made. Work that is finished is not repeated, even
+    if the process was killed.
 
     Args:
         config: The config, with its corpus, image encoder and transform.
         folder: The folder to write into.
         splits: The splits to extract.
-        detector: What finds and describes regions, instead of the image encoder.
+        detector: Finds and describes regions, in place of the image encoder.
         half: Whether to write float16 instead of float32.
 
     Raises:
@@ -111,7 +111,7 @@ def _check_corpus(corpus: Corpus, detector: Detector | None) -> None:
 
 
 def _manifest(config: Config, corpus: Corpus, split: str, half: bool, about: dict[str, Any]) -> dict[str, Any]:
-    """What made the features, in plain values; what decides them is compared."""
+    """How the features were made, in plain values."""
     rows = [*map(str, corpus.image_ids), *corpus.captions, *map(str, corpus.image_of_caption)]
     return {
         "torch": torch.__version__,
@@ -125,7 +125,7 @@ def _manifest(config: Config, corpus: Corpus, split: str, half: bool, about: dic
 
 
 def _about_detector(detector: Detector) -> dict[str, Any]:
-    """What a manifest tells of a detector."""
+    """The part of a manifest about a detector."""
     return {
         "weights": detector.weights,
         "extractor": detector.settings,
@@ -135,7 +135,7 @@ def _about_detector(detector: Detector) -> dict[str, Any]:
 
 
 def _about_encoder(config: Config, encoder: nn.Module) -> dict[str, Any]:
-    """What a manifest tells of an encoder with a backbone, and of the transform before it."""
+    """The part of a manifest about an encoder with a backbone and the transform before it."""
     arguments = config.model.image.encoder.arguments
     backbone = {name: tensor for name, tensor in encoder.state_dict().items() if name.startswith("backbone.")}
     return {
@@ -147,9 +147,10 @@ def _about_encoder(config: Config, encoder: nn.Module) -> dict[str, Any]:
 
 
 def _about_transform(config: Config) -> dict[str, Any] | None:
-    """The settings of a transform that decide what evaluation sees.
+    """The settings of a transform that have an effect in evaluation.
 
-    Those that came later are told where they are not the default, so that older manifests still compare as equal.
+    Settings that are newer than the first manifests appear only if they differ from their defaults, so that old
+    manifests still compare as equal.
     """
     if config.data.transform is None:
         return None
@@ -402,7 +403,7 @@ class RowWriter:
 
 
 def _claim_space(file: Path) -> None:
-    """Raise OSError for a full disk now; writing to a memory map would crash later. Not every system can tell."""
+    """Raise OSError if the disk is full; later, writing to a memory map would crash. Not every system supports this."""
     if hasattr(os, "posix_fallocate"):
         with open(file, "r+b") as opened:
             os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)

@@ -17,7 +17,7 @@ class AdaptiveContrastiveLoss(nn.Module):
     mean over all scores of exp(-s), the positives counting as s = 0 (both without gradient), B candidates of a query:
     n = clip(floor(B cos((a + u)^gamma)) + 1, 1, B - 1). Each positive pair costs the cross-entropy, at the
     ``temperature``, of its score against the query's n hardest negatives, whose scores get ``margin`` added; mean over
-    the positive pairs, averaged over both directions. Scores in half precision are judged in float32.
+    the positive pairs, averaged over both directions. Scores in half precision are converted to float32.
 
     Args:
         gamma: How fast n shrinks as the space improves.
@@ -72,7 +72,7 @@ class AdaptiveContrastiveLoss(nn.Module):
 
     @torch.no_grad()
     def count_negatives(self, scores: Tensor, positives: Tensor) -> Tensor:
-        """Choose n, the number of negatives of the rows' queries among the columns.
+        """Choose n, the number of negatives of each row.
 
         Args:
             scores: Scores (A, C) of queries and candidates.

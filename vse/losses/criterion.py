@@ -1,4 +1,4 @@
-"""A ranking loss and weighted terms, joined."""
+"""The sum of a ranking loss and weighted terms."""
 
 from collections.abc import Callable
 
@@ -10,13 +10,13 @@ from vse.sets import Aggregated
 class Criterion(nn.Module):
     """A ranking loss plus weighted terms: total = ramp * (ranking + sum_t weight_t * term_t(image, text)).
 
-    The ramp is 1, but in the epoch ``ramp_epoch`` it rises linearly from 0: that is the first epoch in which VSE∞
-    trains its backbone.
+    The ramp is 1, except that it rises linearly from 0 to 1 during the epoch ``ramp_epoch``. VSE∞ uses it in the first
+    epoch in which the backbone is trained.
 
     Args:
         ranking: A loss on scores and positives.
-        terms: Weight and term by name; a term may be a module with parameters of its own.
-        ramp_epoch: The epoch in which the total rises from 0, counted from 0; None for none.
+        terms: The weight and the term by name. A term may be a module with parameters.
+        ramp_epoch: The epoch of the ramp, counted from 0; None for no ramp.
 
     >>> from vse.losses import TripletLoss
     >>> same = Aggregated(torch.ones(2, 1, 4))
@@ -52,7 +52,7 @@ class Criterion(nn.Module):
             text: What the text tower returns.
 
         Returns:
-            "total", and for the logs "ranking" and each term by its name, unweighted.
+            The loss as "total"; for the logs also "ranking" and each term by its name, without its weight.
         """
         parts = {"ranking": self.ranking(scores, positives)}
         total = parts["ranking"]

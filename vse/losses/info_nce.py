@@ -15,10 +15,10 @@ class InfoNCELoss(nn.Module):
 
     InfoNCE, van den Oord et al. 2018, in both directions as in CLIP (Radford et al. 2021):
     -log(exp(s+ / t) / (exp(s+ / t) + sum over negatives of exp(s- / t))), mean over the positive pairs, averaged over
-    the directions. A query's other positives are left out. Scores in half precision are judged in float32.
+    the directions. A query's other positives are left out. Scores in half precision are converted to float32.
 
     Args:
-        temperature: The temperature t, or where it starts; at least 0.01.
+        temperature: The temperature t, or its initial value if it is learnable; at least 0.01.
         learnable: Whether log t is trained; it is kept above log 0.01.
 
     Raises:

@@ -34,7 +34,7 @@ def positive_pairs(scores: Tensor, positives: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def pair_cross_entropy(matches: Tensor, negatives: Tensor, query: Tensor) -> Tensor:
-    """Give the mean cross-entropy of positive pairs against the negatives of their queries.
+    """Compute the mean cross-entropy of positive pairs against the negatives of their queries.
 
     mean over pairs p of log(1 + sum_c exp(negatives[query_p, c]) / exp(matches_p)).
 

@@ -17,14 +17,15 @@ class TripletLoss(nn.Module):
 
     For each positive pair (i, c) and each negative c' of image i (and, the other way, each negative image of caption c)
     the cost is max(0, margin + s(i, c') - s(i, c)). The two directions are added. A batch without a violation, or
-    without a negative, has a loss of 0 with finite gradients. Scores in half precision are judged in float32.
+    without a negative, has a loss of 0 with finite gradients. Scores in half precision are converted to float32.
 
     Args:
         margin: By how much a positive must score above a negative.
-        mining: "all" keeps every triplet; "hardest" keeps that of each positive pair's hardest negative, per direction;
-            "semihard" keeps every triplet, its cost clamped to [0, margin] (DivE).
-        reduction: "sum" (VSE∞); "mean" over the triplets of each direction ("hardest": over the positive pairs;
-            "semihard": over the costs above 0; DivE); "mean_pairs", the sum divided by A * C (PVSE's unmined form).
+        mining: "all" keeps every triplet. "hardest" keeps, in each direction, each positive pair's triplet with its
+            hardest negative. "semihard" keeps every triplet but clamps its cost to [0, margin] (DivE).
+        reduction: "sum" (VSE∞). "mean" over the triplets of each direction; with "hardest" mining over the positive
+            pairs, with "semihard" over the costs above 0 (DivE). "mean_pairs", the sum divided by A * C (PVSE without
+            mining).
         warmup_epochs: Number of first epochs in which all triplets are used, whatever the mining; see
             :meth:`set_epoch`.
 

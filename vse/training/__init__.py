@@ -1,1 +1,1 @@
-"""Training: the loop, what it writes down, and how it is stopped."""
+"""Training: the loop, its log, and how a run starts and stops."""

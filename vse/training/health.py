@@ -1,4 +1,4 @@
-"""Warnings about what goes wrong without an error: collapsed sets, a loss that is stuck, parameters without use."""
+"""Warnings about silent failures: collapsed sets, a loss that does not move, parameters that nothing uses."""
 
 import contextlib
 import math
@@ -22,27 +22,36 @@ _NEAR = 0.01  # relative distance to the loss of equal scores
 
 @torch.no_grad()
 def plateau_loss(criterion: Criterion, scores: Tensor, positives: Tensor) -> Tensor:
-    """The ranking loss if all pairs had the mean of the scores: where training stays when nothing is learned."""
+    """Compute the ranking loss of equal scores, at which training stays when nothing is learned.
+
+    Args:
+        criterion: The criterion, whose ranking loss is used.
+        scores: Scores (A, C); all are replaced by their mean.
+        positives: (A, C) bool, True where image and caption belong together.
+
+    Returns:
+        The loss, a scalar.
+    """
     with keep_random_state(scores.device):  # a loss may draw random numbers
         return criterion.ranking(scores.mean().expand_as(scores), positives)
 
 
 def keep_random_state(device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """A block whose random draws the training does not notice."""
+    """Return a context after which the random generators are as they were before."""
     return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 def batch_health(similarity: Similarity, positives: Tensor, image: Aggregated, text: Aggregated) -> dict[str, Tensor]:
-    """Health of a batch's embedding sets.
+    """Measure the embedding sets of a batch.
 
     Args:
         similarity: The model's similarity.
         positives: Which caption describes which image, (A, C) bool.
-        image: What the image tower gave.
-        text: What the text tower gave.
+        image: The result of the image tower.
+        text: The result of the text tower.
 
     Returns:
-        What :func:`vse.set_health.set_health` gives, and for sides with several residuals ``{side}_constant_share``
+        The result of :func:`vse.set_health.set_health`, and for sides with several residuals ``{side}_constant_share``
         (:func:`vse.set_health.constant_share`).
     """
     health = set_health(image.embeddings.float(), text.embeddings.float(), positives.int().argmax(0), similarity)
@@ -53,7 +62,7 @@ def batch_health(similarity: Similarity, positives: Tensor, image: Aggregated, t
 
 
 class HealthMonitor:
-    """Says once, in one line on stderr, what goes wrong without an error.
+    """Prints a warning on stderr, once for each kind of silent failure.
 
     Args:
         model: The model that is trained.
@@ -85,8 +94,8 @@ class HealthMonitor:
 
         A set has collapsed when its embeddings are nearly equal and were further apart at the start of the run, at
         every logged step over 100 steps. Some aggregators begin with nearly equal embeddings (an untrained PIE-Net for
-        text has a log variance of -10.9): those are worth a line when training has not parted them after 100 logged
-        steps. The number of embeddings used does not count here: a similarity gives equal embeddings equal weights.
+        text has a log variance of -10.9). For these there is a warning if they are still so close after 100 logged
+        steps. The number of embeddings used is ignored, since a similarity gives equal embeddings equal weights.
 
         Args:
             logged: The logged step's "ranking" loss, its "plateau" (:func:`plateau_loss`), and its sets' health.

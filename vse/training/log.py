@@ -1,4 +1,4 @@
-"""What a run writes down: metrics.jsonl, TensorBoard events, and the lines that it prints."""
+"""The log of a run: metrics.jsonl, TensorBoard events, and the lines that it prints."""
 
 import json
 import math
@@ -16,15 +16,15 @@ from vse.files import write_file
 class RunLog:
     """metrics.jsonl and TensorBoard events in the run folder.
 
-    A run that goes on from a checkpoint first removes what was logged after it, so that nothing is there twice. Losses
-    are summed on the device and read only when they are needed, since reading one waits for a GPU.
+    A run that continues from a checkpoint first removes what was logged after it, so that nothing is logged twice.
+    Losses are summed on the device and read only when they are needed, because reading one waits for a GPU.
 
     Args:
         folder: The run folder.
         epochs: Number of finished epochs.
         total_steps: Number of finished steps since the start of the run.
-        may_overflow: Whether a gradient may overflow (fp16, where the scaler then skips the step). Otherwise loss and
-            gradient must be finite; with it, the loss alone.
+        may_overflow: Whether a gradient may overflow. In fp16 it may, and the scaler then skips the step, so that only
+            the loss must be finite. Otherwise loss and gradient must be finite.
     """
 
     def __init__(self, folder: Path, epochs: int, total_steps: int, may_overflow: bool = False) -> None:
@@ -47,14 +47,19 @@ class RunLog:
         self.board.close()
 
     def restart(self) -> None:
-        """Forget the losses so far, and take the time from now."""
+        """Forget the losses so far, and restart the clock."""
         self.last: dict[str, Tensor] = {}
         self.sums: dict[str, Tensor] = {}
         self.steps = self.samples = 0
         self.started = time.monotonic()
 
     def add(self, losses: dict[str, Tensor], samples: int) -> None:
-        """Take in a step's losses and its number of samples."""
+        """Add a step.
+
+        Args:
+            losses: Its losses.
+            samples: Its number of samples.
+        """
         self.last = losses
         self.sums = {name: value + self.sums.get(name, 0.0) for name, value in losses.items()}
         self.steps += 1
@@ -85,9 +90,9 @@ class RunLog:
         return loss
 
     def means(self) -> dict[str, float]:
-        """Means of the losses since the last call, and the samples per second; then begin afresh.
+        """Return the means of the losses and the samples per second since the last call, and restart.
 
-        The norm is left out when a gradient overflowed: JSON has no infinity.
+        The norm is left out if a gradient has overflowed, since JSON has no infinity.
         """
         means = {name: float(total) / self.steps for name, total in self.sums.items()}
         means = {name: mean for name, mean in means.items() if math.isfinite(mean)}
@@ -101,7 +106,7 @@ class RunLog:
         Args:
             epoch: Number of the epoch, from 1.
             total_steps: Number of finished steps since the start of the run.
-            record: What to write under its name: "start", "train" or "dev".
+            record: What to write, by its name "start", "train" or "dev".
 
         Raises:
             InputError: The file cannot be written.
@@ -117,7 +122,17 @@ class RunLog:
 
 
 def describe_epoch(epoch: int, epochs: int, metrics: dict[str, Any], is_better: bool) -> str:
-    """The line that is printed after a validation."""
+    """Return the line to print after a validation.
+
+    Args:
+        epoch: Number of finished epochs.
+        epochs: Number of all epochs.
+        metrics: The metrics on dev.
+        is_better: Whether they are the best so far.
+
+    Returns:
+        The line.
+    """
     best = " (best so far)" if is_better else ""
     return (
         f"epoch {epoch}/{epochs}: dev RSUM {metrics['rsum']:.1f}, "
@@ -126,7 +141,7 @@ def describe_epoch(epoch: int, epochs: int, metrics: dict[str, Any], is_better: 
 
 
 def describe_best(best: dict[str, Any]) -> str:
-    """The best validation so far, in words."""
+    """Describe the best validation so far."""
     return f"best dev RSUM {best['rsum']:.1f} at epoch {best['epoch']}" if best["epoch"] else "no validation yet"
 
 

@@ -1,4 +1,4 @@
-"""What a run trains and remembers, and its training step."""
+"""The state of a run, and its training step."""
 
 import math
 from collections.abc import Iterator
@@ -23,11 +23,11 @@ from vse.training.start import start
 
 
 class Training:
-    """Everything that a run trains and remembers.
+    """The state of a run: everything that it trains and remembers.
 
     Args:
         config: The run's config.
-        state: The content of last.pt, for a run that goes on; its weights come with :meth:`restore`.
+        state: The content of last.pt for a run that continues; :meth:`restore` loads its weights.
 
     Raises:
         InputError: The data, or a part of the config, is missing or does not fit.
@@ -65,17 +65,17 @@ class Training:
 
     @property
     def total_steps(self) -> int:
-        """Steps done since the start of the run."""
+        """Number of finished steps since the start of the run."""
         return self.epoch * len(self.sampler) + self.step
 
     @property
     def is_logged(self) -> bool:
-        """Whether the next step is one that the log shows."""
+        """Whether the next step is logged."""
         number = self.step + 1
         return number % self.config.run.log_steps == 0 or number == len(self.sampler)
 
     def run_state(self) -> RunState:
-        """What evaluation needs, and where it comes from."""
+        """What evaluation needs, and the source of the run."""
         return {
             **evaluation_state(self.config, self.model, self.in_dim),
             "criterion": self.criterion.state_dict(),
@@ -85,7 +85,7 @@ class Training:
         }
 
     def state(self) -> TrainingState:
-        """Everything that is needed to go on exactly from here."""
+        """Everything that is needed to continue exactly from here."""
         return {
             **self.run_state(),
             "step": self.step,
@@ -98,7 +98,15 @@ class Training:
         }
 
     def restore(self, state: TrainingState, file: Path) -> None:
-        """Go back to a saved place; ``file``, where the state was read, is for messages."""
+        """Continue from a saved state.
+
+        Args:
+            state: The state.
+            file: The file that it was read from, for messages.
+
+        Raises:
+            InputError: The training data or the model is not that of the state.
+        """
         captions = len(self.train_corpus.captions)
         if state["train_captions"] != captions:
             there = f"{file}: this run trained on {state['train_captions']} captions"
@@ -112,7 +120,7 @@ class Training:
         runtime.restore_random_states(state["random"])
 
     def describe(self) -> str:
-        """Sizes of data and model, for the start of a run and for a dry run."""
+        """Describe the sizes of data and model."""
         parameters = sum(p.numel() for p in self.model.parameters())
         return (
             f"train {len(self.train_corpus.images):,} images, {len(self.train_corpus.captions):,} captions; "
@@ -122,12 +130,12 @@ class Training:
         )
 
     def start_epoch(self) -> None:
-        """Training mode, and what depends on the epoch."""
+        """Switch to training mode, and set what depends on the epoch."""
         self.model.train()
         set_epoch([*self.model.modules(), *self.criterion.modules()], self.epoch)
 
     def batches(self) -> Iterator[Batch]:
-        """The rest of the epoch's batches, on the device."""
+        """Yield the remaining batches of the epoch, on the device. Raises InputError if the data is damaged."""
         self.sampler.epoch, self.sampler.first = self.epoch, self.step
         for batch in self.loader:
             if isinstance(batch, InputError):
@@ -135,7 +143,7 @@ class Training:
             yield batch.to(self.device)
 
     def train_step(self, batch: Batch) -> dict[str, Tensor]:
-        """One update; returns the losses and the gradient's norm, and keeps the health of a step that is logged."""
+        """Update the weights; return the losses and the gradient's norm. A logged step also sets ``health``."""
         now, step = self.total_steps / len(self.sampler), 1 / len(self.sampler)  # in epochs
         factor = self.schedule(now, step)
         for group in self.optimiser.param_groups:
@@ -157,14 +165,14 @@ class Training:
         return {name: value.detach() for name, value in {**losses, "gradient_norm": norm}.items()}
 
     def forward(self, batch: Batch) -> tuple[Aggregated, Aggregated, Tensor]:
-        """Embed both sides of a batch and compare them; the scores (A, C) are float32, as ranking is sensitive."""
+        """Embed both sides of a batch and compare them; the scores (A, C) are float32, which ranking needs."""
         with runtime.autocast(self.device, self.config.run.precision):
             image = self.model.image(batch.images, batch.image_mask)
             text = self.model.text(batch.tokens, batch.token_mask)
         return image, text, self.model.similarity(image.embeddings, text.embeddings)
 
     def set_health(self, batch: Batch) -> dict[str, Tensor]:
-        """Health of a batch's embedding sets in evaluation mode: dropout would hide that they are equal."""
+        """Measure a batch's embedding sets in evaluation mode, since dropout would hide that they are equal."""
         self.model.eval()
         with torch.no_grad(), keep_random_state(self.device):
             image, text, _ = self.forward(batch)
@@ -172,5 +180,5 @@ class Training:
         return batch_health(self.model.similarity, batch.positives, image, text)
 
     def validate(self) -> dict[str, Any]:
-        """Metrics on the dev split."""
+        """Compute the metrics on the dev split."""
         return evaluate(self.model, self.dev_corpus, self.config.eval.batch_size, self.config.eval.precision)

@@ -1,4 +1,4 @@
-"""What changes with the epoch: the convention of ``set_epoch``."""
+"""Modules that change with the epoch, by their method ``set_epoch``."""
 
 from collections.abc import Iterable
 from typing import Protocol, runtime_checkable
@@ -18,12 +18,12 @@ class Scheduled(Protocol):
     """
 
     def set_epoch(self, epoch: int) -> None:
-        """Take note of the epoch that begins; epochs count from 0. A resumed run calls it in mid-epoch, too."""
+        """Prepare for an epoch; epochs count from 0. A run that is resumed during an epoch calls this, too."""
         ...
 
 
 def set_epoch(modules: Iterable[nn.Module], epoch: int) -> None:
-    """Tell all :class:`Scheduled` ones of some modules which epoch begins.
+    """Call ``set_epoch`` of all modules that have it.
 
     Args:
         modules: The modules.

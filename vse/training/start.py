@@ -1,4 +1,4 @@
-"""How a run begins: anew, from another run's checkpoint, or where it stopped."""
+"""The three ways to start a run: from scratch, from another run's checkpoint, or where it stopped."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -37,7 +37,7 @@ _WORD_TABLE = "text.encoder.embedding.weight"
 
 
 class Start(NamedTuple):
-    """What a run begins with."""
+    """What a run starts with."""
 
     model: VSEModel
     vocabulary: Vocabulary | Subwords
@@ -45,17 +45,17 @@ class Start(NamedTuple):
 
 
 def saved_state(config: Config, folder: Path) -> TrainingState | None:
-    """The content of the run's last.pt.
+    """Read the last.pt of a run.
 
     Args:
-        config: The config that is to go on with it.
+        config: The config with which the run should continue.
         folder: The run folder.
 
     Returns:
         The state; None in a folder without a run.
 
     Raises:
-        InputError: There is a run, but it must not go on (``run.resume: never``), or cannot go on under this config.
+        InputError: The folder has a run that must not continue (``run.resume: never``) or cannot with this config.
     """
     file = folder / "last.pt"
     if not file.exists() and not (folder / "best.pt").exists():
@@ -73,13 +73,16 @@ def saved_state(config: Config, folder: Path) -> TrainingState | None:
 
 
 def start(config: Config, training: Corpus, in_dim: int | None, state: TrainingState | None) -> Start:
-    """Build the model and the vocabulary that a run begins with.
+    """Build the model and the vocabulary that a run starts with.
 
     Args:
         config: The run's config.
         training: The training corpus, for a new vocabulary.
         in_dim: Width of the precomputed features, None for pictures and clips.
-        state: The state of a run that goes on, whose weights are loaded later; it needs no other file.
+        state: The state of a run that continues. It needs no other file, and its weights are loaded later.
+
+    Returns:
+        The model, the vocabulary, and the checkpoint that the run started from.
 
     Raises:
         InputError: A part of the config, or the checkpoint of ``train.start_from``, does not fit.
@@ -101,17 +104,20 @@ def start(config: Config, training: Corpus, in_dim: int | None, state: TrainingS
 
 
 def start_from(config: Config, path: str, training: Corpus, in_dim: int | None) -> Start:
-    """Begin a new run with the weights and the vocabulary of a checkpoint (``train.start_from``).
+    """Start a new run with the weights and the vocabulary of a checkpoint (``train.start_from``).
 
     The parts that ``train.start_fresh`` names keep their own initialisation. The loss, the optimiser and everything
-    else of the training begin anew. With ``data.vocabulary.extend`` the words of the training captions that the
-    checkpoint does not know get freshly initialised rows.
+    else of the training start from scratch. With ``data.vocabulary.extend``, words of the training captions that the
+    checkpoint does not know get newly initialised rows.
 
     Args:
-        config: The new run's config. It decides what the model is; the checkpoint's config is not looked at.
+        config: The new run's config, which defines the model. The checkpoint's config is ignored.
         path: A run folder, or a checkpoint of this package or an official code.
         training: The training corpus, for new words.
         in_dim: Width of the precomputed features, None for pictures and clips.
+
+    Returns:
+        The model, the vocabulary, and the checkpoint as the source.
 
     Raises:
         InputError: The checkpoint cannot be read, or a part of it does not fit the config's model.
@@ -136,16 +142,16 @@ def start_from(config: Config, path: str, training: Corpus, in_dim: int | None) 
 
 
 def load_parts(config: Config, model: VSEModel, weights: dict[str, Tensor], file: Path) -> None:
-    """Load a state dict into all of a model but the parts of ``train.start_fresh``, which are left as they are.
+    """Load a state dict into a model, except for the parts in ``train.start_fresh``, which keep their initialisation.
 
     Args:
-        config: The config, with beginnings of parameter names, such as "image.aggregator", in ``train.start_fresh``.
+        config: The config; ``train.start_fresh`` holds prefixes of parameter names, such as "image.aggregator".
         model: The model.
         weights: The state dict.
         file: The checkpoint that the weights come from, for messages.
 
     Raises:
-        InputError: A prefix begins no parameter's name, or a tensor that is to be loaded does not fit.
+        InputError: A prefix fits no parameter's name, or a tensor does not fit.
     """
     fresh, own = config.train.start_fresh, model.state_dict()
     names = own.keys() | weights.keys()
@@ -170,12 +176,12 @@ def _only(name: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _hint(parts: Iterable[str]) -> str:
-    """How to go on with parts that do not fit."""
+    """What to do about parts that do not fit."""
     return f"train.start_fresh=[{', '.join(sorted(set(parts)))}] would leave what does not fit at its initialisation"
 
 
 def _has_fresh_encoder(config: Config, side: str) -> bool:
-    """Whether a side's encoder, or a part of it, starts afresh: perhaps from a file of published weights."""
+    """Whether a side's encoder, or a part of it, is initialised anew, perhaps from a file of published weights."""
     encoder = f"{side}.encoder"
     return any(_is_below(encoder, prefix) or _is_below(prefix, encoder) for prefix in config.train.start_fresh)
 
@@ -183,7 +189,7 @@ def _has_fresh_encoder(config: Config, side: str) -> bool:
 def _start_vocabulary(
     config: Config, state: dict[str, Any], file: Path, training: Corpus
 ) -> tuple[Words | None, Vocabulary | Subwords]:
-    """The checkpoint's vocabulary, and the new run's; the former is None where the text encoder starts afresh."""
+    """The vocabularies of the checkpoint and of the new run; the first is None if the text encoder is new."""
     extend = config.data.vocabulary.extend
     if any(prefix in ("text", "text.encoder") for prefix in config.train.start_fresh):
         if extend:

@@ -1,4 +1,4 @@
-"""Signals that end a run: remembered until the loop has saved its state."""
+"""Signals that end a run after the loop has saved its state."""
 
 import contextlib
 import signal
@@ -14,8 +14,8 @@ class Stopped(Exception):
 class StopSignal:
     """Remembers SIGTERM, SIGHUP and Ctrl-C, so that the loop can save its state and leave.
 
-    It is true once a signal has come. ``nohup`` is respected: a SIGHUP that is ignored stays ignored. Where there is
-    nothing to save, :meth:`immediately` lets a signal end the work at once.
+    It is true once a signal has come. A SIGHUP that is ignored (``nohup``) stays ignored. While there is nothing to
+    save, :meth:`immediately` lets a signal end the work at once.
 
     >>> with StopSignal() as stop:
     ...     while not stop:
@@ -42,7 +42,7 @@ class StopSignal:
 
     @contextlib.contextmanager
     def immediately(self) -> Iterator[None]:
-        """In this block a signal raises :class:`Stopped` at once, and so does one that came before: all is saved."""
+        """Raise :class:`Stopped` as soon as a signal comes in this block, or at its start if one has come before."""
         self._raises = True
         try:
             if self:
@@ -54,5 +54,5 @@ class StopSignal:
     def _remember(self, number: int, _: object) -> None:
         self.number = number
         if self._raises:
-            self._raises = False  # a second signal does not interrupt the way out
+            self._raises = False  # a second signal must not interrupt the cleanup
             raise Stopped

@@ -21,12 +21,12 @@ __all__ = ["Training", "dry_run", "train"]
 
 
 def train(config: Config) -> None:
-    """Train, validating after each epoch; go on where ``last.pt`` in the run folder left off.
+    """Train and validate after each epoch; continue from ``last.pt`` if the run folder has one.
 
     After SIGTERM or Ctrl-C the state is saved, and the process exits with 128 + the signal's number.
 
     Raises:
-        InputError: A mistake of the user's, or a loss that is not finite.
+        InputError: The config, the data or a file is wrong, or the loss is not finite.
     """
     folder = Path(config.run.dir)
     with claim_folder(folder):
@@ -61,7 +61,7 @@ def train(config: Config) -> None:
 
 
 def dry_run(config: Config) -> None:
-    """Build everything and take one step with it; write nothing."""
+    """Build everything and take one training step, without writing a file. Raises InputError if something is wrong."""
     training = Training(config)
     training.start_epoch()
     loss = float(training.train_step(next(training.batches()))["total"])
@@ -72,7 +72,7 @@ def dry_run(config: Config) -> None:
 
 
 def _train_epoch(training: Training, folder: Path, log: RunLog, stop: StopSignal) -> None:
-    """Train to the end of the epoch, or to a signal; save the place."""
+    """Train until the end of the epoch or until a signal comes, and save the state."""
     config, size, steps = training.config, training.sampler.batch_size, len(training.sampler)
     check_steps = 1 if training.device.type == "cpu" else config.run.log_steps  # reading a loss waits for a GPU
     save_time = time.monotonic() + 60 * config.run.save_minutes
@@ -101,7 +101,7 @@ def _train_epoch(training: Training, folder: Path, log: RunLog, stop: StopSignal
 
 
 def _log_start(training: Training, log: RunLog) -> None:
-    """Note what the first step shows of the untrained model."""
+    """Log the health of the untrained model, which the first step has measured."""
     training.monitor.check_parameters()
     training.monitor.start = {name: float(value) for name, value in training.health.items() if name != "plateau"}
     if training.monitor.start:
@@ -109,7 +109,7 @@ def _log_start(training: Training, log: RunLog) -> None:
 
 
 def _log_step(training: Training, log: RunLog) -> None:
-    """Log the mean losses since the last time, and this step's health."""
+    """Log the mean losses since the last logged step, and the health at this step."""
     health = {name: float(value) for name, value in training.health.items()}
     ranking, steps = float(log.last["ranking"]), log.steps
     rate = training.optimiser.param_groups[0]["lr"]
@@ -118,7 +118,7 @@ def _log_step(training: Training, log: RunLog) -> None:
 
 
 def _finish_epoch(training: Training, folder: Path, log: RunLog, metrics: dict[str, Any]) -> None:
-    """Keep the best, log the validation, save the place."""
+    """Save the best model, log the validation, and save the state."""
     training.epoch, training.step = training.epoch + 1, 0
     is_better = metrics["rsum"] > training.best["rsum"]
     if is_better:

@@ -39,11 +39,11 @@ _RELEASED = {"adaptive": ReleasedAdaptivePool, "set_prediction": ReleasedSetPred
 
 
 def native_state(content: Any) -> dict[str, Any] | None:
-    """A checkpoint of this package from an official code's.
+    """Convert an official code's checkpoint into the fields of this package's.
 
-    The system, its parts and all widths come from keys and shapes; what those cannot tell, from the options beside
-    them (``opt`` or ``args``), or else the published models' are taken. The config's training stays at defaults. Keys
-    may carry ``module.``.
+    The system, its parts and all widths follow from the names and shapes of the weights. Other settings are read from
+    the options in the file (``opt`` or ``args``); where these are missing, the published models' values are used. The
+    config's training settings are defaults. Names may begin with ``module.``.
 
     - VSE∞: ``{"model": [image state, text state], "opt": Namespace, ...}``; regions or grid, BiGRU or BERT
     - VSE-2AD: ``{"model": state, "args": Namespace, ...}``; regions or grid, BiGRU or BERT
@@ -54,11 +54,11 @@ def native_state(content: Any) -> dict[str, Any] | None:
         content: What ``torch.load`` gives for the file.
 
     Returns:
-        The fields of :class:`vse.checkpoints.native.EvaluationState`, and "assumed", a list of "option=value" for what
-        was taken from the published models; None when the content is none of the four codes'.
+        The fields of :class:`vse.checkpoints.native.EvaluationState`, and "assumed", a list of "option=value" for the
+        options that are missing in the file. None if none of the four codes wrote the content.
 
     Raises:
-        ValueError: This package does not have the key or the option that the message names.
+        ValueError: The checkpoint has a weight or an option that this package does not support.
 
     >>> native_state(torch.load("model_best.pth"))["config"]["model"]["image"]["aggregator"]
     {'name': 'gpo'}
@@ -92,7 +92,7 @@ def native_state(content: Any) -> dict[str, Any] | None:
 
 
 def _config(reading: Reading) -> dict[str, Any]:
-    """The config of a model that was read; what a config must say of training says nothing here."""
+    """The config of a model that was read. Its training settings are placeholders, since a config must have some."""
     return {
         "run": {"dir": "runs/official"},
         "data": reading.data,
@@ -110,7 +110,7 @@ def _config(reading: Reading) -> dict[str, Any]:
 
 
 def released_padding(config: dict[str, Any]) -> dict[str, Any]:
-    """The same config with the aggregators of the released codes, whose results depend on padding."""
+    """Return the config with the aggregators of the released codes, whose results depend on padding."""
     config = copy.deepcopy(config)
     for side in ("image", "text"):
         with contextlib.suppress(KeyError, TypeError):  # load_checkpoint's caller reports a damaged config

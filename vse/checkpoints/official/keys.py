@@ -1,4 +1,4 @@
-"""The official codes' parameter names, and what the shapes of their weights tell."""
+"""The official codes' parameter names, and sizes read from the shapes of their weights."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ def both_sides(states: Any) -> tuple[State, State] | None:
         states: A pair of them (VSE∞), or the state dict of the whole model (the other codes).
 
     Returns:
-        The pair, without ``module.`` in the names; None for anything else.
+        The pair, without ``module.`` in the names; None if the argument is something else.
 
     Raises:
         ValueError: A parameter belongs to neither side.
@@ -57,12 +57,15 @@ def _plain_names(state: State) -> State:
 
 
 def rename(state: State, names: Names, system: str) -> State:
-    """A state dict under our names.
+    """Rename the parameters of an official state dict to this package's names.
 
     Args:
         state: The official weights; the names may begin with ``module.``.
-        names: Our beginning for each beginning of an official name; the first that fits counts.
-        system: What the message calls the model.
+        names: This package's prefix for each official prefix; the first prefix that fits counts.
+        system: The name of the model in the message.
+
+    Returns:
+        The state dict without the parameters that are never used.
 
     Raises:
         ValueError: The system has no parameter of that name.
@@ -79,17 +82,46 @@ def rename(state: State, names: Names, system: str) -> State:
 
 
 def below(state: State, prefix: str) -> State:
-    """The part of a state dict whose names begin with ``prefix``, without that beginning."""
+    """Select a part of a state dict.
+
+    Args:
+        state: The state dict.
+        prefix: The beginning of the names in the part.
+
+    Returns:
+        The part, without the prefix in its names.
+    """
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
 def below_names(names: Names, theirs: str, ours: str) -> Names:
-    """The names of a part of a model, from those of the part alone."""
+    """Put prefixes before the names of a part of a model.
+
+    Args:
+        names: The names within the part.
+        theirs: The part's prefix in the official code.
+        ours: The part's prefix in this package.
+
+    Returns:
+        The names within the model.
+    """
     return {theirs + name: None if new is None else ours + new for name, new in names.items()}
 
 
 def size(state: State, key: str, axis: int) -> int:
-    """A width. Raises ValueError when the tensor is missing, of another rank, or empty."""
+    """Read a size from the shape of a tensor.
+
+    Args:
+        state: A state dict.
+        key: The tensor's name.
+        axis: The axis.
+
+    Returns:
+        The size.
+
+    Raises:
+        ValueError: The tensor is missing, has too few axes, or is empty.
+    """
     if key not in state:
         raise ValueError(f"{key} is missing")
     shape = tuple(state[key].shape)
@@ -99,5 +131,13 @@ def size(state: State, key: str, axis: int) -> int:
 
 
 def count_layers(state: State, prefix: str) -> int:
-    """How many numbered layers there are below ``prefix``."""
+    """Count numbered layers.
+
+    Args:
+        state: A state dict.
+        prefix: What the names of the layers' tensors have before the number.
+
+    Returns:
+        The number of layers.
+    """
     return len({key.removeprefix(prefix).partition(".")[0] for key in state if key.startswith(prefix)})

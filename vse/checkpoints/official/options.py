@@ -1,4 +1,4 @@
-"""The options that an official code saves beside its weights."""
+"""The options that an official code saves together with its weights."""
 
 from typing import Any
 
@@ -6,13 +6,13 @@ _PLAIN = (bool, int, float, str)
 
 
 class Options:
-    """The options of a checkpoint; what they do not say is taken from the published models, and noted.
+    """The options of a checkpoint. Missing ones have the values of the published models, and are noted.
 
     Args:
-        given: The options by name; those that are None say nothing.
+        given: The options by name; None counts as missing.
 
     Attributes:
-        assumed: "name=value" for each option that was taken from the published models.
+        assumed: "name=value" for each missing option that was asked for.
     """
 
     def __init__(self, given: dict[str, Any]) -> None:
@@ -24,11 +24,14 @@ class Options:
 
         Args:
             name: Its name.
-            published: The published models' value, for an option that is not there.
-            known: The values that this package has; () means any of the same type.
+            published: The published models' value, for a missing option.
+            known: The values that this package supports; () means any value of the same type.
+
+        Returns:
+            The value.
 
         Raises:
-            ValueError: The value is of another type, or none of those ``known``.
+            ValueError: The value has another type, or is not among ``known``.
         """
         if name not in self.given:
             self.assumed.append(f"{name}={published}")
@@ -41,11 +44,11 @@ class Options:
         return value
 
     def require(self, **values: Any) -> None:
-        """Raise ValueError for an option with another value than this package has; the weights would not show it."""
+        """Raise ValueError for an option whose value is not supported; the weights would not show it."""
         for name, value in values.items():
             found = self.given.get(name, value)
             if not isinstance(found, _PLAIN) or found != value:
-                expected = f"this package has {value!r}, as the published models"
+                expected = f"this package supports only {value!r}, the published models' value"
                 raise ValueError(f"its option {name} is {_show(found)}; {expected}")
 
 

@@ -1,4 +1,4 @@
-"""What a reader makes of an official checkpoint, and the parts that several systems share."""
+"""The result of reading an official checkpoint, and the parts of models that several systems share."""
 
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ SPLIT_BACKBONE: Names = {
 
 
 class Reading(NamedTuple):
-    """What a system's reader makes of its state dicts."""
+    """What a system's reader has found in a checkpoint."""
 
     system: str
     data: Section
@@ -40,7 +40,7 @@ class Reading(NamedTuple):
 
 
 def read_dataset(options: Options) -> tuple[str, str]:
-    """The data set that VSE∞'s and VSE-2AD's options name, and the file of its vocabulary."""
+    """Return the data set that the options of VSE∞ or VSE-2AD name, and its vocabulary file."""
     if "data_name" not in options.given:
         return "f30k", "f30k_precomp_vocab.json or coco_precomp_vocab.json"
     dataset = "coco" if "coco" in options.get("data_name", "f30k_precomp") else "f30k"
@@ -71,7 +71,7 @@ def read_resnet(state: State) -> str:
             own = ResNetBackbone(name).state_dict()
         if {key: value.shape for key, value in own.items()} == shapes:
             return name
-    raise ValueError(f"its image backbone, of {len(shapes)} tensors, is none of torchvision's ResNets")
+    raise ValueError(f"its image backbone, which has {len(shapes)} tensors, is not one of torchvision's ResNets")
 
 
 def read_text_encoder(text: State, embed_dim: int, projection: str) -> Section:
@@ -85,7 +85,7 @@ def read_text_encoder(text: State, embed_dim: int, projection: str) -> Section:
 
 
 def read_bert_architecture(text: State) -> dict[str, Any]:
-    """What a BERT of these shapes is built from; BERT's heads are 64 wide."""
+    """Return the architecture of a BERT with these shapes; each of BERT's heads is 64 wide."""
     tables = "bert.embeddings.{}_embeddings.weight"
     width = size(text, tables.format("word"), 1)
     return {

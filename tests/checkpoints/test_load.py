@@ -1,4 +1,4 @@
-"""What is said, refused and chosen when a checkpoint is loaded: above all, where its words come from."""
+"""Loading a checkpoint: which vocabulary it gets, and what is refused or reported."""
 
 import json
 from argparse import Namespace
@@ -50,7 +50,7 @@ def test_what_is_assumed_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[s
     file = tmp_path / "model_best.pth"
     torch.save({"model": list(region_states()), "opt": Namespace()}, file)
     load_model(file)
-    told = "taken from the published models, as its options do not say: batch_size=128\n"
+    told = "its options lack these, so the published models' values are used: batch_size=128\n"
     assert capsys.readouterr().err == f"{file}: {told}"
     torch.save({"model": list(region_states()), "opt": Namespace(batch_size=128)}, file)
     load_model(file)

@@ -1,0 +1,54 @@
+"""The papers' values are the defaults of the components, since shipped configs leave them out."""
+
+import inspect
+from typing import Any
+
+import pytest
+
+from vse.aggregators import AGGREGATORS
+from vse.encoders import ENCODERS
+from vse.losses import LOSSES, REGULARISERS
+from vse.similarity import SIMILARITIES
+
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "loss triplet": {"margin": 0.2, "mining": "hardest", "reduction": "sum", "warmup_epochs": 0},
+    "loss adaptive_contrastive": {"gamma": 1.25, "margin": 0.2, "temperature": 0.05, "negatives": "adaptive"},
+    "loss info_nce": {"temperature": 0.07, "learnable": True},
+    "term mmd": {"kernel": "rbf", "gamma": 0.5},
+    "similarity smooth_chamfer": {"temperature": 16.0},
+    "similarity match_probability": {"scale": 1.0, "shift": 0.0},
+    "encoder regions": {"mlp": "input", "features": "projected", "context": None, "dropout": 0.0, "drop": 0.0},
+    "encoder bigru": {
+        **{"word_dim": 300, "directions": "average", "features": "states", "context": "last", "dropout": 0.0},
+        **{"drop": 0.0, "keep_ends": False, "freeze_words": False},
+    },
+    "encoder grid": {
+        **{"weights": None, "mlp": None, "features": "projected", "context": None, "dropout": 0.0, "drop": 0.0},
+        **{"freeze_epochs": 0, "stage_epochs": None, "train_norm": False, "pixels": "imagenet"},
+    },
+    "encoder video": {"context": "last", "dropout": 0.0, "freeze_epochs": 0, "train_norm": False},
+    "encoder bert": {"weights": "pretrained", "context": None, "dropout": 0.0, "drop": 0.0},
+    "aggregator gpo": {"position_dim": 32, "hidden_dim": 32},
+    "aggregator gem": {"power": 3.0, "eps": 1e-6},
+    "aggregator fspool": {"pieces": 20},
+    "aggregator pie_net": {"hidden_dim": None, "dropout": 0.0},
+    "aggregator set_prediction": {
+        **{"num_embeddings": 4, "depth": 4, "heads": 4, "head_dim": 512, "ff_mult": 4, "dropout": 0.0},
+        **{"position": "none", "grid": None, "share_weights": True, "attention": "slots"},
+    },
+}
+TABLES: dict[str, dict[str, Any]] = {
+    "loss": LOSSES,
+    "term": REGULARISERS,
+    "similarity": SIMILARITIES,
+    "encoder": ENCODERS,
+    "aggregator": AGGREGATORS,
+}
+
+
+@pytest.mark.parametrize("place", DEFAULTS)
+def test_the_papers_values_are_the_defaults(place: str) -> None:
+    """Configs leave them out, so another default changes a published system without a word."""
+    kind, name = place.split()
+    parameters = inspect.signature(TABLES[kind][name]).parameters
+    assert {key: parameters[key].default for key in DEFAULTS[place]} == DEFAULTS[place]
