@@ -101,8 +101,7 @@ def in_a_shell(line: str, folder: Path) -> str:
     scripts.mkdir(exist_ok=True)
     (scripts / "vse").write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m vse "$@"\n')
     (scripts / "vse").chmod(0o755)
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}  # as a newcomer has
-    environment |= {"PYTHONPATH": str(folder), "PATH": f"{scripts}:{os.environ['PATH']}"}
+    environment = {**os.environ, "PYTHONPATH": str(folder), "PATH": f"{scripts}:{os.environ['PATH']}"}
     done = subprocess.run(["bash", "-c", line], cwd=folder, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
     return done.stdout
