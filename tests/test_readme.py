@@ -75,10 +75,8 @@ def smaller(words: list[str]) -> list[str]:
     config = words[2]
     if config == "demo_video":
         return DEMO_CLIPS
-    if "--dry-run" in words:
-        return []
-    if config == "demo" or config.startswith("examples/"):
-        return [*DEMO_WORLD, *SHORT]
+    if config.startswith(("demo", "examples/")):
+        return [] if "--dry-run" in words else [*DEMO_WORLD, *SHORT]
     return [*NARROW, *SHORT, *(LITTLE_CNN if "resnet152" in config else [])]
 
 
