@@ -1,6 +1,6 @@
 """A ranking loss of one's own, named in a config.
 
-PYTHONPATH=examples vse train demo "loss.ranking={name: my_loss:SoftMargin, scale: 10}" run.dir=runs/my_loss
+PYTHONPATH=examples vse train demo "loss.ranking={name: 'my_loss:SoftMargin', scale: 10.0}" run.dir=runs/my_loss
 """
 
 from torch import Tensor, nn
@@ -8,7 +8,10 @@ from torch.nn.functional import softplus
 
 
 class SoftMargin(nn.Module):
-    """Softplus instead of the triplet loss's hinge: mean of softplus(scale * (negative - positive)) / scale.
+    """Softplus instead of the triplet loss's hinge: softplus(scale * (negative - positive)) / scale.
+
+    It is averaged over all candidates of each positive pair, where other positives count as 0; the two directions are
+    added.
 
     Args:
         scale: How closely the softplus follows the hinge.

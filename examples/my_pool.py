@@ -1,4 +1,4 @@
-"""An aggregator of one's own, named in a config: ``PYTHONPATH=examples python scripts/train.py examples/my_pool.yaml``.
+"""An aggregator of one's own, named in a config: ``PYTHONPATH=examples vse train examples/my_pool.yaml``.
 
 The arguments of its constructor are its keys in the config. An argument called ``in_dim`` is given the width of the
 encoder's features, and one called ``out_dim`` the width of the embeddings (``model.embed_dim``).
