@@ -12,6 +12,10 @@ class InputError(ValueError):
     """
 
 
+class ProcessLost(Exception):
+    """Another process of the same training has ended, or cannot be reached."""
+
+
 def first_line(error: BaseException) -> str:
     """Start of an error's message, fit for one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

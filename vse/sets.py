@@ -6,12 +6,13 @@ never multiplied by zero.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
+
+from vse.distributed import sum_over_processes, world_size
 
 
 class FeatureSet(NamedTuple):
@@ -268,20 +269,32 @@ def close_gaps(features: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | 
     return fill_masked(moved, prefix.bool()), prefix.bool()
 
 
-class _SumOverProcesses(torch.autograd.Function):
-    """Sum of a tensor over all processes; so is its gradient."""
+def normalise_over_processes(norm: nn.modules.batchnorm._BatchNorm, features: Tensor, mask: Tensor | None) -> Tensor:
+    """Normalise sets with the statistics of the real elements of the global batch, as BatchNorm does in training.
 
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        total = tensor.clone()
-        dist.all_reduce(total)
-        return total
+    Args:
+        norm: The BatchNorm layer, whose running statistics are updated.
+        features: This process's local features (B, N, D).
+        mask: (B, N), True on real elements; None when all are real.
 
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        gradient = gradient.clone()
-        dist.all_reduce(gradient)
-        return gradient
+    Returns:
+        Features (B, N, D).
+    """
+    real = at_least_float32(fill_masked(features, mask))
+    count = count_elements(features, mask).sum().to(real.dtype)
+    total = real.sum((0, 1))
+    count, total = sum_over_processes(count), sum_over_processes(total)
+    mean = total / count
+    centred = fill_masked(real - mean, mask)
+    squares = sum_over_processes(centred.square().sum((0, 1)))
+    variance = squares / count
+    with torch.no_grad():
+        unbiased = squares / (count - 1).clamp(min=1)
+        for running, new in ((norm.running_mean, mean), (norm.running_var, unbiased)):
+            running.lerp_(new.to(running.dtype), norm.momentum)  # type: ignore[union-attr, arg-type]
+        norm.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+    normalised = centred * (variance + norm.eps).rsqrt()
+    return (normalised * norm.weight + norm.bias).to(features.dtype)
 
 
 class MaskedBatchNorm(nn.BatchNorm1d):
@@ -309,25 +322,8 @@ class MaskedBatchNorm(nn.BatchNorm1d):
         Returns:
             Features (B, N, D), normalised with the statistics of the real elements.
         """
-        distributed = self.training and dist.is_available() and dist.is_initialized()
+        distributed = self.training and world_size() > 1
         several = features.shape[0] * features.shape[1] > 1  # torch refuses to normalise a single vector
         if not self.training or (mask is None and not distributed and several):
             return super().forward(features.flatten(0, 1)).view_as(features)
-        real = at_least_float32(fill_masked(features, mask))
-        count = count_elements(features, mask).sum().to(real.dtype)
-        total = real.sum((0, 1))
-        if distributed:
-            count, total = _SumOverProcesses.apply(count), _SumOverProcesses.apply(total)
-        mean = total / count
-        centred = fill_masked(real - mean, mask)
-        squares = centred.square().sum((0, 1))
-        if distributed:
-            squares = _SumOverProcesses.apply(squares)
-        variance = squares / count
-        with torch.no_grad():
-            unbiased = squares / (count - 1).clamp(min=1)
-            for running, new in ((self.running_mean, mean), (self.running_var, unbiased)):
-                running.lerp_(new.to(running.dtype), self.momentum)  # type: ignore[union-attr, arg-type]
-            self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
-        normalised = centred * (variance + self.eps).rsqrt()
-        return (normalised * self.weight + self.bias).to(features.dtype)
+        return normalise_over_processes(self, features, mask)

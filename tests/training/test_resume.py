@@ -78,7 +78,7 @@ def test_interrupted_in_this_process_equals_uninterrupted(
     outcome = cli("train", *tiny, "data.workers=1")
     assert "going on with epoch 2, step 5;" in outcome.out
     a, b = load_checkpoint(tmp_path / "run" / "last.pt"), load_checkpoint(whole / "last.pt")
-    assert same_weights(a["model"], b["model"]) and torch.equal(a["random"]["torch"], b["random"]["torch"])
+    assert same_weights(a["model"], b["model"]) and torch.equal(a["random"][0]["torch"], b["random"][0]["torch"])
 
 
 def test_leftovers_of_a_killed_write_go(cli: Cli, tiny: list[str], tmp_path: Path) -> None:
