@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from vse.errors import InputError, close_match
+from vse.errors import InputError, ProcessLost, close_match
 
 
 class Parser(argparse.ArgumentParser):
@@ -37,19 +37,22 @@ def train(parser: Parser, words: Sequence[str]) -> None:
 
     from vse.build import read_config
 
-    config = read_config(arguments.config, arguments.overrides)
     if arguments.print_config:
         import yaml
 
+        config = read_config(arguments.config, arguments.overrides)
         print(yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True), end="")
         return
 
+    from vse.distributed import joined
     from vse.training import trainer
 
-    if arguments.dry_run:
-        trainer.dry_run(config)
-    else:
-        trainer.train(config)
+    with joined():
+        config = read_config(arguments.config, arguments.overrides)
+        if arguments.dry_run:
+            trainer.dry_run(config)
+        else:
+            trainer.train(config)
 
 
 def evaluate(parser: Parser, words: Sequence[str]) -> None:
@@ -74,27 +77,29 @@ def evaluate(parser: Parser, words: Sequence[str]) -> None:
     parser.epilog = "key=value: settings that differ from the run's, such as data.root=DIR"
     arguments = parser.parse_intermixed_args(words)
 
+    from vse.distributed import joined
     from vse.evaluation.compare import compare
 
     overrides = [item for item in arguments.run if "=" in item and not Path(item).exists()]
     runs = [item for item in arguments.run if item not in overrides]
-    result = compare(
-        runs,
-        overrides,
-        arguments.split,
-        arguments.protocol,
-        vocabulary=arguments.vocabulary,
-        padding=arguments.padding,
-        cxc=arguments.cxc,
-        samples=arguments.bootstrap,
-        published=arguments.published,
-        scores_file=arguments.save_scores,
-        json_file=arguments.json,
-    )
-    print(result.tables)
-    if arguments.markdown:
-        print("\n" + result.markdown)
-    result.write()
+    with joined():
+        result = compare(
+            runs,
+            overrides,
+            arguments.split,
+            arguments.protocol,
+            vocabulary=arguments.vocabulary,
+            padding=arguments.padding,
+            cxc=arguments.cxc,
+            samples=arguments.bootstrap,
+            published=arguments.published,
+            scores_file=arguments.save_scores,
+            json_file=arguments.json,
+        )
+        print(result.tables)
+        if arguments.markdown:
+            print("\n" + result.markdown)
+        result.write()
 
 
 def extract(parser: Parser, words: Sequence[str]) -> None:
@@ -117,19 +122,20 @@ def extract(parser: Parser, words: Sequence[str]) -> None:
 
     from vse import runtime
     from vse.build import read_config
+    from vse.distributed import joined
     from vse.features.detector import Detector
     from vse.features.extraction import extract_features
 
-    config = read_config(arguments.config, arguments.overrides)
-    detector = None
-    runtime.seed_everything(config.run.seed)  # for a detector with random weights
-    if arguments.detector is not None:
-        weights = None if arguments.detector == "none" else arguments.detector
-        settings = {"boxes": arguments.boxes, "size": arguments.size}
-        detector = Detector(weights=weights, **{name: value for name, value in settings.items() if value is not None})
-    splits = arguments.split or ["train", "dev", "test"]
-    extract_features(config, arguments.folder, splits, detector, arguments.float16)
-    print(f"{arguments.folder}: {', '.join(splits)} finished")
+    detector, splits = None, arguments.split or ["train", "dev", "test"]
+    sizes = {"boxes": arguments.boxes, "size": arguments.size}
+    given = {name: value for name, value in sizes.items() if value is not None}
+    with joined():
+        config = read_config(arguments.config, arguments.overrides)
+        runtime.seed_everything(config.run.seed)  # for a detector with random weights
+        if arguments.detector is not None:
+            detector = Detector(weights=None if arguments.detector == "none" else arguments.detector, **given)
+        extract_features(config, arguments.folder, splits, detector, arguments.float16)
+        print(f"{arguments.folder}: {', '.join(splits)} finished")
 
 
 def convert(parser: Parser, words: Sequence[str]) -> None:
@@ -229,9 +235,12 @@ def command_line() -> Iterator[None]:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        yield
+        with _said_once():
+            yield
     except InputError as error:
         _fail(str(error))
+    except ProcessLost as error:
+        _fail(f"another process of this training has ended or cannot be reached ({error}); what was saved is kept")
     except OSError as error:
         if error.errno in (errno.EPIPE, errno.EIO):  # the reader of our output has gone; saved files are complete
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -243,6 +252,20 @@ def command_line() -> Iterator[None]:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
+
+
+@contextlib.contextmanager
+def _said_once() -> Iterator[None]:
+    """Of the processes that ``torchrun`` started, the first one says what went wrong; the others leave in silence."""
+    try:
+        yield
+    except Exception:
+        if "RANK" in os.environ:
+            from vse.distributed import is_first_to_report
+
+            if not is_first_to_report():
+                sys.exit(2)
+        raise
 
 
 def _fail(message: str) -> NoReturn:

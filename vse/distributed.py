@@ -5,13 +5,19 @@ encodes its share of a batch, all embeddings are gathered with their gradients, 
 of the whole batch. With one process every function here does nothing.
 """
 
+import contextlib
 import os
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
+
+from vse.errors import ProcessLost, first_line
+
+Result = TypeVar("Result")
 
 _BUCKET = 1 << 24  # gradient numbers that travel together
 
@@ -21,23 +27,57 @@ def launched() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
-def start() -> None:
-    """Join the processes that ``torchrun`` started; without it nothing happens.
+@contextlib.contextmanager
+def joined() -> Iterator[None]:
+    """A block in which the processes that ``torchrun`` started work together; without it nothing changes.
 
-    Tensors on a GPU travel by NCCL when each process of this machine has a GPU of its own, all others by gloo.
+    Tensors on a GPU travel by NCCL when each process of this machine has a GPU of its own, all others by gloo. In the
+    block only the main process prints; what ends it is said by :func:`is_first_to_report`.
     """
-    if not launched() or dist.is_initialized():
+    if not launched():
+        yield
         return
-    own_gpu = torch.cuda.is_available() and int(os.environ["LOCAL_WORLD_SIZE"]) <= torch.cuda.device_count()
-    if own_gpu:
+    if owns_gpu():
         torch.cuda.set_device(local_rank())
-    dist.init_process_group("cpu:gloo,cuda:nccl" if own_gpu else "gloo")
+    store, own_rank, size = next(iter(rendezvous("env://")))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if owns_gpu() else "gloo", store=store, rank=own_rank, world_size=size)
+    _STORES.append(store)
+    with contextlib.ExitStack() as stack:
+        if not is_main():
+            silence = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(contextlib.redirect_stdout(silence))
+            stack.enter_context(contextlib.redirect_stderr(silence))
+        yield
+    dist.destroy_process_group()
 
 
-def finish() -> None:
-    """Leave the other processes."""
-    if dist.is_available() and dist.is_initialized():
-        dist.destroy_process_group()
+_STORES: list[Any] = []  # what all processes can read and write, once they have joined
+
+
+def owns_gpu() -> bool:
+    """Whether each process of this machine has a GPU of its own."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return torch.cuda.is_available() and processes <= torch.cuda.device_count()
+
+
+def is_first_to_report() -> bool:
+    """Whether no other process has asked this before: what ends a run is said once, not by every process."""
+    if not launched():
+        return True
+    if not _STORES:
+        return int(os.environ["RANK"]) == 0
+    try:
+        return _STORES[0].add("vse/reports", 1) == 1
+    except RuntimeError:  # the process that held the store has ended: better said twice than not at all
+        return True
+
+
+def _together(work: Callable[[], Result]) -> Result:
+    """Do what needs all processes. Raises ProcessLost when one of them cannot be reached."""
+    try:
+        return work()
+    except RuntimeError as error:
+        raise ProcessLost(first_line(error)) from None
 
 
 def world_size() -> int:
@@ -77,15 +117,45 @@ def shares(total: int, count: int | None = None) -> list[int]:
     return [total // count + int(part < total % count) for part in range(count)]
 
 
-def share(total: int) -> slice:
-    """Return this process's part of ``total`` items; the parts are consecutive and cover all items.
+def share(total: int, part: int | None = None, count: int | None = None) -> slice:
+    """Return a process's part of ``total`` items; the parts are consecutive and cover all items.
 
-    >>> share(8)
-    slice(0, 8, None)
+    Args:
+        total: Number of items.
+        part: The process's number; this process's unless it is given.
+        count: Number of processes; all of them unless it is given.
+
+    >>> share(8, part=2, count=3)
+    slice(6, 8, None)
     """
-    sizes = shares(total)
-    first = sum(sizes[: rank()])
-    return slice(first, first + sizes[rank()])
+    part = rank() if part is None else part
+    sizes = shares(total, count)
+    first = sum(sizes[:part])
+    return slice(first, first + sizes[part])
+
+
+def sum_over_processes(tensor: Tensor) -> Tensor:
+    """The sum of a tensor over all processes, with gradients: the gradient is summed over them, too.
+
+    Args:
+        tensor: One of the same shape in every process.
+    """
+    total: Tensor = _Sum.apply(tensor) if world_size() > 1 else tensor
+    return total
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        total = tensor.clone()
+        _together(lambda: dist.all_reduce(total))
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        _together(lambda: dist.all_reduce(total))
+        return total
 
 
 class _Gather(torch.autograd.Function):
@@ -100,9 +170,11 @@ class _Gather(torch.autograd.Function):
         ctx.sizes = sizes
         padded = own.new_zeros(max(sizes), *own.shape[1:])
         padded[: len(own)] = own
+        if own.is_cuda and not owns_gpu():
+            padded = padded.cpu()  # gloo gathers no tensors of a GPU
         parts = [torch.empty_like(padded) for _ in sizes]
-        dist.all_gather(parts, padded)
-        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+        _together(lambda: dist.all_gather(parts, padded))
+        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)]).to(own.device)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
@@ -135,7 +207,7 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
         return
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     used = torch.tensor([parameter.grad is not None for parameter in trained], dtype=torch.int32)
-    dist.all_reduce(used, op=dist.ReduceOp.MAX)
+    _together(lambda: dist.all_reduce(used, op=dist.ReduceOp.MAX))
     gradients = []
     for parameter, is_used in zip(trained, used.tolist(), strict=True):
         if is_used:
@@ -143,9 +215,7 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
                 parameter.grad = torch.zeros_like(parameter)
             gradients.append(parameter.grad)
     for bucket in _buckets(gradients):
-        flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
-        dist.all_reduce(flat)
-        flat /= world_size()
+        flat = sum_over_processes(torch.cat([gradient.reshape(-1) for gradient in bucket])) / world_size()
         for gradient, mean in zip(bucket, flat.split([gradient.numel() for gradient in bucket]), strict=True):
             gradient.copy_(mean.view_as(gradient))
 
@@ -174,7 +244,7 @@ def agree(*flags: bool) -> list[bool]:
     if world_size() == 1:
         return list(flags)
     raised = torch.tensor(flags, dtype=torch.int32)
-    dist.all_reduce(raised, op=dist.ReduceOp.MAX)
+    _together(lambda: dist.all_reduce(raised, op=dist.ReduceOp.MAX))
     return [bool(flag) for flag in raised.tolist()]
 
 
@@ -183,20 +253,14 @@ def broadcast(value: Any) -> Any:
     if world_size() == 1:
         return value
     values = [value]
-    dist.broadcast_object_list(values, src=0)
+    _together(lambda: dist.broadcast_object_list(values, src=0))
     return values[0]
 
 
 def collect(value: Any) -> list[Any]:
-    """Return every process's ``value``, in the order of their numbers."""
+    """Return every process's ``value``, in the order of their numbers; an empty list outside the main process."""
     if world_size() == 1:
         return [value]
-    values: list[Any] = [None] * world_size()
-    dist.all_gather_object(values, value)
-    return values
-
-
-def wait() -> None:
-    """Wait until all processes have reached this call."""
-    if world_size() > 1:
-        dist.barrier()
+    values: list[Any] | None = [None] * world_size() if is_main() else None
+    _together(lambda: dist.gather_object(value, values))
+    return values or []

@@ -12,6 +12,10 @@ class InputError(ValueError):
     """
 
 
+class ProcessLost(Exception):
+    """Another process of the same training has ended, or cannot be reached."""
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, at most 160 characters of it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -78,7 +78,7 @@ def test_interrupted_in_this_process_equals_uninterrupted(
     outcome = cli("train", *tiny, "data.workers=1")
     assert "going on with epoch 2, step 5;" in outcome.out
     a, b = load_checkpoint(tmp_path / "run" / "last.pt"), load_checkpoint(whole / "last.pt")
-    assert same_weights(a["model"], b["model"]) and torch.equal(a["random"]["torch"], b["random"]["torch"])
+    assert same_weights(a["model"], b["model"]) and torch.equal(a["random"][0]["torch"], b["random"][0]["torch"])
 
 
 def test_leftovers_of_a_killed_write_go(cli: Cli, tiny: list[str], tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_a_run_from_before_a_setting_existed_goes_on(cli: Cli, tiny: list[str], 
     for key in ("mlp", "features", "context", "dropout"):
         del state["config"]["model"]["image"]["encoder"][key]
     del state["history"], state["version"]
-    state["format"] = "vse checkpoint 1"
+    state["format"], state["random"] = "vse checkpoint 1", state["random"][0]
     torch.save(state, tmp_path / "run" / "last.pt")
     outcome = cli("train", *tiny, "train.epochs=3")
     assert outcome.code == 0 and "epoch 3/3" in outcome.out, outcome.err

@@ -72,7 +72,7 @@ class TrainingState(RunState):
     train_captions: int  # number of training captions: another number means another data set
     optimiser: dict[str, Any]  # its state dict
     scaler: dict[str, Any]  # the state dict of the fp16 loss scaler
-    random: dict[str, Any]  # all random generators, as `vse.runtime.random_states()` gives them
+    random: list[dict[str, Any]]  # of each process: its generators, as `vse.runtime.random_states()` gives them
 
 
 _TRAINING_FIELDS = sorted(TrainingState.__required_keys__ - EvaluationState.__required_keys__)
@@ -218,6 +218,8 @@ def _from_version_1(state: dict[str, Any]) -> dict[str, Any]:
     state = {"architectures": {}, **state}
     if "step" in state:
         state = {"history": [], "start": {}, **state}
+    if "random" in state:
+        state["random"] = [state["random"]]  # there was one process
     return state
 
 

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from vse.data.corpus import Corpus
 from vse.data.subwords import Subwords
 from vse.data.vocabulary import Vocabulary, augment
+from vse.distributed import share
 from vse.errors import InputError, check_choice, check_probability
 from vse.sets import pad
 
@@ -23,6 +24,9 @@ _ORDER, _AUGMENT = 1, 2  # numbers of independent random streams
 
 class Batch(NamedTuple):
     """The data of one training step.
+
+    When several processes share a batch of A images and C captions, each has some of the images and some of the
+    captions, cut independently (:func:`vse.distributed.share`), and all of the positives.
 
     Attributes:
         images: Features (A, elements, width), pictures (A, 3, height, width) or clips (A, frames, 3, height, width).
@@ -107,6 +111,8 @@ class TrainingData(Dataset[Batch | InputError]):
         drop: Probability with which each word of a caption is changed, see :func:`vse.data.vocabulary.augment`.
         seed: The seed of these changes.
         keep_ends: Whether a caption's first and last token are never changed.
+        part: The number of the process whose share of each batch is read, from 0.
+        parts: Number of processes.
 
     Raises:
         ValueError: ``drop`` is outside [0, 1), or it is above 0 and the vocabulary has no mask token.
@@ -116,7 +122,14 @@ class TrainingData(Dataset[Batch | InputError]):
     """
 
     def __init__(
-        self, corpus: Corpus, vocabulary: Vocabulary | Subwords, drop: float, seed: int, keep_ends: bool = False
+        self,
+        corpus: Corpus,
+        vocabulary: Vocabulary | Subwords,
+        drop: float,
+        seed: int,
+        keep_ends: bool = False,
+        part: int = 0,
+        parts: int = 1,
     ) -> None:
         check_probability("drop", drop)
         if drop and vocabulary.mask is None:
@@ -126,12 +139,21 @@ class TrainingData(Dataset[Batch | InputError]):
         self.drop = drop
         self.keep_ends = keep_ends
         self.seed = seed
+        self.part, self.parts = part, parts
         self._ids: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def __getitem__(self, key: tuple[int, np.ndarray]) -> Batch | InputError:
-        """Return the batch of some captions."""
+        """Return the batch of some captions, or this process's share of it."""
         epoch, captions = key
         images, row = np.unique(self.corpus.image_of_caption[captions], return_inverse=True)
+        positives = torch.from_numpy(np.arange(len(images))[:, None] == row[None, :])
+        if len(images) < self.parts:
+            return InputError(
+                f"{self.corpus.name}: a batch describes {len(images)} images, fewer than the {self.parts} processes; "
+                f"raise train.batch_size or start fewer processes"
+            )
+        images = images[share(len(images), self.part, self.parts)]
+        captions = captions[share(len(captions), self.part, self.parts)]
         try:
             read = self.corpus.images.read(images, epoch)
             tokens, mask = pad([torch.from_numpy(self._tokens(epoch, int(index))) for index in captions])
@@ -141,12 +163,12 @@ class TrainingData(Dataset[Batch | InputError]):
             features, image_mask = torch.from_numpy(read), None
         else:  # clips of different lengths
             features, image_mask = pad([torch.from_numpy(clip) for clip in read])
-        positives = torch.from_numpy(np.arange(len(images))[:, None] == row[None, :])
         return Batch(features, image_mask, tokens, mask, positives)
 
     def sample(self) -> Batch:
-        """Return a small batch, always the same one. Raises InputError if the data is damaged."""
-        batch = self[0, np.arange(min(2, len(self.corpus.captions)))]
+        """Return a small whole batch, always the same one. Raises InputError if the data is damaged."""
+        whole = TrainingData(self.corpus, self.vocabulary, self.drop, self.seed, self.keep_ends)
+        batch = whole[0, np.arange(min(2, len(self.corpus.captions)))]
         if isinstance(batch, InputError):
             raise batch
         return batch

@@ -9,9 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vse.distributed import world_size
 from vse.encoders.pretrained import load_transformer, read_pixels
 from vse.errors import InputError, check_at_least, check_choice, close_match, first_line, misfit
 from vse.safe_load import is_state_dict, read_weights
+from vse.sets import join_statistics, normalise, set_statistics, update_running
 
 _CAFFE = "caffe_"  # before a ResNet's name: the geometry of the networks converted from Caffe
 
@@ -116,6 +118,23 @@ class Unfreezing:
         return 1 + (epoch - self.freeze_epochs) // self.stage_epochs
 
 
+class SharedBatchNorm2d(nn.BatchNorm2d):
+    """torch's BatchNorm of pictures; across processes, with the statistics of the global batch, also on a CPU.
+
+    >>> SharedBatchNorm2d(4)(torch.randn(2, 4, 3, 3)).shape
+    torch.Size([2, 4, 3, 3])
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise a batch of feature maps (B, C, height, width)."""
+        if not self.training or world_size() == 1:
+            return super().forward(input)
+        cells = input.flatten(2).transpose(1, 2)
+        statistics = join_statistics([set_statistics(cells, None)])
+        update_running(self, statistics)
+        return normalise(self, cells, statistics).transpose(1, 2).reshape(input.shape)
+
+
 class ResNetBackbone(nn.Module):
     """A torchvision ResNet, ResNeXt or Wide ResNet without its pooling and classifier.
 
@@ -147,7 +166,7 @@ class ResNetBackbone(nn.Module):
         plain, known = name.removeprefix(_CAFFE), resnets()
         if plain not in known:
             raise ValueError(f"backbone must be a torchvision ResNet, got {name!r} ({close_match(plain, known)})")
-        net = torchvision.models.get_model(plain, weights=None)
+        net = torchvision.models.get_model(plain, weights=None, norm_layer=SharedBatchNorm2d)
         self.dim: int = net.fc.in_features
         self.conv1, self.bn1, self.relu, self.maxpool = net.conv1, net.bn1, net.relu, net.maxpool
         self.layer1, self.layer2, self.layer3, self.layer4 = net.layer1, net.layer2, net.layer3, net.layer4

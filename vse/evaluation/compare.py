@@ -8,15 +8,16 @@ from vse.build import build_corpus
 from vse.checkpoints.load import Loaded, load_model
 from vse.checkpoints.native import find_checkpoint
 from vse.data.corpus import Corpus
+from vse.distributed import is_main
 from vse.errors import InputError
 from vse.evaluation.bootstrap import bootstrap, check_samples
-from vse.evaluation.encode import check_corpus
+from vse.evaluation.encode import CorpusEmbeddings, check_corpus
 from vse.evaluation.ensemble import check_scores_file, ensemble, read_scores, save_scores
 from vse.evaluation.json_file import check_json_file, write_json
 from vse.evaluation.judgements import read_judgements
 from vse.evaluation.protocols import PROTOCOLS, Protocol, check_protocol, find_protocol, parts_of_protocol, report
 from vse.evaluation.published import Published, published_results, published_rows
-from vse.evaluation.score import CorpusScores, score_corpus, single_embedding_rsums
+from vse.evaluation.score import CorpusScores, embed_corpus, score_embeddings, single_embedding_rsums
 from vse.evaluation.tables import Row, format_rows, format_table, label, mark, parts_of
 from vse.runtime import pick_device
 
@@ -31,9 +32,8 @@ class Comparison(NamedTuple):
 
     def write(self) -> None:
         """Write the metrics to each of ``files``; a single result stands there without its name."""
-        content = self.metrics if len(self.metrics) > 1 else next(iter(self.metrics.values()))
         for path in self.files:
-            write_json(path, content)
+            write_json(path, self.metrics if len(self.metrics) > 1 else next(iter(self.metrics.values())))
 
 
 class _Trained(NamedTuple):
@@ -77,7 +77,8 @@ def compare(
         json_file: Where :meth:`Comparison.write` should write the metrics, beside the folder of a single run.
 
     Returns:
-        The metrics, and tables of them.
+        The metrics, and tables of them. Of several processes the main one reports; the others, which have encoded their
+        share, return an empty comparison.
 
     Raises:
         InputError: An argument, a file or a checkpoint is not what it should be, or the members' corpora differ.
@@ -94,7 +95,10 @@ def compare(
     check_protocol(rules, corpus)
     papers = published_results(rules, data_format) if published else []
 
-    members = _score_members(runs, trained, corpus)
+    embeddings = {one.run: _encode(one) for one in trained}
+    if not is_main():
+        return Comparison({}, "", "", ())
+    members = _score_members(runs, trained, embeddings, corpus)
     if len(members) > 1:
         members.append(ensemble(members))
     results = {member.name: report(member, corpus, rules, judgements) for member in members}
@@ -181,21 +185,28 @@ def _check_same_corpus(trained: Sequence[_Trained]) -> None:
                 raise InputError(f"{first.run} and {other.run}: their {what} differ from number {place} on")
 
 
-def _score_members(runs: Sequence[str], trained: Sequence[_Trained], corpus: Corpus) -> list[CorpusScores]:
+def _encode(trained: _Trained) -> CorpusEmbeddings:
+    """A model's embeddings of its corpus."""
+    config = trained.loaded.config
+    model = trained.loaded.model.to(pick_device(config.run.device))
+    return embed_corpus(model, trained.corpus, config.eval.batch_size, config.eval.precision)
+
+
+def _score_members(
+    runs: Sequence[str], trained: Sequence[_Trained], embeddings: dict[str, CorpusEmbeddings], corpus: Corpus
+) -> list[CorpusScores]:
     """The scores of each member, in the order in which the user gave them."""
     scored = {run: read_scores(Path(run), corpus) for run in runs if _is_scores(run)}
     for one in trained:
-        scored[one.run] = _score_model(one)
+        scored[one.run] = _score_model(one, embeddings[one.run])
     return [scored[run] for run in runs]
 
 
-def _score_model(trained: _Trained) -> CorpusScores:
+def _score_model(trained: _Trained, embeddings: CorpusEmbeddings) -> CorpusScores:
     """Score a model's corpus, look at each embedding of its sets alone, and recall how the sets were at the start."""
-    model, config, file, start = trained.loaded
-    model = model.to(pick_device(config.run.device))
-    scored = score_corpus(model, trained.corpus, config.eval.batch_size, config.eval.precision, name=str(file))
-    sets = {**scored.sets, **single_embedding_rsums(scored.embeddings[0], trained.corpus.image_of_caption)}
-    return scored._replace(sets={**sets, "start": start} if start else sets)
+    scored = score_embeddings(embeddings, trained.corpus, name=str(trained.loaded.file))
+    sets = {**scored.sets, **single_embedding_rsums(embeddings, trained.corpus.image_of_caption)}
+    return scored._replace(sets={**sets, "start": trained.loaded.start} if trained.loaded.start else sets)
 
 
 def _add_intervals(

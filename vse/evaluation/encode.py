@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from vse.data.corpus import Corpus
 from vse.data.vocabulary import MissingVocabulary
+from vse.distributed import gather, share, world_size
 from vse.encoders.base import traits_of
 from vse.errors import InputError
 from vse.model import VSEModel
@@ -47,6 +48,8 @@ def encode_corpus(
 ) -> CorpusEmbeddings:
     """Encode all images and all captions of a corpus, in the order of the corpus.
 
+    Several processes encode a share each and gather the rest, so nothing is encoded twice.
+
     Args:
         model: A trained model.
         corpus: The images and captions to encode.
@@ -60,14 +63,27 @@ def encode_corpus(
     Raises:
         ValueError: The corpus does not fit the model.
     """
+    own_images, own_captions = _own_rows(len(corpus.images)), _own_rows(len(corpus.captions))
     parts = []
-    total = len(corpus.images) + len(corpus.captions)
+    total = len(own_images) + len(own_captions)
     bar = tqdm(total=total, desc="encoding", unit=" items", unit_scale=True, leave=False, disable=not progress)
     with bar, autocast(model.device, precision):
-        for start in range(0, len(corpus.images), batch_size):
-            rows = np.arange(start, min(start + batch_size, len(corpus.images)))
+        for start in range(0, len(own_images), batch_size):
+            rows = np.asarray(own_images[start : start + batch_size])
             images = [torch.from_numpy(image) for image in corpus.images.read(rows)]
             parts.append(model.encode_images(images, batch_size))
             bar.update(len(rows))
-        captions = model.encode_texts(corpus.captions, batch_size, bar.update)
-    return CorpusEmbeddings(model.similarity, torch.cat(parts), captions)
+        captions = model.encode_texts([corpus.captions[row] for row in own_captions], batch_size, bar.update)
+    all_images = _gather(torch.cat(parts), len(corpus.images))
+    return CorpusEmbeddings(model.similarity, all_images, _gather(captions, len(corpus.captions)))
+
+
+def _own_rows(total: int) -> range:
+    """Which of a corpus's rows this process encodes: all of them when they are fewer than the processes."""
+    return range(total)[share(total)] if total >= world_size() else range(total)
+
+
+@torch.no_grad()
+def _gather(own: Tensor, total: int) -> Tensor:
+    """Every process's rows."""
+    return gather(own, total) if total >= world_size() else own

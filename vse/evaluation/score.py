@@ -1,7 +1,8 @@
 """Score a corpus: every image against every caption, in blocks of bounded memory."""
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vse.data.corpus import Corpus
+from vse.distributed import broadcast, is_main
 from vse.errors import InputError
 from vse.evaluation.encode import CorpusEmbeddings, check_corpus, encode_corpus
 from vse.evaluation.folds import fold_metrics
@@ -79,14 +81,25 @@ def score_corpus(
     Raises:
         InputError: The corpus does not fit the model, its features hold NaN or Inf, or the model itself gives NaN.
     """
+    embeddings = embed_corpus(model, corpus, batch_size, precision, progress)
+    return score_embeddings(embeddings, corpus, progress, name)
+
+
+def embed_corpus(
+    model: VSEModel, corpus: Corpus, batch_size: int, precision: str = "fp32", progress: bool = True
+) -> CorpusEmbeddings:
+    """Encode a corpus for scoring; the arguments and mistakes are those of :func:`score_corpus`."""
     check_corpus(model, corpus)
-    try:
-        embeddings = encode_corpus(model, corpus, batch_size, precision, progress)
+    with _mistakes_of(corpus):
+        return encode_corpus(model, corpus, batch_size, precision, progress)
+
+
+def score_embeddings(
+    embeddings: CorpusEmbeddings, corpus: Corpus, progress: bool = True, name: str = ""
+) -> CorpusScores:
+    """Score the embeddings of a corpus; arguments, result and mistakes are those of :func:`score_corpus`."""
+    with _mistakes_of(corpus):
         scores = score(embeddings.similarity, embeddings.images, embeddings.captions, progress)
-    except InputError:
-        raise
-    except ValueError as error:  # the corpus does not fit the model, or its embeddings do not fit the similarity
-        raise InputError(f"{corpus.name}: {error}") from None
     if scores.isnan().any():
         raise InputError(f"{corpus.name}: the model gives NaN; its weights have diverged")
     image_of_caption = torch.from_numpy(corpus.image_of_caption).to(embeddings.images.device)
@@ -99,6 +112,8 @@ def evaluate(
     model: VSEModel, corpus: Corpus, batch_size: int, precision: str = "fp32", progress: bool = True
 ) -> dict[str, Any]:
     """Evaluate plain retrieval, among all images and all captions of a corpus.
+
+    Several processes share the encoding; the main one scores, and all of them get the metrics.
 
     Args:
         model: A trained model.
@@ -114,8 +129,24 @@ def evaluate(
     Raises:
         InputError: As :func:`score_corpus`.
     """
-    scored = score_corpus(model, corpus, batch_size, precision, progress)
-    return scored.with_sets(fold_metrics(scored.scores, corpus.image_of_caption, clips=corpus.video))
+    embeddings = embed_corpus(model, corpus, batch_size, precision, progress)
+    metrics: dict[str, Any] = {}
+    if is_main():
+        scored = score_embeddings(embeddings, corpus, progress)
+        metrics = scored.with_sets(fold_metrics(scored.scores, corpus.image_of_caption, clips=corpus.video))
+    result: dict[str, Any] = broadcast(metrics)
+    return result
+
+
+@contextlib.contextmanager
+def _mistakes_of(corpus: Corpus) -> Iterator[None]:
+    """Name the corpus where it does not fit the model, or its embeddings do not fit the similarity."""
+    try:
+        yield
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"{corpus.name}: {error}") from None
 
 
 def single_embedding_rsums(

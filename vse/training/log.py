@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from vse.config import flatten
+from vse.distributed import is_main
 from vse.errors import InputError
 from vse.files import write_file
 
@@ -28,23 +29,26 @@ class RunLog:
     """
 
     def __init__(self, folder: Path, epochs: int, total_steps: int, may_overflow: bool = False) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
         self.folder = folder
         self.path = folder / "metrics.jsonl"
         self.may_overflow = may_overflow
+        self.restart()
+        if not is_main():
+            return
+        from torch.utils.tensorboard import SummaryWriter
+
         if self.path.exists():
             lines = self.path.read_bytes().splitlines(keepends=True)
             kept = b"".join(line for line in lines if total_steps and _is_before(line, epochs, total_steps))
             write_file(self.path, lambda file: file.write(kept))
         self.board = SummaryWriter(str(folder), purge_step=total_steps + 1 if total_steps else 0)
-        self.restart()
 
     def __enter__(self) -> "RunLog":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.board.close()
+        if is_main():
+            self.board.close()
 
     def restart(self) -> None:
         """Forget the losses so far, and restart the clock."""
@@ -101,7 +105,7 @@ class RunLog:
         return means
 
     def write(self, epoch: int, total_steps: int, record: dict[str, Any]) -> None:
-        """Append a record to metrics.jsonl, and its numbers to TensorBoard.
+        """Append a record to metrics.jsonl, and its numbers to TensorBoard; of several processes, the main one does.
 
         Args:
             epoch: Number of the epoch, from 1.
@@ -111,6 +115,8 @@ class RunLog:
         Raises:
             InputError: The file cannot be written.
         """
+        if not is_main():
+            return
         try:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"epoch": epoch, "step": total_steps, **record}) + "\n")

@@ -1,14 +1,16 @@
 """The state of a run, and its training step."""
 
+import contextlib
 import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, amp, nn
 
-from vse import build, runtime
+from vse import build, distributed, runtime
 from vse.checkpoints.load import load_weights
 from vse.checkpoints.native import RunState, TrainingState, evaluation_state
 from vse.config import Config
@@ -16,10 +18,36 @@ from vse.data.batches import Batch, BatchSampler, TrainingData, make_loader
 from vse.encoders.base import traits_of
 from vse.errors import InputError
 from vse.evaluation.score import evaluate
-from vse.sets import Aggregated
-from vse.training.health import HealthMonitor, batch_health, keep_random_state, plateau_loss
+from vse.model import Tower
+from vse.sets import Aggregated, at_least_float32
+from vse.training.chunks import check_chunks, encode_in_chunks
+from vse.training.health import HealthMonitor, batch_health, plateau_loss
 from vse.training.scheduled import set_epoch
 from vse.training.start import start
+
+
+def gather_aggregated(own: Aggregated, total: int) -> Aggregated:
+    """What an aggregator gave in all processes, without the attention, which no loss of this package reads.
+
+    Args:
+        own: Of this process's share.
+        total: Number of samples of all shares.
+    """
+    if distributed.world_size() == 1:
+        return own
+    residual = None if own.residual is None else distributed.gather(at_least_float32(own.residual), total)
+    return Aggregated(distributed.gather(own.embeddings, total), None, residual)
+
+
+def step_seed(seed: int, *place: int) -> int:
+    """A seed that follows from the run's seed and a place in the run."""
+    return int(np.random.default_rng((seed, *place)).integers(1 << 62))
+
+
+def seed_process(seed: int, steps: int) -> None:
+    """Give every process but the main one random draws of its own, such as dropout's."""
+    if not distributed.is_main():
+        runtime.seed_everything(step_seed(seed, steps, distributed.rank()))
 
 
 class Training:
@@ -48,7 +76,15 @@ class Training:
         self.scaler = amp.GradScaler(self.device.type, enabled=config.run.precision == "fp16")
         self.monitor = HealthMonitor(self.model, self.criterion)
         text = traits_of(self.model.text.encoder)
-        data = TrainingData(self.train_corpus, self.vocabulary, text.drop, config.run.seed, text.keep_ends)
+        data = TrainingData(
+            self.train_corpus,
+            self.vocabulary,
+            text.drop,
+            config.run.seed,
+            text.keep_ends,
+            distributed.rank(),
+            distributed.world_size(),
+        )
         self.sampler = BatchSampler(
             self.train_corpus.image_of_caption,
             len(self.train_corpus.images),
@@ -58,10 +94,12 @@ class Training:
         )
         self.loader = make_loader(data, self.sampler, config.data.workers, self.device.type == "cuda")
         build.check_fit(config, self.model, self.criterion, data.sample().to(self.device))
+        self.check_micro_batch()
         self.epoch = 0  # place of the next step
         self.step = 0
         self.best: dict[str, Any] = {"rsum": -1.0, "epoch": None}
         self.health: dict[str, Tensor] = {}  # of the last step that is logged
+        seed_process(config.run.seed, 0)
 
     @property
     def total_steps(self) -> int:
@@ -85,7 +123,7 @@ class Training:
         }
 
     def state(self) -> TrainingState:
-        """Everything that is needed to continue exactly from here."""
+        """Everything that is needed to continue exactly from here; all processes must ask for it together."""
         return {
             **self.run_state(),
             "step": self.step,
@@ -94,7 +132,7 @@ class Training:
             "train_captions": len(self.train_corpus.captions),
             "optimiser": self.optimiser.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "random": runtime.random_states(),
+            "random": distributed.collect(runtime.random_states()),
         }
 
     def restore(self, state: TrainingState, file: Path) -> None:
@@ -117,7 +155,14 @@ class Training:
         self.scaler.load_state_dict(state["scaler"])
         self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
         self.schedule.history, self.monitor.start = state["history"], state["start"]
-        runtime.restore_random_states(state["random"])
+        if len(state["random"]) == distributed.world_size():
+            runtime.restore_random_states(state["random"][distributed.rank()])
+        else:
+            seed_process(self.config.run.seed, self.total_steps)
+            print(
+                f"{file}: {len(state['random'])} processes saved it and {distributed.world_size()} go on: weights and "
+                f"batches are the same, random draws such as dropout are not"
+            )
 
     def describe(self) -> str:
         """Describe the sizes of data and model."""
@@ -127,6 +172,7 @@ class Training:
             f"dev {len(self.dev_corpus.images):,} images, {len(self.dev_corpus.captions):,} captions; "
             f"{len(self.vocabulary):,} words; {parameters / 1e6:.1f} M parameters on {self.device}; "
             f"{len(self.sampler):,} steps an epoch"
+            + (f"; {distributed.world_size()} processes" if distributed.world_size() > 1 else "")
         )
 
     def start_epoch(self) -> None:
@@ -150,14 +196,17 @@ class Training:
             group["lr"] = group["initial_lr"] * factor
         self.criterion.set_time(now)
         image, text, scores = self.forward(batch)
-        losses = self.criterion(scores, batch.positives, image, text)
+        with self.shared_draws():
+            losses: dict[str, Tensor] = self.criterion(scores, batch.positives, image, text)
         self.optimiser.zero_grad(set_to_none=True)
         self.scaler.scale(losses["total"]).backward()
-        self.scaler.unscale_(self.optimiser)
         parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
+        distributed.average_gradients(parameters)
+        self.scaler.unscale_(self.optimiser)
         norm = nn.utils.clip_grad_norm_(parameters, self.config.train.clip_norm or math.inf)
         if self.is_logged or self.total_steps == 0:
-            self.health = {"plateau": plateau_loss(self.criterion, scores, batch.positives)}
+            with self.shared_draws():
+                self.health = {"plateau": plateau_loss(self.criterion, scores, batch.positives)}
             if image.embeddings.shape[1] > 1 or text.embeddings.shape[1] > 1:
                 self.health |= self.set_health(batch)
         self.scaler.step(self.optimiser)
@@ -165,16 +214,41 @@ class Training:
         return {name: value.detach() for name, value in {**losses, "gradient_norm": norm}.items()}
 
     def forward(self, batch: Batch) -> tuple[Aggregated, Aggregated, Tensor]:
-        """Embed both sides of a batch and compare them; the scores (A, C) are float32, which ranking needs."""
+        """Embed both sides of a batch and compare them; the scores (A, C) are float32, which ranking needs.
+
+        Several processes embed their shares, and all of them get the whole batch's embeddings and scores.
+        """
         with runtime.autocast(self.device, self.config.run.precision):
-            image = self.model.image(batch.images, batch.image_mask)
-            text = self.model.text(batch.tokens, batch.token_mask)
+            image = self.embed(self.model.image, batch.images, batch.image_mask)
+            text = self.embed(self.model.text, batch.tokens, batch.token_mask)
+        images, captions = batch.positives.shape
+        image, text = gather_aggregated(image, images), gather_aggregated(text, captions)
         return image, text, self.model.similarity(image.embeddings, text.embeddings)
+
+    def embed(self, tower: Tower, inputs: Tensor, mask: Tensor | None) -> Aggregated:
+        """What a tower makes of this process's share of a batch."""
+        size = self.config.train.micro_batch
+        result: Aggregated = tower(inputs, mask) if size is None else encode_in_chunks(tower, inputs, mask, size)
+        return result
+
+    def check_micro_batch(self) -> None:
+        """Raise InputError when chunks of a batch would not give the whole batch's gradients."""
+        self.model.train()
+        for side, tower in (("image", self.model.image), ("text", self.model.text)):
+            if self.config.train.micro_batch is not None and (problem := check_chunks(tower)):
+                raise self.config.error("train.micro_batch", f"is not exact for this model: {side}.{problem}")
+
+    @contextlib.contextmanager
+    def shared_draws(self) -> Iterator[None]:
+        """A block in which random draws, such as a loss's, follow from seed and step: the same in every process."""
+        with runtime.keep_random_state(self.device):
+            torch.manual_seed(step_seed(self.config.run.seed, self.total_steps))
+            yield
 
     def set_health(self, batch: Batch) -> dict[str, Tensor]:
         """Measure a batch's embedding sets in evaluation mode, since dropout would hide that they are equal."""
         self.model.eval()
-        with torch.no_grad(), keep_random_state(self.device):
+        with torch.no_grad(), runtime.keep_random_state(self.device):
             image, text, _ = self.forward(batch)
         self.model.train()
         return batch_health(self.model.similarity, batch.positives, image, text)

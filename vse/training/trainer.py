@@ -2,6 +2,8 @@
 
 import math
 import time
+from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,8 @@ from tqdm import tqdm
 
 from vse.checkpoints.native import BestState, save_checkpoint
 from vse.config import Config
-from vse.errors import InputError
+from vse.distributed import agree, broadcast, is_first_to_report, is_main
+from vse.errors import InputError, ProcessLost
 from vse.files import claim_folder, write_file
 from vse.training.log import RunLog, describe_best, describe_epoch
 from vse.training.run import Training
@@ -29,8 +32,8 @@ def train(config: Config) -> None:
         InputError: The config, the data or a file is wrong, or the loss is not finite.
     """
     folder = Path(config.run.dir)
-    with claim_folder(folder):
-        state = saved_state(config, folder)
+    with claim_folder(folder) if is_main() else nullcontext():
+        state = broadcast(saved_state(config, folder) if is_main() else None)
         if state is not None and state["epoch"] >= config.train.epochs:
             best = describe_best(state["best"])
             print(f"{folder}: finished: {state['epoch']} epochs, {best}; raise train.epochs to go on")
@@ -44,8 +47,9 @@ def train(config: Config) -> None:
             del state
         elif training.source is not None:
             print(f"{folder}: starting from {training.source['path']}", flush=True)
-        settings = yaml.safe_dump(config.model_dump(), sort_keys=False)
-        write_file(folder / "config.yaml", lambda file: file.write(settings.encode()))
+        if is_main():
+            settings = yaml.safe_dump(config.model_dump(), sort_keys=False)
+            write_file(folder / "config.yaml", lambda file: file.write(settings.encode()))
         done, may_overflow = (training.epoch, training.total_steps), config.run.precision == "fp16"
         with StopSignal() as stop, RunLog(folder, *done, may_overflow) as log:
             try:
@@ -54,8 +58,11 @@ def train(config: Config) -> None:
                     with stop.immediately():  # all is saved
                         metrics = training.validate()
                     _finish_epoch(training, folder, log, metrics)
-            except Stopped:
-                print(f"{folder}: stopped and saved; the same command goes on from here")
+            except (Stopped, ProcessLost) as end:
+                if isinstance(end, ProcessLost) and not stop:
+                    raise
+                if is_main() and is_first_to_report():
+                    print(f"{folder}: stopped and saved; the same command goes on from here")
                 raise SystemExit(128 + stop.number) from None
         print(f"{folder}: finished: {config.train.epochs} epochs, {describe_best(training.best)}")
 
@@ -87,14 +94,15 @@ def _train_epoch(training: Training, folder: Path, log: RunLog, stop: StopSignal
                 _log_start(training, log)
             training.step += 1
             bar.update(size)
-            is_stopping = bool(stop)  # asked once: a signal after this line waits for the next step
-            is_due = is_stopping or time.monotonic() > save_time or training.step == steps
+            # Asked once: a signal after this line waits for the next step. What one process wants, all of them do.
+            is_stopping, is_late = agree(bool(stop), time.monotonic() > save_time)
+            is_due = is_stopping or is_late or training.step == steps
             if is_due or training.step % check_steps == 0:
                 bar.set_postfix(loss=f"{log.check(training.epoch + 1, training.step):.3f}", refresh=False)
             if is_logged:
                 _log_step(training, log)
             if is_due:
-                save_checkpoint(folder / "last.pt", training.state())
+                _save(folder / "last.pt", training.state())
                 save_time = time.monotonic() + 60 * config.run.save_minutes
             if is_stopping:
                 raise Stopped
@@ -124,9 +132,15 @@ def _finish_epoch(training: Training, folder: Path, log: RunLog, metrics: dict[s
     if is_better:
         training.best = {"rsum": metrics["rsum"], "epoch": training.epoch}
         best: BestState = {**training.run_state(), "dev": metrics}
-        save_checkpoint(folder / "best.pt", best)
+        _save(folder / "best.pt", best)
     training.schedule.history.append(metrics["rsum"])
     log.write(training.epoch, training.total_steps, {"dev": metrics})
     log.restart()
-    save_checkpoint(folder / "last.pt", training.state())
+    _save(folder / "last.pt", training.state())
     print(describe_epoch(training.epoch, training.config.train.epochs, metrics, is_better), flush=True)
+
+
+def _save(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a checkpoint; of several processes, the main one does."""
+    if is_main():
+        save_checkpoint(path, state)

@@ -1,0 +1,94 @@
+"""Several processes give what one gives: losses, gradient norms, health, weights and statistics, in float64."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import small_config
+from processes import in_processes
+from torch import Tensor
+
+from vse.build import read_config
+from vse.training.trainer import Training
+
+STEPS = 3
+TOLERANCE = 1e-9
+
+CASES: dict[str, tuple[str, list[str]]] = {
+    "vse_infty": ("vse_infty", []),
+    "vse_infty, all negatives": ("vse_infty", ["loss.ranking={name: triplet, mining: all, reduction: mean}"]),
+    "vse_infty, semihard": ("vse_infty", ["loss.ranking={name: triplet, mining: semihard}"]),
+    "vse_infty, InfoNCE": ("vse_infty", ["loss.ranking={name: info_nce}"]),
+    "vse_infty, whole images": ("vse_infty", ["data.sampling=image", "train.batch_size=7"]),
+    "vse_infty, order": ("vse_infty", ["model.similarity.name=order"]),
+    "vse_2ad": ("vse_2ad", []),
+    "vse_2ad, as in the paper": ("vse_2ad", ["loss.ranking.released=false"]),
+    "vse_2ad, random negatives": ("vse_2ad", ["loss.ranking.negatives=random"]),
+    "pvse": ("pvse", []),
+    "pvse, chamfer": ("pvse", ["model.similarity={name: chamfer}", "loss.terms.mmd.kernel=exponential"]),
+    "dive": ("dive", []),
+    "dive, match probability": ("dive", ["model.similarity={name: match_probability}"]),
+    "dive, pairs": ("dive", ["data.sampling=pair", "train.batch_size=13"]),
+}
+
+
+def settings_of(case: str, tiny: list[str]) -> list[str]:
+    """A system's config made small, with nothing random and in batches that no number of processes divides."""
+    system, changes = CASES[case]
+    path, *settings = small_config(f"{system}/f30k_region_bigru.yaml", tiny)
+    random = [f"model.{side}.encoder.{name}=0" for side in ("image", "text") for name in ("drop", "dropout")]
+    random += [f"model.{side}.aggregator.dropout=0" for side in ("image", "text") if system in ("pvse", "dive")]
+    return [path, *settings, "run.precision=fp32", "train.batch_size=11", "run.log_steps=1", *random, *changes]
+
+
+def take_steps(settings: list[str]) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+    """Train for some steps in float64: what each of them logs, and the model's and the loss's state after them."""
+    training = Training(read_config(settings[0], settings[1:]))
+    training.model.double()
+    training.criterion.double()
+    training.start_epoch()
+    logged = []
+    for batch in training.batches():
+        found = training.train_step(batch._replace(images=batch.images.double()))
+        logged.append({**found, **training.health})
+        training.step += 1
+        if training.step == STEPS:
+            break
+    return logged, {**training.model.state_dict(), **training.criterion.state_dict(prefix="criterion.")}
+
+
+def check_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name].double(), value.double(), rtol=TOLERANCE, atol=TOLERANCE, msg=name)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("case", CASES)
+def test_processes_train_as_one(case: str, world: int, tiny: list[str], tmp_path: Path) -> None:
+    settings = settings_of(case, tiny)
+    logged, state = take_steps(settings)
+    assert all(step["gradient_norm"] > 0 for step in logged)
+
+    def check() -> None:
+        own_logged, own_state = take_steps(settings)
+        for own, one in zip(own_logged, logged, strict=True):
+            check_equal(own, one)
+        check_equal(own_state, state)
+
+    in_processes(world, tmp_path, check)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("case", ["vse_infty", "vse_2ad", "pvse", "dive", "vse_infty, InfoNCE"])
+def test_chunks_train_as_whole_batches(case: str, world: int, tiny: list[str], tmp_path: Path) -> None:
+    settings = settings_of(case, tiny)
+    logged, state = take_steps(settings)
+
+    def check() -> None:
+        own_logged, own_state = take_steps([*settings, "train.micro_batch=3"])
+        for own, one in zip(own_logged, logged, strict=True):
+            check_equal(own, one)
+        check_equal(own_state, state)
+
+    in_processes(world, tmp_path, check)
