@@ -127,7 +127,7 @@ def test_my_format_in_a_config(cli: Callable[..., Outcome], small_demo: list[str
     assert outcome.code == 0, outcome.err
     assert "train 2 images, 3 captions; dev 1 images, 1 captions" in outcome.out
     refused = cli("eval", tmp_path / "run")
-    assert "which is no nn.Module; give data.format=my_format:tab_separated to allow it" in refused.error
+    assert "which is not an nn.Module; pass data.format=my_format:tab_separated to allow it" in refused.error
     allowed = cli("eval", tmp_path / "run", "data.format=my_format:tab_separated")
     assert allowed.code == 0 and "1 images, 1 captions" in allowed.out
     misspelt = cli("train", "demo", *settings, "data.options.files=other.tsv", "--dry-run")
@@ -151,7 +151,7 @@ def test_an_own_similarity_trains(cli: Callable[..., Outcome], small_demo: list[
     saved = load_checkpoint(tmp_path / "run" / "best.pt")["config"]["model"]["similarity"]
     assert saved == {"name": "my_similarity:best_to_mean", "share": 0.25}
     name = "model.similarity.name=my_similarity:best_to_mean"
-    assert f"which is no nn.Module; give {name} to allow it" in cli("eval", tmp_path / "run").error
+    assert f"which is not an nn.Module; pass {name} to allow it" in cli("eval", tmp_path / "run").error
     assert cli("eval", tmp_path / "run", name).code == 0
 
 

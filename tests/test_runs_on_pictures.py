@@ -146,7 +146,7 @@ def test_mistakes(cli: Cli, small: list[str], tmp_path: Path) -> None:
     backbone = cli("train", *small, "model.image.encoder.backbone=resnet19").error
     assert "model.image.encoder: backbone must be a torchvision ResNet, got 'resnet19' (did you mean" in backbone
     tiny_pictures = cli("train", *small, "data.transform.size=1", "model.image.encoder.backbone=caffe_resnet50").error
-    assert "model.image: takes no pictures of 1 x 1 (" in tiny_pictures and "override" not in tiny_pictures
+    assert "model.image: cannot read pictures of 1 x 1 (" in tiny_pictures and "override" not in tiny_pictures
     state = ResNetBackbone("resnet18").state_dict()
     torch.save({**state, "conv1.weight": state["conv1.weight"] * torch.nan}, tmp_path / "nan.pth")
     nan = cli("train", *small, f"model.image.encoder.weights={tmp_path / 'nan.pth'}").error
@@ -168,7 +168,7 @@ def test_messages_of_the_library(cli: Cli, small: list[str], tmp_path: Path) -> 
     for images, message in (
         ([tmp_path / "none.png"], "none.png: no such picture"),
         ([torch.zeros(3, 32, 32), torch.zeros(3, 16, 16)], r"of one size, got \(3, 16, 16\)"),
-        ([torch.zeros(3, 32, 32), torch.zeros(3, 32, 32).byte()], "bytes, .* and float tensors cannot share"),
+        ([torch.zeros(3, 32, 32), torch.zeros(3, 32, 32).byte()], "a list cannot hold both float tensors and bytes"),
         ([torch.zeros(16, 1728)], r"pictures must be \(3, height, width\) of one size, got \(16, 1728\)"),
         ([], "nothing to encode"),
         (str(tmp_path / "none.png"), "none.png: no such picture"),

@@ -9,11 +9,13 @@ import pytest
 import torch
 from golden_numbers import GOLDEN, fill_all, load, official_tokens, recipe
 from helpers import ROOT, without_word_vectors, write_pictures, write_precomp
+from processes import in_processes
 from torch import Tensor
 
 from vse.build import read_config
 from vse.config import flatten
 from vse.data.batches import Batch
+from vse.distributed import rank, share, world_size
 from vse.sets import lengths_to_mask
 from vse.training.trainer import Training
 
@@ -84,6 +86,12 @@ def official_batch(about: dict[str, Any], step: int) -> Batch:
     return Batch(images, None, tokens, lengths_to_mask(lengths, tokens.shape[1]), positives)
 
 
+def own_share(batch: Batch) -> Batch:
+    """What of a batch this process encodes: all of it, unless there are several."""
+    images, captions = share(len(batch.images)), share(len(batch.tokens))
+    return Batch(batch.images[images], None, batch.tokens[captions], batch.token_mask[captions], batch.positives)
+
+
 def follow(training: Training, about: dict[str, Any]) -> list[dict[str, Tensor]]:
     """Take the golden steps; what each of them logs, and the learning rates that it used."""
     logged = []
@@ -91,7 +99,7 @@ def follow(training: Training, about: dict[str, Any]) -> list[dict[str, Tensor]]
         training.epoch, training.step = divmod(number, about["steps_per_epoch"])
         if training.step == 0:
             training.start_epoch()
-        found = training.train_step(official_batch(about, number))
+        found = training.train_step(own_share(official_batch(about, number)))
         rates = {round(group["lr"], 12) for group in training.optimiser.param_groups}
         logged.append({**found, "rates": torch.tensor(sorted(rates), dtype=torch.float64)})
     return logged
@@ -106,14 +114,21 @@ def distinct(rates: Tensor) -> Tensor:
     return torch.tensor(sorted({round(float(rate), 12) for rate in rates}), dtype=torch.float64)
 
 
-@pytest.mark.parametrize("name", TRAJECTORIES)
-def test_trajectory(name: str, tmp_path: Path) -> None:
+def check_trajectory(name: str, folder: Path) -> None:
+    """Follow the official training, and compare what it logged.
+
+    Two processes add up BatchNorm's statistics in another order. Over six pictures and 152 layers that rounding grows,
+    until in PVSE's seventh step another negative is the hardest; so there only the first steps' norms are compared.
+    tests/training/test_processes.py compares such a model in float64, where two processes equal one to 1e-9.
+    """
     about = json.loads((GOLDEN / "trajectories" / f"{name}.json").read_text())
     golden = load(GOLDEN / "trajectories" / f"{name}.npz")
     tolerances = LOOSE if about["system"] == "pvse" else TOLERANCES
-    logged = follow(start_training(about, tmp_path), about)
+    logged = follow(start_training(about, folder), about)
     check_close([step["total"] for step in logged], golden["losses"], tolerances["losses"])
-    check_close([step["gradient_norm"] for step in logged], golden["gradient_norms"], tolerances["gradient_norms"])
+    norms = [step["gradient_norm"] for step in logged]
+    compared = 4 if world_size() > 1 and about["system"] == "pvse" else len(norms)
+    check_close(norms[:compared], golden["gradient_norms"][:compared], tolerances["gradient_norms"])
     expected_rates = torch.stack([distinct(rates) for rates in golden["learning_rates"]])
     check_close([step["rates"] for step in logged], expected_rates, tolerances["learning_rates"])
     if "t2i_loss" in golden:
@@ -123,6 +138,21 @@ def test_trajectory(name: str, tmp_path: Path) -> None:
     for ours, theirs in PARTS.items():
         if theirs in golden:
             check_close([step[ours] for step in logged], golden[theirs], tolerances["losses"])
+
+
+@pytest.mark.parametrize("name", TRAJECTORIES)
+def test_trajectory(name: str, tmp_path: Path) -> None:
+    check_trajectory(name, tmp_path)
+
+
+@pytest.mark.parametrize("name", TRAJECTORIES)
+def test_trajectory_on_two_processes(name: str, tmp_path: Path) -> None:
+    def check() -> None:
+        folder = tmp_path / str(rank())
+        folder.mkdir()
+        check_trajectory(name, folder)
+
+    in_processes(2, tmp_path, check)
 
 
 def test_there_are_trajectories() -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import small_config
+from helpers import ROOT, small_config, without_word_vectors, write_pictures
 from processes import in_processes
 from torch import Tensor
 
@@ -63,10 +63,8 @@ def check_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
         torch.testing.assert_close(found[name].double(), value.double(), rtol=TOLERANCE, atol=TOLERANCE, msg=name)
 
 
-@pytest.mark.parametrize("world", [2, 3])
-@pytest.mark.parametrize("case", CASES)
-def test_processes_train_as_one(case: str, world: int, tiny: list[str], tmp_path: Path) -> None:
-    settings = settings_of(case, tiny)
+def check_processes(settings: list[str], world: int, folder: Path) -> None:
+    """Train in this process and in several, and compare everything."""
     logged, state = take_steps(settings)
     assert all(step["gradient_norm"] > 0 for step in logged)
 
@@ -76,7 +74,26 @@ def test_processes_train_as_one(case: str, world: int, tiny: list[str], tmp_path
             check_equal(own, one)
         check_equal(own_state, state)
 
-    in_processes(world, tmp_path, check)
+    in_processes(world, folder, check)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("case", CASES)
+def test_processes_train_as_one(case: str, world: int, tiny: list[str], tmp_path: Path) -> None:
+    check_processes(settings_of(case, tiny), world, tmp_path)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_a_backbones_batchnorm_has_the_global_statistics(world: int, tmp_path: Path) -> None:
+    """PVSE's recipe for pictures, its CNN small and trained from the first step."""
+    write_pictures(tmp_path / "data", train=9, others=2)
+    settings = ["model.image.encoder.backbone=resnet18", "model.image.encoder.weights=null", "train.batch_size=7"]
+    settings += ["model.image.encoder.freeze_epochs=0", "data.transform={name: crop, size: 32, resize: 36}"]
+    settings += ["run.precision=fp32", "model.image.aggregator.dropout=0", "model.text.aggregator.dropout=0"]
+    settings += ["data.options.per_image=null", "model.embed_dim=8", "data.vocabulary.min_count=1", "data.workers=0"]
+    settings += [f"data.root={tmp_path / 'data'}", f"run.dir={tmp_path / 'run'}", "run.log_steps=1"]
+    file = ROOT / "configs" / "pvse" / "coco_resnet152_bigru.yaml"
+    check_processes([str(file), *settings, *without_word_vectors(file)], world, tmp_path)
 
 
 @pytest.mark.parametrize("world", [1, 2])

@@ -153,8 +153,8 @@ def test_another_number_of_embeddings(first: Path, second: list[str]) -> None:
         begin(second, *three)
     line = str(caught.value)
     assert line.startswith(f"{first / 'best.pt'}: ") and "\n" not in line
-    assert "image.aggregator.maps.weight is (2, 6) there and (3, 6) here" in line
-    assert "text.aggregator.maps.weight is (2, 3) there and (3, 3) here" in line
+    assert "image.aggregator.maps.weight has shape (2, 6), expected (3, 6)" in line
+    assert "text.aggregator.maps.weight has shape (2, 3), expected (3, 3)" in line
     fresh = "train.start_fresh=[image.aggregator, text.aggregator]"
     assert line.endswith(f"{fresh} would leave what does not fit at its initialisation")
 
@@ -315,7 +315,7 @@ def test_what_is_refused(cli: Cli, second: list[str], tmp_path: Path, settings: 
 
 def test_another_vocabulary_is_refused(cli: Cli, first: Path, second: list[str], tmp_path: Path) -> None:
     size = len(load_checkpoint(first / "best.pt")["vocabulary"])
-    other_size = f"has {size + 8} words, but {first / 'best.pt'} has a table of {size}"  # with <mask>
+    other_size = f"has {size + 8} words, but the table in {first / 'best.pt'} has {size} rows"  # with <mask>
     for count, message in ((size, "has other words, or other ids"), (size + 7, other_size)):
         words = words_file(tmp_path / f"{count}.json", count)
         content: Any = json.loads(words.read_text())
@@ -327,7 +327,7 @@ def test_another_vocabulary_is_refused(cli: Cli, first: Path, second: list[str],
 def test_features_of_another_width(cli: Cli, second: list[str], tmp_path: Path) -> None:
     wide = write_precomp(tmp_path / "wide", width=20)
     error = cli("train", *second, f"data.root={wide}").error
-    assert "image.encoder.fc.weight is (8, 12) there and (8, 20) here" in error
+    assert "image.encoder.fc.weight has shape (8, 12), expected (8, 20)" in error
     assert "train.start_fresh=[image.aggregator, image.encoder] would leave" in error
 
 

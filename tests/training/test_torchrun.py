@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import ROOT, Outcome, read_jsonl
-from torch.distributed.distributed_c10d import TCPStore
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 Cli = Callable[..., Outcome]
 
