@@ -214,12 +214,13 @@ def make_loader(data: TrainingData, sampler: BatchSampler, workers: int, pin_mem
 def _leave_signals_to_the_parent(_: int) -> None:
     """A signal to the whole process group must not end the workers: the parent saves, then ends them itself.
 
-    Not every system can do all of this. Windows has no SIGHUP. Neither it nor macOS can tell who sent a SIGTERM, so
-    there SIGTERM ends a worker at once, whoever sent it.
+    Not every system can do all of this. Windows has neither SIGHUP nor SIGUSR1. Neither it nor macOS can tell who sent
+    a SIGTERM, so there SIGTERM ends a worker at once, whoever sent it.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "SIGHUP"):
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    for name in ("SIGHUP", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_exit_when_the_parent_asks, daemon=True).start()
