@@ -70,11 +70,20 @@ def draw_captions(count: int) -> tuple[Tensor, Tensor]:
     return torch.randint(4, WORDS, (count, TOKENS)), torch.ones(count, TOKENS, dtype=torch.bool)
 
 
-def operations(work: Callable[[], Any]) -> float:
-    """Multiplications and additions of a forward pass and of its gradients."""
-    with FlopCounterMode(display=False) as counter:
-        total_of(work()).backward()
-    return counter.get_total_flops()
+def operations(work: Callable[[int], Any], count: int, is_grouped: bool) -> float:
+    """Multiplications and additions of one more sample in a batch, its gradients included.
+
+    What a batch of any size costs once, such as products of weights, is left out. PyTorch's counter knows no groups in
+    a convolution's backward pass. Where there are some, the forward pass counts three times.
+    """
+    found = []
+    for size in (count, 2 * count):
+        with FlopCounterMode(display=False) as counter:
+            given = work(size)
+            if not is_grouped:
+                total_of(given).backward()
+        found.append(counter.get_total_flops())
+    return (found[1] - found[0]) / count * (3 if is_grouped else 1)
 
 
 def total_of(found: Aggregated) -> Tensor:
@@ -99,25 +108,39 @@ def drawn_sets(config: Config, model: VSEModel, images: int, captions: int) -> t
     return image, text
 
 
-def loss_costs(config: Config, model: VSEModel, images: int, captions: int) -> tuple[float, int]:
+def loss_costs(config: Config, model: VSEModel, images: int, captions: int, epoch: int = LATE) -> tuple[float, int]:
     """Operations of the similarity and the loss of a batch, and the bytes that they keep for the backward pass."""
     image, text = drawn_sets(config, model, images, captions)
     positives = torch.arange(captions) * images // captions == torch.arange(images)[:, None]
     criterion = build_criterion(config)
-    set_epoch(criterion.modules(), LATE)
+    set_epoch(criterion.modules(), epoch)
+
+    def judge() -> Tensor:
+        scores = model.similarity(image.embeddings, text.embeddings)
+        total: Tensor = criterion(scores, positives, image, text)["total"]
+        return total
+
+    kept = bytes_kept(judge, model)
+    with FlopCounterMode(display=False) as counter:
+        judge().backward()
+    return counter.get_total_flops(), kept
+
+
+def bytes_kept(work: Callable[[], Any], model: nn.Module) -> int:
+    """Bytes that a forward pass keeps for the backward pass, the parameters excepted."""
     kept: dict[int, int] = {}
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with FlopCounterMode(display=False) as counter:
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            scores = model.similarity(image.embeddings, text.embeddings)
-            total = criterion(scores, positives, image, text)["total"]
-        total.backward()
-    return counter.get_total_flops(), sum(kept.values())
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        found = work()  # lives until all is counted, so that no place is used twice
+    del found
+    return sum(kept.values())
 
 
 def _count_sent(rank: int, name: str, images: int, captions: int, folder: str) -> None:
@@ -162,17 +185,22 @@ def describe(name: str) -> str:
     config, model = build(name)
     model.eval()  # nothing is dropped
     per_image = PER_IMAGE if config.data.sampling == "image" else 1
-    pictures = 1 if config.data.transform else 4
+    count = 1 if config.data.transform else 4
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    image = operations(lambda: model.image(draw_images(config, pictures))) / pictures
-    caption = operations(lambda: model.text(*draw_captions(4))) / 4
+    is_grouped = any(isinstance(part, nn.Conv2d) and part.groups > 1 for part in model.modules())
+    image = operations(lambda size: model.image(draw_images(config, size)), count, is_grouped)
+    caption = operations(lambda size: model.text(*draw_captions(size)), 4, False)
+    image_kept = bytes_kept(lambda: model.image(draw_images(config, count)), model) / count
+    caption_kept = bytes_kept(lambda: model.text(*draw_captions(4)), model) / 4
     batch = config.train.batch_size
     loss, kept = loss_costs(config, model, batch, batch * per_image)
     sent = bytes_sent(name, 2, 2 * per_image)
     return (
         f"{name}: batch {batch} images x {per_image} captions; {trained / 1e6:.1f} M parameters trained; "
         f"an image {image / 1e9:.2f} GFLOP, a caption {caption / 1e9:.2f} GFLOP, the loss {loss / 1e9:.2f} GFLOP; "
-        f"the loss keeps {kept / 1e6:.1f} MB; a process with 2 images and their captions sends: "
+        f"an image keeps {image_kept / 1e6:.1f} MB, a caption {caption_kept / 1e6:.1f} MB, "
+        f"the loss {kept / 1e6:.1f} MB; "
+        f"a process with 2 images and their captions sends: "
         f"gathered {sent['all_gather']:,} B, norms {sent['norms']:,} B, gradients {sent['all_reduce'] / 1e6:.1f} MB"
     )
 
