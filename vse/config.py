@@ -129,6 +129,7 @@ class TrainConfig(Section):
 
     epochs: Annotated[PositiveInt, MAY_CHANGE]
     batch_size: Annotated[int, Field(ge=2)] = 128
+    micro_batch: Annotated[PositiveInt | None, MAY_CHANGE] = None  # how many samples are encoded at a time
     clip_norm: PositiveFloat | None = 2.0
     start_from: FilePath | None = None  # a run folder or checkpoint whose weights and vocabulary a new run begins with
     start_fresh: list[Text] = []  # beginnings of parameter names that keep their own initialisation instead

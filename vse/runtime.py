@@ -1,5 +1,6 @@
 """What surrounds the computation: device, precision, seeds and random states."""
 
+import contextlib
 import random
 from typing import Any
 
@@ -69,3 +70,8 @@ def restore_random_states(states: dict[str, Any]) -> None:
     torch.set_rng_state(states["torch"])
     if torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(states["cuda"])
+
+
+def keep_random_state(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """A block whose random draws the training does not notice."""
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])

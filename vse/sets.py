@@ -269,32 +269,61 @@ def close_gaps(features: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | 
     return fill_masked(moved, prefix.bool()), prefix.bool()
 
 
-def normalise_over_processes(norm: nn.modules.batchnorm._BatchNorm, features: Tensor, mask: Tensor | None) -> Tensor:
-    """Normalise sets with the statistics of the real elements of the global batch, as BatchNorm does in training.
+class Statistics(NamedTuple):
+    """Statistics (D,) of the real elements of some sets."""
+
+    total: Tensor  # number of elements, without shape
+    mean: Tensor
+    squares: Tensor  # sum of the squared differences from the mean
+
+
+def set_statistics(features: Tensor, mask: Tensor | None) -> Statistics:
+    """Take the statistics of a batch of sets.
 
     Args:
-        norm: The BatchNorm layer, whose running statistics are updated.
-        features: This process's local features (B, N, D).
+        features: Local features (B, N, D).
         mask: (B, N), True on real elements; None when all are real.
 
-    Returns:
-        Features (B, N, D).
+    >>> set_statistics(torch.tensor([[[1.0], [3.0]]]), None).mean
+    tensor([2.])
     """
     real = at_least_float32(fill_masked(features, mask))
     count = count_elements(features, mask).sum().to(real.dtype)
-    total = real.sum((0, 1))
-    count, total = sum_over_processes(count), sum_over_processes(total)
-    mean = total / count
-    centred = fill_masked(real - mean, mask)
-    squares = sum_over_processes(centred.square().sum((0, 1)))
-    variance = squares / count
-    with torch.no_grad():
-        unbiased = squares / (count - 1).clamp(min=1)
-        for running, new in ((norm.running_mean, mean), (norm.running_var, unbiased)):
-            running.lerp_(new.to(running.dtype), norm.momentum)  # type: ignore[union-attr, arg-type]
-        norm.num_batches_tracked.add_(1)  # type: ignore[union-attr]
-    normalised = centred * (variance + norm.eps).rsqrt()
+    mean = real.sum((0, 1)) / count
+    return Statistics(count, mean, fill_masked(real - mean, mask).square().sum((0, 1)))
+
+
+def join_statistics(parts: Sequence[Statistics]) -> Statistics:
+    """Join the statistics of the parts of a batch; across processes, of the parts that all of them have.
+
+    Args:
+        parts: What :func:`set_statistics` gives for each part.
+    """
+    total = sum_over_processes(sum_of([part.total for part in parts]))
+    mean = sum_over_processes(sum_of([part.total * part.mean for part in parts])) / total
+    apart = [part.squares + part.total * (part.mean - mean).square() for part in parts]
+    return Statistics(total, mean, sum_over_processes(sum_of(apart)))
+
+
+def sum_of(tensors: Sequence[Tensor]) -> Tensor:
+    """Return the sum of tensors of one shape."""
+    return torch.stack(list(tensors)).sum(0)
+
+
+def normalise(norm: nn.modules.batchnorm._BatchNorm, features: Tensor, statistics: Statistics) -> Tensor:
+    """Normalise features (B, N, D) as BatchNorm does, with given statistics."""
+    variance = statistics.squares / statistics.total
+    normalised = (at_least_float32(features) - statistics.mean) * (variance + norm.eps).rsqrt()
     return (normalised * norm.weight + norm.bias).to(features.dtype)
+
+
+@torch.no_grad()
+def update_running(norm: nn.modules.batchnorm._BatchNorm, statistics: Statistics) -> None:
+    """Move the running statistics of a BatchNorm layer towards those of a batch."""
+    unbiased = statistics.squares / (statistics.total - 1).clamp(min=1)
+    for running, new in ((norm.running_mean, statistics.mean), (norm.running_var, unbiased)):
+        running.lerp_(new.to(running.dtype), norm.momentum)  # type: ignore[union-attr, arg-type]
+    norm.num_batches_tracked.add_(1)  # type: ignore[union-attr]
 
 
 class MaskedBatchNorm(nn.BatchNorm1d):
@@ -305,12 +334,17 @@ class MaskedBatchNorm(nn.BatchNorm1d):
         eps: What is added to the variance before its root is taken.
         momentum: Share of each batch in the running statistics.
 
+    Attributes:
+        whole: The statistics of the batch that the sets are a part of, when a batch is encoded in parts; they are then
+            used as they are. None for whole batches.
+
     >>> MaskedBatchNorm(4)(torch.randn(2, 3, 4), torch.tensor([[True, True, False]] * 2)).shape
     torch.Size([2, 3, 4])
     """
 
     def __init__(self, dim: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
         super().__init__(dim, eps, momentum)
+        self.whole: Statistics | None = None
 
     def forward(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
         """Normalise a batch of sets.
@@ -322,8 +356,11 @@ class MaskedBatchNorm(nn.BatchNorm1d):
         Returns:
             Features (B, N, D), normalised with the statistics of the real elements.
         """
-        distributed = self.training and world_size() > 1
+        if self.training and self.whole is not None:
+            return normalise(self, fill_masked(features, mask), self.whole)
         several = features.shape[0] * features.shape[1] > 1  # torch refuses to normalise a single vector
-        if not self.training or (mask is None and not distributed and several):
+        if not self.training or (mask is None and world_size() == 1 and several):
             return super().forward(features.flatten(0, 1)).view_as(features)
-        return normalise_over_processes(self, features, mask)
+        statistics = join_statistics([set_statistics(features, mask)])
+        update_running(self, statistics)
+        return normalise(self, fill_masked(features, mask), statistics)

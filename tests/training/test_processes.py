@@ -77,3 +77,18 @@ def test_processes_train_as_one(case: str, world: int, tiny: list[str], tmp_path
         check_equal(own_state, state)
 
     in_processes(world, tmp_path, check)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("case", ["vse_infty", "vse_2ad", "pvse", "dive", "vse_infty, InfoNCE"])
+def test_chunks_train_as_whole_batches(case: str, world: int, tiny: list[str], tmp_path: Path) -> None:
+    settings = settings_of(case, tiny)
+    logged, state = take_steps(settings)
+
+    def check() -> None:
+        own_logged, own_state = take_steps([*settings, "train.micro_batch=3"])
+        for own, one in zip(own_logged, logged, strict=True):
+            check_equal(own, one)
+        check_equal(own_state, state)
+
+    in_processes(world, tmp_path, check)

@@ -142,7 +142,7 @@ def test_a_run_from_before_a_setting_existed_goes_on(cli: Cli, tiny: list[str], 
     for key in ("mlp", "features", "context", "dropout"):
         del state["config"]["model"]["image"]["encoder"][key]
     del state["history"], state["version"]
-    state["format"] = "vse checkpoint 1"
+    state["format"], state["random"] = "vse checkpoint 1", state["random"][0]
     torch.save(state, tmp_path / "run" / "last.pt")
     outcome = cli("train", *tiny, "train.epochs=3")
     assert outcome.code == 0 and "epoch 3/3" in outcome.out, outcome.err

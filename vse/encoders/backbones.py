@@ -13,7 +13,7 @@ from vse.distributed import world_size
 from vse.encoders.pretrained import load_transformer, read_pixels
 from vse.errors import InputError, check_at_least, check_choice, close_match, first_line, misfit
 from vse.safe_load import is_state_dict, read_weights
-from vse.sets import normalise_over_processes
+from vse.sets import join_statistics, normalise, set_statistics, update_running
 
 _CAFFE = "caffe_"  # before a ResNet's name: the geometry of the networks converted from Caffe
 
@@ -129,7 +129,9 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
         if not self.training or world_size() == 1:
             return super().forward(input)
         cells = input.flatten(2).transpose(1, 2)
-        return normalise_over_processes(self, cells, None).transpose(1, 2).reshape(input.shape)
+        statistics = join_statistics([set_statistics(cells, None)])
+        update_running(self, statistics)
+        return normalise(self, cells, statistics).transpose(1, 2).reshape(input.shape)
 
 
 class ResNetBackbone(nn.Module):

@@ -1,6 +1,5 @@
 """Warnings about what goes wrong without an error: collapsed sets, a loss that is stuck, parameters without use."""
 
-import contextlib
 import math
 import sys
 
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vse.losses import Criterion, TripletLoss
+from vse.runtime import keep_random_state
 from vse.set_health import Similarity, constant_share, set_health
 from vse.sets import Aggregated
 
@@ -25,11 +25,6 @@ def plateau_loss(criterion: Criterion, scores: Tensor, positives: Tensor) -> Ten
     """The ranking loss if all pairs had the mean of the scores: where training stays when nothing is learned."""
     with keep_random_state(scores.device):  # a loss may draw random numbers
         return criterion.ranking(scores.mean().expand_as(scores), positives)
-
-
-def keep_random_state(device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """A block whose random draws the training does not notice."""
-    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 def batch_health(similarity: Similarity, positives: Tensor, image: Aggregated, text: Aggregated) -> dict[str, Tensor]:

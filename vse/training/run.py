@@ -18,8 +18,10 @@ from vse.data.batches import Batch, BatchSampler, TrainingData, make_loader
 from vse.encoders.base import traits_of
 from vse.errors import InputError
 from vse.evaluation.score import evaluate
+from vse.model import Tower
 from vse.sets import Aggregated, at_least_float32
-from vse.training.health import HealthMonitor, batch_health, keep_random_state, plateau_loss
+from vse.training.chunks import check_chunks, encode_in_chunks
+from vse.training.health import HealthMonitor, batch_health, plateau_loss
 from vse.training.scheduled import set_epoch
 from vse.training.start import start
 
@@ -92,6 +94,7 @@ class Training:
         )
         self.loader = make_loader(data, self.sampler, config.data.workers, self.device.type == "cuda")
         build.check_fit(config, self.model, self.criterion, data.sample().to(self.device))
+        self.check_micro_batch()
         self.epoch = 0  # place of the next step
         self.step = 0
         self.best: dict[str, Any] = {"rsum": -1.0, "epoch": None}
@@ -208,23 +211,36 @@ class Training:
         Several processes embed their shares, and all of them get the whole batch's embeddings and scores.
         """
         with runtime.autocast(self.device, self.config.run.precision):
-            image = self.model.image(batch.images, batch.image_mask)
-            text = self.model.text(batch.tokens, batch.token_mask)
+            image = self.embed(self.model.image, batch.images, batch.image_mask)
+            text = self.embed(self.model.text, batch.tokens, batch.token_mask)
         images, captions = batch.positives.shape
         image, text = gather_aggregated(image, images), gather_aggregated(text, captions)
         return image, text, self.model.similarity(image.embeddings, text.embeddings)
 
+    def embed(self, tower: Tower, inputs: Tensor, mask: Tensor | None) -> Aggregated:
+        """What a tower makes of this process's share of a batch."""
+        size = self.config.train.micro_batch
+        result: Aggregated = tower(inputs, mask) if size is None else encode_in_chunks(tower, inputs, mask, size)
+        return result
+
+    def check_micro_batch(self) -> None:
+        """Raise InputError when chunks of a batch would not give the whole batch's gradients."""
+        self.model.train()
+        for side, tower in (("image", self.model.image), ("text", self.model.text)):
+            if self.config.train.micro_batch is not None and (problem := check_chunks(tower)):
+                raise self.config.error("train.micro_batch", f"is not exact for this model: {side}.{problem}")
+
     @contextlib.contextmanager
     def shared_draws(self) -> Iterator[None]:
         """A block in which random draws, such as a loss's, follow from seed and step: the same in every process."""
-        with keep_random_state(self.device):
+        with runtime.keep_random_state(self.device):
             torch.manual_seed(step_seed(self.config.run.seed, self.total_steps))
             yield
 
     def set_health(self, batch: Batch) -> dict[str, Tensor]:
         """Health of a batch's embedding sets in evaluation mode: dropout would hide that they are equal."""
         self.model.eval()
-        with torch.no_grad(), keep_random_state(self.device):
+        with torch.no_grad(), runtime.keep_random_state(self.device):
             image, text, _ = self.forward(batch)
         self.model.train()
         return batch_health(self.model.similarity, batch.positives, image, text)

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from vse.checkpoints.native import BestState, save_checkpoint
 from vse.config import Config
-from vse.distributed import agree, broadcast, is_main
+from vse.distributed import agree, broadcast, is_first_to_report, is_main
 from vse.errors import InputError, ProcessLost
 from vse.files import claim_folder, write_file
 from vse.training.log import RunLog, describe_best, describe_epoch
@@ -61,7 +61,8 @@ def train(config: Config) -> None:
             except (Stopped, ProcessLost) as end:
                 if isinstance(end, ProcessLost) and not stop:
                     raise
-                print(f"{folder}: stopped and saved; the same command goes on from here")
+                if is_main() and is_first_to_report():
+                    print(f"{folder}: stopped and saved; the same command goes on from here")
                 raise SystemExit(128 + stop.number) from None
         print(f"{folder}: finished: {config.train.epochs} epochs, {describe_best(training.best)}")
 
