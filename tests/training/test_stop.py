@@ -23,6 +23,7 @@ Cli = Callable[..., Outcome]
     [
         pytest.param(signal.SIGTERM, False, id="SIGTERM to the process"),
         pytest.param(signal.SIGINT, True, id="Ctrl-C"),
+        pytest.param(signal.SIGUSR1, True, id="SIGUSR1 to the group"),
         pytest.param(signal.SIGTERM, True, id="SIGTERM to the group", marks=pytest.mark.slow),
         pytest.param(signal.SIGINT, False, id="SIGINT to the process", marks=pytest.mark.slow),
     ],
@@ -96,10 +97,11 @@ def test_immediately() -> None:
 
 
 def test_the_handlers_from_before_come_back() -> None:
-    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)]
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+    before = [signal.getsignal(number) for number in numbers]
     with StopSignal():
         assert signal.getsignal(signal.SIGTERM) != before[0]
-    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)] == before
+    assert [signal.getsignal(number) for number in numbers] == before
 
 
 def test_nohup_is_respected() -> None:

@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from vse.data.clips import iterate_frames
 from vse.data.corpus import Corpus
 from vse.data.reading import read_json
 from vse.data.transforms import open_picture, to_tensor
+from vse.distributed import broadcast, collect, is_main, share, world_size
 from vse.errors import InputError, first_line
 from vse.features.detector import Detector
 from vse.files import claim_folder, write_file
@@ -65,7 +67,8 @@ def extract_features(
     backbone, after the config's evaluation transform, or the boxes of a detector. Clips become ``features/{id}.npy``:
     the frames at the transform's ``fps``, by default all of them, each average-pooled by the config's ``video``
     backbone. ``{split}_manifest.json`` records how the files were made. Work that is finished is not repeated, even
-    if the process was killed.
+    if the process was killed. Several processes compute a share each and the main one writes; another number of
+    processes may continue.
 
     Args:
         config: The config, with its corpus, image encoder and transform.
@@ -80,7 +83,7 @@ def extract_features(
     device = pick_device(config.run.device)
     model: nn.Module | None = detector
     corpora = {split: read_corpus(config, split) for split in splits}
-    with claim_folder(folder, str(folder), "extracting"):
+    with claim_folder(folder, str(folder), "extracting") if is_main() else nullcontext():
         for split, corpus in corpora.items():
             kind = corpus.images.kind
             _check_corpus(corpus, detector)
@@ -92,7 +95,7 @@ def extract_features(
             about = _about_encoder(config, model) if detector is None else _about_detector(detector)
             manifest = _manifest(config, corpus, split, half, about)
             job = _Job(config, corpus, folder, split, model, detector, transform, half, manifest)
-            if _is_finished(job):
+            if broadcast(_is_finished(job) if is_main() else None):
                 print(f"{folder}: {split} is finished")
                 continue
             with torch.no_grad(), autocast(device, config.run.precision):
@@ -215,20 +218,28 @@ def _same(path: Path, manifest: dict[str, Any], keys: Sequence[str]) -> None:
 
 def _extract_pictures(job: _Job, device: torch.device) -> None:
     """Precomp files of one split."""
-    corpus, total = job.corpus, len(job.corpus.images)
     read, compute = _backbone_steps(job, device) if job.detector is None else _detector_steps(job, job.detector, device)
-    rows = RowWriter(job.folder, job.split, total, job.manifest)
-    title = f"extracting {job.split}"
-    for start, arrays in _computed(read, compute, rows.done, total, job.config.eval.batch_size, title):
-        arrays["ims"] = _as_kind(arrays["ims"], job.half, f"image {corpus.image_ids[start]}")
-        rows.write(start, arrays)
+    total, size, title = len(job.corpus.images), job.config.eval.batch_size, f"extracting {job.split}"
+    rows = RowWriter(job.folder, job.split, total, job.manifest) if is_main() else None
+    done = broadcast(rows.done if rows else None)
+    for start, arrays in _computed(read, compute, done, total, size, title):
+        if rows:
+            arrays["ims"] = _as_kind(arrays["ims"], job.half, f"image {job.corpus.image_ids[start]}")
+            rows.write(start, arrays)
+    if rows:
+        _write_captions(job)
+        rows.finish()
+
+
+def _write_captions(job: _Job) -> None:
+    """The captions in the order of their images, and the image of each."""
+    corpus = job.corpus
     order = np.argsort(corpus.image_of_caption, kind="stable")
     captions = [" ".join(corpus.captions[i].split()) for i in order]
     labels = [str(corpus.image_ids[corpus.image_of_caption[i]]) for i in order]
     for name, lines in (("caps", captions), ("ids", labels)):
         text = "".join(f"{line}\n" for line in lines).encode()
         write_file(job.folder / f"{job.split}_{name}.txt", lambda file, text=text: file.write(text))  # type: ignore[misc]
-    rows.finish()
 
 
 def _detector_steps(job: _Job, detector: Detector, device: torch.device) -> Steps:
@@ -265,12 +276,8 @@ def _extract_clips(job: _Job, device: torch.device) -> None:
     """One file of frame features per clip."""
     encoder: Any = job.model
     size, labels = job.config.eval.batch_size, job.corpus.image_ids
-    place = job.folder / "features"
-    place.mkdir(exist_ok=True)
-    for unfinished in place.glob(".*.tmp"):  # of a process that was killed while writing
-        unfinished.unlink()
-    files = [place / f"{label}.npy" for label in labels]
-    waiting = [row for row, file in enumerate(files) if not file.exists()]
+    files = [job.folder / "features" / f"{label}.npy" for label in labels]
+    waiting = broadcast(_waiting_clips(files) if is_main() else None)
 
     def read(rows: np.ndarray) -> Any:
         path = job.corpus.images[waiting[rows[0]]]
@@ -285,8 +292,18 @@ def _extract_clips(job: _Job, device: torch.device) -> None:
         row = waiting[start]
         values = _as_kind(arrays["frames"], job.half, f"clip {labels[row]}")
         write_file(files[row], lambda file, values=values: np.save(file, values))  # type: ignore[misc]
-    _write_json(job.result, job.manifest)
-    job.journal.unlink()
+    if is_main():
+        _write_json(job.result, job.manifest)
+        job.journal.unlink()
+
+
+def _waiting_clips(files: list[Path]) -> list[int]:
+    """Which clips have no file yet; what a process that was killed while writing has left is removed."""
+    place = files[0].parent
+    place.mkdir(exist_ok=True)
+    for unfinished in place.glob(".*.tmp"):
+        unfinished.unlink()
+    return [row for row, file in enumerate(files) if not file.exists()]
 
 
 def _computed(
@@ -297,20 +314,30 @@ def _computed(
     size: int,
     title: str,
 ) -> Iterator[tuple[int, Arrays]]:
-    """Rows' numbers and arrays, batch by batch; the next batch is read meanwhile."""
-    starts = list(range(first, total, size))
+    """Rows' numbers and arrays, batch by batch; the next batch is read meanwhile.
+
+    In a round every process computes a batch of up to ``size`` rows. The main process gets all of them, in the order of
+    their rows; the others take part and get nothing.
+    """
+    together = size * world_size()
+    rounds = [np.arange(start, min(start + together, total)) for start in range(first, total, together)]
+
+    def read_own(rows: np.ndarray) -> tuple[int, Any] | None:
+        own = rows[share(len(rows))]
+        return (int(own[0]), read(own)) if len(own) else None
+
     with (
         ThreadPoolExecutor(1) as pool,
         tqdm(total=total, initial=first, desc=title, unit=" items", unit_scale=True) as bar,
     ):
         waiting = None
-        for number, start in enumerate(starts):
-            batch = (waiting or pool.submit(read, np.arange(start, min(start + size, total)))).result()
-            if number + 1 < len(starts):
-                following = starts[number + 1]
-                waiting = pool.submit(read, np.arange(following, min(following + size, total)))
-            yield start, compute(batch, start)
-            bar.update(min(size, total - start))
+        for number, rows in enumerate(rounds):
+            batch = (waiting or pool.submit(read_own, rows)).result()
+            if number + 1 < len(rounds):
+                waiting = pool.submit(read_own, rounds[number + 1])
+            own = None if batch is None else (batch[0], compute(batch[1], batch[0]))
+            yield from (part for part in collect(own) if part is not None)
+            bar.update(len(rows))
 
 
 def _as_kind(values: np.ndarray, half: bool, first: str) -> np.ndarray:

@@ -5,6 +5,7 @@ import signal
 from collections.abc import Iterator
 
 _HANGUP: int | None = getattr(signal, "SIGHUP", None)  # what a closed terminal sends; Windows does not have it
+_WARNING: int | None = getattr(signal, "SIGUSR1", None)  # what a scheduler sends before a job's time is up
 
 
 class Stopped(Exception):
@@ -12,7 +13,7 @@ class Stopped(Exception):
 
 
 class StopSignal:
-    """Remembers SIGTERM, SIGHUP and Ctrl-C, so that the loop can save its state and leave.
+    """Remembers SIGTERM, SIGUSR1, SIGHUP and Ctrl-C, so that the loop can save its state and leave.
 
     It is true once a signal has come. A SIGHUP that is ignored (``nohup``) stays ignored. While there is nothing to
     save, :meth:`immediately` lets a signal end the work at once.
@@ -31,6 +32,8 @@ class StopSignal:
 
     def __enter__(self) -> "StopSignal":
         numbers: list[int] = [signal.SIGTERM, signal.SIGINT]
+        if _WARNING is not None:
+            numbers.append(_WARNING)
         if _HANGUP is not None and signal.getsignal(_HANGUP) != signal.SIG_IGN:
             numbers.append(_HANGUP)
         self._previous = {number: signal.signal(number, self._remember) for number in numbers}
