@@ -118,17 +118,17 @@ def check_trajectory(name: str, folder: Path) -> None:
     """Follow the official training, and compare what it logged.
 
     Two processes add up BatchNorm's statistics in another order. Over six pictures and 152 layers that rounding grows,
-    until in PVSE's seventh step another negative is the hardest; so there only the first steps' norms are compared.
+    until in PVSE's seventh step another negative is the hardest; so there only the first four steps are taken.
     tests/training/test_processes.py compares such a model in float64, where two processes equal one to 1e-9.
     """
     about = json.loads((GOLDEN / "trajectories" / f"{name}.json").read_text())
-    golden = load(GOLDEN / "trajectories" / f"{name}.npz")
+    if world_size() > 1 and about["system"] == "pvse":
+        about["steps"] = 4
+    golden = {key: value[: about["steps"]] for key, value in load(GOLDEN / "trajectories" / f"{name}.npz").items()}
     tolerances = LOOSE if about["system"] == "pvse" else TOLERANCES
     logged = follow(start_training(about, folder), about)
     check_close([step["total"] for step in logged], golden["losses"], tolerances["losses"])
-    norms = [step["gradient_norm"] for step in logged]
-    compared = 4 if world_size() > 1 and about["system"] == "pvse" else len(norms)
-    check_close(norms[:compared], golden["gradient_norms"][:compared], tolerances["gradient_norms"])
+    check_close([step["gradient_norm"] for step in logged], golden["gradient_norms"], tolerances["gradient_norms"])
     expected_rates = torch.stack([distinct(rates) for rates in golden["learning_rates"]])
     check_close([step["rates"] for step in logged], expected_rates, tolerances["learning_rates"])
     if "t2i_loss" in golden:

@@ -76,14 +76,17 @@ def test_two_processes_train_evaluate_and_go_on_as_one(cli: Cli, tiny: list[str]
     assert "2 processes saved it and 1 go on" in outcome.out
 
 
-def test_a_mistake_is_said_once(tiny: list[str]) -> None:
-    for words, message in (
-        ([*tiny, "optim.lr=none"], "optim.lr"),
-        ([*tiny, "data.root=nowhere"], "nowhere"),
-        ([*tiny, "train.batch_size=2", "optim.lr=1e30", "train.clip_norm=null"], "the loss is"),
-    ):
-        code, _, err = finish(launch(2, "train", *words))
-        assert code != 0 and len(errors_in(err)) == 1 and message in errors_in(err)[0], err
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["train.batch_size=2", "optim.lr=1e30", "train.clip_norm=null"], "the loss is"),
+        pytest.param(["optim.lr=none"], "optim.lr", marks=pytest.mark.slow),
+        pytest.param(["data.root=nowhere"], "nowhere", marks=pytest.mark.slow),
+    ],
+)
+def test_a_mistake_is_said_once(tiny: list[str], settings: list[str], message: str) -> None:
+    code, _, err = finish(launch(2, "train", *tiny, *settings))
+    assert code != 0 and len(errors_in(err)) == 1 and message in errors_in(err)[0], err
 
 
 def test_a_signal_to_torchrun_saves_and_leaves(cli: Cli, tiny: list[str], tmp_path: Path) -> None:
@@ -95,8 +98,15 @@ def test_a_signal_to_torchrun_saves_and_leaves(cli: Cli, tiny: list[str], tmp_pa
     goes_on(cli, tiny, tmp_path / "run")
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    ("number", "rank"),
+    [
+        (signal.SIGTERM, 1),
+        (signal.SIGKILL, 0),
+        pytest.param(signal.SIGTERM, 0, marks=pytest.mark.slow),
+        pytest.param(signal.SIGKILL, 1, marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_to_one_process_ends_all(
     cli: Cli, tiny: list[str], tmp_path: Path, number: signal.Signals, rank: int
 ) -> None:
