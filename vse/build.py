@@ -69,6 +69,13 @@ def resolve(config: Config) -> Config:
 
     Raises:
         InputError: As :func:`read_config`.
+
+    Args:
+        config: A config whose sections have been checked, but not the arguments of its components.
+
+    Returns:
+        A config in which every argument of every component has a value, except those of the optimiser. The settings
+        keep their origin.
     """
     content = config.model_dump()
     for component, table, inputs in _components(config):
@@ -278,7 +285,17 @@ def check_augmentation(config: Config, subwords: Subwords) -> None:
 
 
 def image_width(*corpora: Corpus) -> int | None:
-    """Return the width of the corpora's features, or None for pictures and clips. Raises InputError if they differ."""
+    """Return the width that the images of several corpora share.
+
+    Args:
+        corpora: The corpora, at least one.
+
+    Returns:
+        The width of their features; None for pictures and clips.
+
+    Raises:
+        InputError: The widths differ, or only some of the corpora have features.
+    """
     first = corpora[0]
     for corpus in corpora:
         own, width = first.images.width, corpus.images.width

@@ -74,6 +74,9 @@ def find_base(base: str, file: Path) -> Path:
 def read_yaml(path: Path) -> Any:
     """Read a YAML file.
 
+    Returns:
+        The content of the file, usually a dict.
+
     Raises:
         InputError: The file cannot be read or is not valid YAML; the message names the file and the line.
     """

@@ -125,6 +125,9 @@ def share(total: int, part: int | None = None, count: int | None = None) -> slic
         part: The process's number; this process's unless it is given.
         count: Number of processes; all of them unless it is given.
 
+    Returns:
+        The slice of the process's part among the items.
+
     >>> share(8, part=2, count=3)
     slice(6, 8, None)
     """
@@ -135,10 +138,13 @@ def share(total: int, part: int | None = None, count: int | None = None) -> slic
 
 
 def sum_over_processes(tensor: Tensor) -> Tensor:
-    """The sum of a tensor over all processes, with gradients: the gradient is summed over them, too.
+    """Sum a tensor over all processes, with gradients: the gradient is summed over them, too.
 
     Args:
         tensor: One of the same shape in every process.
+
+    Returns:
+        The sum, of the tensor's shape, which is the same in every process.
     """
     total: Tensor = _Sum.apply(tensor) if world_size() > 1 else tensor
     return total

@@ -13,7 +13,14 @@ from vse.errors import InputError
 
 
 def check_target(path: Path) -> None:
-    """Raise InputError for a path that cannot be written to, so that a long computation is not lost at its end."""
+    """Check that a path can be written to, so that a long computation is not lost at its end.
+
+    Args:
+        path: The file to write.
+
+    Raises:
+        InputError: The path is not a file's, or its folder is missing or cannot be written to.
+    """
     _check_name(path)
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         problem = "cannot be written" if path.parent.is_dir() else "no such folder"

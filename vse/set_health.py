@@ -98,6 +98,9 @@ def constant_share(residual: Tensor) -> Tensor:
     Args:
         residual: Residuals (B, K, H) of one side.
 
+    Returns:
+        The share, a tensor without shape; 0 where all residuals are 0.
+
     >>> constant_share(torch.ones(5, 4, 8))
     tensor(1.)
     """

@@ -269,11 +269,17 @@ def close_gaps(features: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | 
 
 
 class Statistics(NamedTuple):
-    """Statistics (D,) of the real elements of some sets."""
+    """Statistics of the real elements of some sets.
 
-    total: Tensor  # number of elements, without shape
+    Attributes:
+        total: The number of elements, a tensor without shape.
+        mean: (D,) the mean of each dimension.
+        squares: (D,) the sum of the squared differences from the mean.
+    """
+
+    total: Tensor
     mean: Tensor
-    squares: Tensor  # sum of the squared differences from the mean
+    squares: Tensor
 
 
 def set_statistics(features: Tensor, mask: Tensor | None) -> Statistics:
@@ -282,6 +288,9 @@ def set_statistics(features: Tensor, mask: Tensor | None) -> Statistics:
     Args:
         features: Local features (B, N, D).
         mask: (B, N), True on real elements; None when all are real.
+
+    Returns:
+        The statistics of the batch's real elements, at least in float32.
 
     >>> set_statistics(torch.tensor([[[1.0], [3.0]]]), None).mean
     tensor([2.])
@@ -297,6 +306,9 @@ def join_statistics(parts: Sequence[Statistics]) -> Statistics:
 
     Args:
         parts: What :func:`set_statistics` gives for each part.
+
+    Returns:
+        The statistics of all parts together.
     """
     if len(parts) == 1 and world_size() == 1:
         return parts[0]
@@ -312,7 +324,18 @@ def sum_of(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def normalise(norm: nn.modules.batchnorm._BatchNorm, features: Tensor, statistics: Statistics) -> Tensor:
-    """Normalise features (B, N, D) as BatchNorm does, with given statistics."""
+    """Normalise features as BatchNorm does, with given statistics.
+
+    (x - mean) / sqrt(squares / total + eps) * weight + bias, for each dimension.
+
+    Args:
+        norm: The BatchNorm layer, for its eps, weight (D,) and bias (D,).
+        features: Local features (B, N, D).
+        statistics: The statistics to normalise with.
+
+    Returns:
+        Features (B, N, D) in the type of the given ones.
+    """
     variance = statistics.squares / statistics.total
     normalised = (at_least_float32(features) - statistics.mean) * (variance + norm.eps).rsqrt()
     return (normalised * norm.weight + norm.bias).to(features.dtype)
@@ -320,7 +343,12 @@ def normalise(norm: nn.modules.batchnorm._BatchNorm, features: Tensor, statistic
 
 @torch.no_grad()
 def update_running(norm: nn.modules.batchnorm._BatchNorm, statistics: Statistics) -> None:
-    """Move the running statistics of a BatchNorm layer towards those of a batch."""
+    """Move the running statistics of a BatchNorm layer towards those of a batch.
+
+    Args:
+        norm: The BatchNorm layer, which is changed. Its momentum is the batch's share in the new values.
+        statistics: The batch's statistics. As in torch, the running variance is the unbiased one.
+    """
     unbiased = statistics.squares / (statistics.total - 1).clamp(min=1)
     for running, new in ((norm.running_mean, statistics.mean), (norm.running_var, unbiased)):
         running.lerp_(new.to(running.dtype), norm.momentum)  # type: ignore[union-attr, arg-type]

@@ -31,12 +31,19 @@ _WORD_TABLE = "text.encoder.embedding.weight"
 
 
 class Loaded(NamedTuple):
-    """A model from a checkpoint, and what is known of it."""
+    """A model from a checkpoint, and what is known of it.
 
-    model: VSEModel  # in evaluation mode on the CPU
+    Attributes:
+        model: The model, in evaluation mode on the CPU.
+        config: The config that it was built from, with the overrides.
+        file: The checkpoint that it came from.
+        start: The health of its embedding sets when its training began; {} when that is not known.
+    """
+
+    model: VSEModel
     config: Config
-    file: Path  # that it came from
-    start: dict[str, float]  # health of its embedding sets when its training began; {} when that is not known
+    file: Path
+    start: dict[str, float]
 
 
 def load_model(
@@ -54,6 +61,9 @@ def load_model(
         vocabulary: A vocabulary file, or a tokenizer's folder, as in :func:`vse.load`.
         padding: "masked" or "released", as in :func:`vse.load`.
         keep_own: Whether ``vocabulary`` is ignored when the checkpoint has its own.
+
+    Returns:
+        The model in evaluation mode on the CPU, with its config and the file that it came from.
 
     Raises:
         InputError: What :func:`vse.load` raises.

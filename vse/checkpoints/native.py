@@ -113,7 +113,17 @@ def saved_architectures(state: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def saved_vocabulary(state: Mapping[str, Any]) -> Words:
-    """The vocabulary of a checkpoint. Raises InputError when it is not a valid one."""
+    """Return the vocabulary of a checkpoint.
+
+    Args:
+        state: The checkpoint's content, see :func:`load_checkpoint`.
+
+    Returns:
+        The vocabulary, the tokenizer, or what stands for a vocabulary that the checkpoint lacks.
+
+    Raises:
+        InputError: It is not a valid vocabulary.
+    """
     vocabulary = state["vocabulary"]
     if isinstance(vocabulary, dict) and "rows" in vocabulary:
         return MissingVocabulary(**vocabulary)
@@ -142,8 +152,14 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint of this package, of any version, or of an official code, onto the CPU.
 
-    No code in the file is executed. The result has the fields of :class:`EvaluationState`, and those of
-    :class:`BestState` or :class:`TrainingState` when a run wrote the file.
+    No code in the file is executed.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The fields of :class:`EvaluationState`, and those of :class:`BestState` or :class:`TrainingState` when a run
+        wrote the file.
 
     Raises:
         InputError: The file, which the message names, is missing, truncated, damaged, of another kind, or of a newer

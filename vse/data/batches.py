@@ -43,11 +43,19 @@ class Batch(NamedTuple):
     positives: Tensor
 
     def to(self, device: torch.device) -> "Batch":
-        """Copy to a device."""
+        """Copy to a device.
+
+        Returns:
+            The copy. It may still be under way if the batch is in page-locked memory and the device is a GPU.
+        """
         return Batch._make(None if t is None else t.to(device, non_blocking=True) for t in self)
 
     def pin_memory(self) -> "Batch":
-        """Copy to page-locked memory (the loader calls this)."""
+        """Copy to page-locked memory (the loader calls this).
+
+        Returns:
+            The copy.
+        """
         return Batch._make(None if t is None else t.pin_memory() for t in self)
 
 
@@ -166,7 +174,15 @@ class TrainingData(Dataset[Batch | InputError]):
         return Batch(features, image_mask, tokens, mask, positives)
 
     def sample(self) -> Batch:
-        """Return a small whole batch, always the same one. Raises InputError if the data is damaged."""
+        """Return a small whole batch, always the same one.
+
+        Returns:
+            The batch of the corpus's first two captions in epoch 0. It is whole even when several processes share
+            batches.
+
+        Raises:
+            InputError: The data is damaged.
+        """
         whole = TrainingData(self.corpus, self.vocabulary, self.drop, self.seed, self.keep_ends)
         batch = whole[0, np.arange(min(2, len(self.corpus.captions)))]
         if isinstance(batch, InputError):

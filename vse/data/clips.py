@@ -94,6 +94,9 @@ def gif_durations(content: bytes) -> list[int]:
     Args:
         content: The file's bytes.
 
+    Returns:
+        The duration of each frame in hundredths of a second, in the order of the frames.
+
     Raises:
         ValueError: These are not the bytes of a GIF file.
     """
@@ -329,7 +332,17 @@ def _frame(clip: Image.Image, number: int) -> Image.Image:
 
 
 def list_frames(folder: Path) -> list[Path]:
-    """List the pictures of a folder, frame 2 before frame 10. Raises InputError when there are none."""
+    """List the pictures of a folder, frame 2 before frame 10.
+
+    Args:
+        folder: The folder. Hidden files, and files whose ending is not that of a picture, are left out.
+
+    Returns:
+        The paths, in the order of the frames.
+
+    Raises:
+        InputError: The folder contains no pictures.
+    """
     files = [file for file in folder.iterdir() if file.suffix.lower() in _PICTURES and not file.name.startswith(".")]
     if not files:
         raise InputError(f"{folder}: contains no pictures; expected the frames of a clip")

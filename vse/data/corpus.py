@@ -200,7 +200,18 @@ class Features:
         return self.read(np.array([index]))[0]
 
     def read(self, indices: np.ndarray, epoch: int | None = None) -> np.ndarray:
-        """Read the features (n, regions, width) float32 of some images; they are the same in every epoch."""
+        """Read the features of some images; they are the same in every epoch.
+
+        Args:
+            indices: Which images, (n,) whole numbers.
+            epoch: The training epoch, which changes nothing here.
+
+        Returns:
+            Features (n, regions, width) float32.
+
+        Raises:
+            InputError: The features of an image hold NaN or Inf.
+        """
         values = self._open()[self.rows[indices]].astype(np.float32, copy=False)
         bad = ~np.isfinite(values).all((1, 2))
         if bad.any():
@@ -210,11 +221,28 @@ class Features:
         return values
 
     def transformed(self, transform: "Transform", seed: int, threads: int) -> "Features":
-        """Return this source: no transform applies to features of regions."""
+        """Return this source: no transform applies to features of regions.
+
+        Args:
+            transform: It is not used.
+            seed: It is not used.
+            threads: It is not used.
+
+        Returns:
+            The source itself.
+        """
         return self
 
     def same_rows(self, first: int, second: int) -> bool:
-        """Return whether two rows of the file are equal."""
+        """Compare two rows of the file; NaN equals NaN.
+
+        Args:
+            first: The number of one row in the file.
+            second: The number of the other row.
+
+        Returns:
+            Whether the rows are equal.
+        """
         array = self._open()
         return np.array_equal(array[first], array[second], equal_nan=True)
 
@@ -241,9 +269,26 @@ class ArrayFeatures:
         return self.read(np.array([index]))[0]
 
     def read(self, indices: np.ndarray, epoch: int | None = None) -> np.ndarray:
-        """Read the features (n, regions, width) float32 of some images; they are the same in every epoch."""
+        """Read the features of some images; they are the same in every epoch.
+
+        Args:
+            indices: Which images, (n,) whole numbers.
+            epoch: The training epoch, which changes nothing here.
+
+        Returns:
+            Features (n, regions, width) float32, from -1 to 1.
+        """
         return self.array[indices].astype(np.float32) / 127.5 - 1
 
     def transformed(self, transform: "Transform", seed: int, threads: int) -> "ArrayFeatures":
-        """Return this source: no transform applies to features of regions."""
+        """Return this source: no transform applies to features of regions.
+
+        Args:
+            transform: It is not used.
+            seed: It is not used.
+            threads: It is not used.
+
+        Returns:
+            The source itself.
+        """
         return self

@@ -51,7 +51,17 @@ def read_lines(path: Path, what: str) -> list[str]:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file. Raises InputError that names it."""
+    """Read a JSON file.
+
+    Args:
+        path: The file, in UTF-8, with or without a byte order mark.
+
+    Returns:
+        The content.
+
+    Raises:
+        InputError: The file cannot be read or is not valid JSON; the message names it.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, OSError, RecursionError) as error:
@@ -70,7 +80,17 @@ def malformed(error: Exception) -> str:
 
 
 def read_ids(path: Path) -> list[int]:
-    """Read a .npy file of whole numbers. Raises InputError that names it."""
+    """Read a .npy file of whole numbers.
+
+    Args:
+        path: The file, with an array (n,) of whole numbers.
+
+    Returns:
+        The numbers.
+
+    Raises:
+        InputError: The file is missing or damaged, or holds something else; the message names it.
+    """
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected the ids of the split's captions")
     try:
@@ -86,7 +106,15 @@ def read_ids(path: Path) -> list[int]:
 def read_table(path: Path) -> list[tuple[int, Any]]:
     """Read the rows of a JSONL file (ending .jsonl or .json) or, under any other ending, of a CSV file.
 
-    Returns each row with the number of its line. Raises InputError that names the file and the line.
+    Args:
+        path: The file, in UTF-8, with or without a byte order mark.
+
+    Returns:
+        The number of each row's line, and the row: a dict by the names of the columns for CSV, the line's value for
+        JSONL.
+
+    Raises:
+        InputError: The file or a row cannot be read; the message names the file and the line.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")

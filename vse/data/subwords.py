@@ -44,7 +44,17 @@ class Subwords:
 
     @classmethod
     def read(cls, model: str) -> "Subwords":
-        """Read the tokenizer of a folder, or of a model on the hub. Raises InputError that names it."""
+        """Read the tokenizer of a folder, or of a model on the hub.
+
+        Args:
+            model: The folder, or the model's name on the hub.
+
+        Returns:
+            The tokenizer.
+
+        Raises:
+            InputError: The model, which the message names, has no fast tokenizer.
+        """
         return cls(*read_tokenizer(model))
 
     @property

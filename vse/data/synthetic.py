@@ -157,7 +157,14 @@ def _write_clips(folder: Path, sizes: dict[str, int], seed: int, title: str) -> 
 
 
 def draw_clip(rng: np.random.Generator) -> tuple[list[Image.Image], list[str]]:
-    """One clip of two moving shapes: its frames, 48 x 48 RGB, and its captions."""
+    """Draw one clip of two moving shapes.
+
+    Args:
+        rng: The random generator.
+
+    Returns:
+        The frames, RGB pictures of 48 x 48 pixels, and the captions.
+    """
     side, count = 2 * CELL, int(rng.integers(8, 13))
     shade = tuple(int(value) for value in rng.integers(110, 190, size=3))
     colours = [list(COLOURS)[i] for i in rng.permutation(len(COLOURS))[:2]]
@@ -183,7 +190,14 @@ def draw_clip(rng: np.random.Generator) -> tuple[list[Image.Image], list[str]]:
 
 
 def draw_scene(rng: np.random.Generator) -> tuple[Image.Image, list[str]]:
-    """One scene: its picture, 96 x 96 RGB, and its captions."""
+    """Draw one scene of shapes.
+
+    Args:
+        rng: The random generator.
+
+    Returns:
+        The picture, RGB of 96 x 96 pixels, and the captions.
+    """
     colours = list(COLOURS)
     side = CELL * GRID
     shade = rng.uniform(110, 190, size=3)
@@ -255,7 +269,14 @@ def draw_shape(
 
 
 def read_patches(paths: list[Path]) -> np.ndarray:
-    """Cut pictures into their cells: (pictures, cells, pixels and channels of a cell) bytes."""
+    """Cut pictures into their cells.
+
+    Args:
+        paths: The files of pictures that :func:`draw_scene` has drawn.
+
+    Returns:
+        Bytes (pictures, cells, pixels and channels of a cell).
+    """
     pictures = np.stack([_read_picture(path) for path in paths])
     cells = pictures.reshape(len(paths), GRID, CELL, GRID, CELL, 3).transpose(0, 1, 3, 2, 4, 5)
     return np.ascontiguousarray(cells).reshape(len(paths), GRID * GRID, CELL * CELL * 3)

@@ -65,7 +65,16 @@ def kind_of(transform: object, default: str) -> str:
 def open_picture(source: str | Path | Image.Image) -> Image.Image:
     """Decode a picture of any mode (grey, palette, CMYK, 16 bits, transparent) to RGB, and turn it upright (EXIF).
 
-    Transparent pixels become white. Raises InputError, which names the file, if it is missing or damaged.
+    Transparent pixels become white.
+
+    Args:
+        source: The file, or a picture that is open already.
+
+    Returns:
+        The RGB picture.
+
+    Raises:
+        InputError: The picture is missing or damaged; the message names the file.
     """
     name = "a picture" if isinstance(source, Image.Image) else str(source)
     try:
@@ -89,7 +98,7 @@ def open_picture(source: str | Path | Image.Image) -> Image.Image:
 
 
 def to_tensor(picture: Image.Image) -> Tensor:
-    """Bytes (3, height, width) of an RGB picture."""
+    """Return the bytes (3, height, width) of an RGB picture."""
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
 
 
@@ -101,7 +110,14 @@ class ScaledCrop(nn.Module):
         self.min_scale = min_scale
 
     def forward(self, picture: Any) -> Any:
-        """Crop a PIL picture or a tensor image."""
+        """Crop a picture at random.
+
+        Args:
+            picture: A PIL picture, or a tensor (..., height, width).
+
+        Returns:
+            The crop, of the same kind as the picture.
+        """
         u, x, y = torch.rand(3).tolist()
         scale = self.min_scale + (1 - self.min_scale) * u
         whole_height, whole_width = v2.functional.get_size(picture)

@@ -124,7 +124,16 @@ class Vocabulary:
     def read(cls, path: str | Path) -> "Vocabulary":
         """Read the field's files: JSON ({"word2idx": {word: id}, ...}), or a pickled object with ``word2idx``.
 
-        No code in a pickle is run. Raises InputError for any other file.
+        No code in a pickle is run.
+
+        Args:
+            path: The file.
+
+        Returns:
+            The vocabulary.
+
+        Raises:
+            InputError: The file is missing or damaged, or it is of another kind; the message names it.
         """
         path = Path(path)
         try:
@@ -184,7 +193,11 @@ class MissingVocabulary:
         return self.rows
 
     def encode(self, caption: str) -> np.ndarray:
-        """Raise InputError that names both files."""
+        """Refuse to encode a caption.
+
+        Raises:
+            InputError: Every caption raises it; the message names the checkpoint and the vocabulary that it lacks.
+        """
         what = self.file if "." in self.file else f"the folder {self.file} of its tokenizer"
         raise InputError(
             f"{self.checkpoint}: came without its vocabulary, {what} ({self.rows:,} rows); pass it to "

@@ -126,7 +126,11 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise a batch of feature maps (B, C, height, width)."""
+        """Normalise a batch of feature maps (B, C, height, width).
+
+        Returns:
+            The normalised maps, of the same shape.
+        """
         if not self.training or world_size() == 1:
             return super().forward(input)
         cells = input.flatten(2).transpose(1, 2)
@@ -185,7 +189,14 @@ class ResNetBackbone(nn.Module):
         return [*layers, [*self.conv1.parameters(), *self.bn1.parameters()]]
 
     def train(self, mode: bool = True) -> "ResNetBackbone":
-        """Set the mode; BatchNorm stays in evaluation, unless it is to be trained."""
+        """Set the mode; BatchNorm stays in evaluation, unless it is to be trained.
+
+        Args:
+            mode: Whether to train; False sets evaluation.
+
+        Returns:
+            The backbone itself.
+        """
         super().train(mode)
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d) and not self.train_norm:

@@ -177,7 +177,17 @@ def longest_input(model: nn.Module) -> int | None:
 
 
 def local_path(name: str) -> str:
-    """``name`` with its ~ expanded. Raises InputError for a path that does not exist."""
+    """Expand the ~ in a folder's name.
+
+    Args:
+        name: A folder, or a model's name on the hub.
+
+    Returns:
+        The folder, or the name as it is.
+
+    Raises:
+        InputError: The name looks like a folder's, and there is no such folder.
+    """
     path = os.path.expanduser(name)
     looks_local = path.startswith(("/", "./", "../")) or path.count("/") > 1
     if looks_local and not Path(path).is_dir():

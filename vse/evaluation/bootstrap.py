@@ -64,7 +64,14 @@ def bootstrap(
 
 
 def check_samples(samples: int) -> None:
-    """Raise InputError unless the number of bootstrap samples is from 1 to 10,000."""
+    """Check the number of bootstrap samples.
+
+    Args:
+        samples: The number, which must be from 1 to 10,000.
+
+    Raises:
+        InputError: The number is smaller or larger.
+    """
     if not 1 <= samples <= _MOST_SAMPLES:
         raise InputError(f"bootstrap needs 1 to {_MOST_SAMPLES:,} samples, got {samples}")
 

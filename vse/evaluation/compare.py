@@ -23,12 +23,19 @@ from vse.runtime import pick_device
 
 
 class Comparison(NamedTuple):
-    """Metrics of each member and of the ensemble by name, and the same for reading."""
+    """Metrics of each member and of the ensemble by name, and the same for reading.
+
+    Attributes:
+        metrics: The metrics of each member and of the ensemble, by name.
+        tables: Tables for the terminal.
+        markdown: One Markdown table of all results.
+        files: The files where :meth:`write` keeps the metrics.
+    """
 
     metrics: dict[str, dict[str, Any]]
     tables: str
     markdown: str
-    files: tuple[Path, ...]  # where :meth:`write` keeps the metrics
+    files: tuple[Path, ...]
 
     def write(self) -> None:
         """Write the metrics to each of ``files``; a single result stands there without its name."""

@@ -18,11 +18,17 @@ from vse.runtime import autocast
 
 
 class CorpusEmbeddings(NamedTuple):
-    """The embeddings of a corpus, and the similarity of the model that made them."""
+    """The embeddings of a corpus, and the similarity of the model that made them.
+
+    Attributes:
+        similarity: The model's similarity, a function of two batches of embedding sets.
+        images: Embeddings (images, K, H).
+        captions: Embeddings (captions, L, H).
+    """
 
     similarity: Callable[[Tensor, Tensor], Tensor]
-    images: Tensor  # (images, K, H)
-    captions: Tensor  # (captions, L, H)
+    images: Tensor
+    captions: Tensor
 
 
 def check_corpus(model: VSEModel, corpus: Corpus) -> None:

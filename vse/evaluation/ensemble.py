@@ -62,7 +62,14 @@ def save_scores(path: Path, scored: CorpusScores, corpus: Corpus) -> None:
 
 
 def check_scores_file(path: Path) -> None:
-    """Raise InputError for a file that no scores can be written to, or that holds something else."""
+    """Check that scores can be written to a file, before they are computed.
+
+    Args:
+        path: The file, whose name must end in ``.npz``.
+
+    Raises:
+        InputError: The file cannot be written, its name ends differently, or it is there and holds no scores.
+    """
     if path.suffix != ".npz":
         raise InputError(f"{path}: expected a file name that ends in .npz")
     check_target(path)

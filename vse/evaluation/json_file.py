@@ -11,7 +11,14 @@ from vse.files import check_target, write_file
 
 
 def check_json_file(path: Path) -> None:
-    """Raise InputError for a file that no metrics can be written to, or that holds something other than metrics."""
+    """Check that metrics can be written to a file, before they are computed.
+
+    Args:
+        path: The file.
+
+    Raises:
+        InputError: The file cannot be written, or it holds something other than metrics.
+    """
     check_target(path)
     if path.exists() and path.stat().st_size and not _holds_metrics(path):
         problem = "is there already and holds no metrics"

@@ -179,7 +179,14 @@ def within_metrics(scored: CorpusScores, corpus: Corpus, judgements: Judgements)
 
 @contextlib.contextmanager
 def errors_name(corpus: Corpus) -> Iterator[None]:
-    """Put the corpus's name before the message of any InputError that the block raises."""
+    """Put the corpus's name before the message of any InputError that the block raises.
+
+    Args:
+        corpus: The corpus.
+
+    Raises:
+        InputError: The block raised one.
+    """
     try:
         yield
     except InputError as error:

@@ -51,20 +51,61 @@ class Protocol:
 def own_pairs(
     scored: CorpusScores, corpus: Corpus, protocol: Protocol, judgements: Judgements | None
 ) -> dict[str, Any]:
-    """Compute R@K and ranks with the corpus's own pairs as positives, see :func:`vse.evaluation.folds.fold_metrics`."""
+    """Compute R@K and ranks with the corpus's own pairs as positives, see :func:`vse.evaluation.folds.fold_metrics`.
+
+    Args:
+        scored: The scores (images, captions) of a model or an ensemble.
+        corpus: The corpus that they belong to.
+        protocol: The protocol, which gives the number of folds.
+        judgements: It is not used.
+
+    Returns:
+        The dict of :func:`vse.metrics.retrieval_metrics`, recalls in percent; with several folds, also "folds", their
+        number.
+
+    Raises:
+        ValueError: The images cannot be divided into equal folds, or the scores hold NaN.
+    """
     return fold_metrics(scored.scores, corpus.image_of_caption, protocol.folds, corpus.video)
 
 
 def all_parts(
     scored: CorpusScores, corpus: Corpus, protocol: Protocol, judgements: Judgements | None
 ) -> dict[str, Any]:
-    """Compute the metrics of each part of a protocol, by the part's name."""
+    """Compute the metrics of each part of a protocol.
+
+    Args:
+        scored: The scores (images, captions) of a model or an ensemble.
+        corpus: The corpus that they belong to.
+        protocol: The protocol, which names the parts.
+        judgements: CxC's judgements within images and within captions, for a part that can use them.
+
+    Returns:
+        The metrics of each part, by the part's name.
+
+    Raises:
+        ValueError: A part does not fit the corpus.
+    """
     parts = parts_of_protocol(protocol)
     return {name: part.evaluate(scored, corpus, part, judgements) for name, part in parts.items()}
 
 
 def cxc(scored: CorpusScores, corpus: Corpus, protocol: Protocol, judgements: Judgements | None) -> dict[str, Any]:
-    """Compute CxC's recalls; with its judgements and a model's embeddings also among images and among captions."""
+    """Compute CxC's recalls; with its judgements and a model's embeddings also among images and among captions.
+
+    Args:
+        scored: The scores (images, captions) of a model or an ensemble, and its embeddings if they are known.
+        corpus: The corpus that they belong to, COCO's 5K test.
+        protocol: It is not used.
+        judgements: CxC's judgements within images and within captions; None leaves these recalls out.
+
+    Returns:
+        R@1, R@5 and R@10 in percent under "i2t" and "t2i", and under "i2i" and "t2t" where they are computed.
+
+    Raises:
+        InputError: The ``eccv_caption`` package is missing, an id is not the test's, or CxC judges an item that is not
+            in the corpus.
+    """
     with errors_name(corpus):
         metrics = cxc_metrics(scored.scores, corpus.image_ids, corpus.caption_ids, corpus.image_of_caption)
     if judgements is not None and scored.embeddings:
@@ -73,7 +114,20 @@ def cxc(scored: CorpusScores, corpus: Corpus, protocol: Protocol, judgements: Ju
 
 
 def eccv(scored: CorpusScores, corpus: Corpus, protocol: Protocol, judgements: Judgements | None) -> dict[str, Any]:
-    """Compute ECCV Caption's metrics, see :func:`vse.evaluation.judgements.eccv_metrics`."""
+    """Compute ECCV Caption's metrics, see :func:`vse.evaluation.judgements.eccv_metrics`.
+
+    Args:
+        scored: The scores (images, captions) of a model or an ensemble.
+        corpus: The corpus that they belong to, COCO's 5K test.
+        protocol: It is not used.
+        judgements: It is not used.
+
+    Returns:
+        mAP@R, R-Precision and R@1 in percent under "i2t" and "t2i".
+
+    Raises:
+        InputError: The ``eccv_caption`` package is missing, or an id is not the test's.
+    """
     with errors_name(corpus):
         return eccv_metrics(scored.scores, corpus.image_ids, corpus.caption_ids, corpus.image_of_caption)
 
@@ -92,14 +146,24 @@ PROTOCOLS = {protocol.name: protocol for protocol in _ALL}
 
 
 def find_protocol(name: str) -> Protocol:
-    """Return the protocol of a name. Raises InputError for a name that is not in :data:`PROTOCOLS`."""
+    """Return the protocol of a name.
+
+    Args:
+        name: A name in :data:`PROTOCOLS`.
+
+    Returns:
+        The protocol.
+
+    Raises:
+        InputError: No protocol has this name; the message has the close match.
+    """
     if name not in PROTOCOLS:
         raise InputError(f"protocol {name!r}: {close_match(name, list(PROTOCOLS))}")
     return PROTOCOLS[name]
 
 
 def parts_of_protocol(protocol: Protocol) -> dict[str, Protocol]:
-    """The protocols that make up one, by name; a protocol without parts stands alone under the name ""."""
+    """Return the protocols that make up one, by name; a protocol without parts stands alone under the name ""."""
     if not protocol.parts:
         return {"": protocol}
     return {name: PROTOCOLS[name] for name in protocol.parts}

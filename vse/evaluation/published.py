@@ -10,14 +10,23 @@ from vse.evaluation.tables import Row, mark
 
 
 class Published(NamedTuple):
-    """A published result; metrics that the paper does not print are missing."""
+    """A published result; metrics that the paper does not print are missing.
 
-    protocol: str  # the name of a protocol
+    Attributes:
+        protocol: The name of a protocol.
+        system: The system's name in the tables.
+        metrics: The metrics, as the protocol gives them.
+        models: The number of models; more than 1 for an ensemble.
+        data: The value of ``data.format``, where the protocol alone does not say what the data are; otherwise None.
+        one_caption: Whether it was evaluated with one caption of each image or clip.
+    """
+
+    protocol: str
     system: str
-    metrics: dict[str, Any]  # as the protocol gives them
-    models: int = 1  # more: an ensemble
-    data: str | None = None  # the data.format, where the protocol alone does not say what the data are
-    one_caption: bool = False  # whether it was evaluated with one caption of each image or clip
+    metrics: dict[str, Any]
+    models: int = 1
+    data: str | None = None
+    one_caption: bool = False
 
 
 def _recalls(i2t: str, t2i: str, **rest: Any) -> dict[str, Any]:

@@ -22,16 +22,31 @@ _BLOCK = 1 << 25  # pairs of embeddings compared at a time
 
 
 class CorpusScores(NamedTuple):
-    """The scores that one model, or an ensemble, gives to a corpus."""
+    """The scores that one model, or an ensemble, gives to a corpus.
+
+    Attributes:
+        name: What reports call the model or the ensemble.
+        scores: Scores (images, captions), float32 on the CPU.
+        sets: What is known of the embedding sets; empty for single embeddings and ensembles.
+        embeddings: The embeddings of each of its models; empty for scores that come from a file.
+        models: The number of models.
+    """
 
     name: str
-    scores: Tensor  # (images, captions)
-    sets: dict[str, Any] = {}  # what is known of the embedding sets; empty for single embeddings and ensembles
-    embeddings: tuple[CorpusEmbeddings, ...] = ()  # of each of its models; empty for scores that come from a file
+    scores: Tensor
+    sets: dict[str, Any] = {}
+    embeddings: tuple[CorpusEmbeddings, ...] = ()
     models: int = 1
 
     def with_sets(self, metrics: dict[str, Any]) -> dict[str, Any]:
-        """Metrics of these scores, with "sets" beside them where there are embedding sets."""
+        """Add what is known of the embedding sets to metrics.
+
+        Args:
+            metrics: Metrics of these scores.
+
+        Returns:
+            The metrics, with "sets" beside them where there are embedding sets.
+        """
         return {**metrics, "sets": self.sets} if self.sets else metrics
 
 
@@ -88,7 +103,21 @@ def score_corpus(
 def embed_corpus(
     model: VSEModel, corpus: Corpus, batch_size: int, precision: str = "fp32", progress: bool = True
 ) -> CorpusEmbeddings:
-    """Encode a corpus for scoring; the arguments and mistakes are those of :func:`score_corpus`."""
+    """Encode a corpus for scoring.
+
+    Args:
+        model: A trained model.
+        corpus: The images and captions.
+        batch_size: The number of images, and of captions, that are encoded at a time.
+        precision: The precision of the encoding: "fp32", "bf16" or "fp16".
+        progress: Whether to show progress bars.
+
+    Returns:
+        Embeddings of the images (images, K, H) and of the captions (captions, L, H), and the model's similarity.
+
+    Raises:
+        InputError: The corpus does not fit the model, or its features hold NaN or Inf.
+    """
     check_corpus(model, corpus)
     with _mistakes_of(corpus):
         return encode_corpus(model, corpus, batch_size, precision, progress)
@@ -97,7 +126,20 @@ def embed_corpus(
 def score_embeddings(
     embeddings: CorpusEmbeddings, corpus: Corpus, progress: bool = True, name: str = ""
 ) -> CorpusScores:
-    """Score the embeddings of a corpus; arguments, result and mistakes are those of :func:`score_corpus`."""
+    """Score all images against all captions of a corpus by their embeddings.
+
+    Args:
+        embeddings: The embeddings, from :func:`embed_corpus`.
+        corpus: The corpus that they belong to.
+        progress: Whether to show a progress bar.
+        name: What reports call the model.
+
+    Returns:
+        The scores, the embeddings, and the health of embedding sets (:func:`vse.set_health.set_health`).
+
+    Raises:
+        InputError: The embeddings do not fit the similarity, or the model gives NaN.
+    """
     with _mistakes_of(corpus):
         scores = score(embeddings.similarity, embeddings.images, embeddings.captions, progress)
     if scores.isnan().any():

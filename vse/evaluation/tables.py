@@ -5,7 +5,12 @@ from typing import Any, NamedTuple
 
 
 class Column(NamedTuple):
-    """How a metric is printed."""
+    """How a metric is printed.
+
+    Attributes:
+        title: The head of the column.
+        digits: The number of digits after the decimal point.
+    """
 
     title: str
     digits: int = 1
@@ -26,11 +31,17 @@ _CLIP_SIDES = {"i2t": "Video to text", "t2i": "Text to video", "i2i": "Video to 
 
 
 class Row(NamedTuple):
-    """A result in a table of several."""
+    """A result in a table of several.
+
+    Attributes:
+        name: What the table calls the result.
+        metrics: The metrics, as a protocol gives them.
+        mark: The kind of result, such as "single" or "published, ensemble of 2".
+    """
 
     name: str
     metrics: dict[str, Any]
-    mark: str  # what kind of result it is, such as "single" or "published, ensemble of 2"
+    mark: str
 
 
 def mark(models: int) -> str:
@@ -40,6 +51,13 @@ def mark(models: int) -> str:
 
 def label(name: str, *notes: str) -> str:
     """Put notes in brackets behind a result's name, except those that only repeat the name.
+
+    Args:
+        name: The result's name.
+        notes: The notes, in their order.
+
+    Returns:
+        The name, followed by the notes if any are left.
 
     >>> label("runs/a", "single", "5 folds"), label("ensemble of 2", "ensemble of 2")
     ('runs/a (single, 5 folds)', 'ensemble of 2')

@@ -57,7 +57,14 @@ def encode_in_chunks(tower: nn.Module, inputs: Tensor, mask: Tensor | None, size
 
 
 def check_chunks(tower: nn.Module) -> str:
-    """Why a tower in training mode cannot be encoded in chunks exactly; "" when it can."""
+    """Say why a tower in training mode cannot be encoded in chunks exactly.
+
+    Args:
+        tower: The tower.
+
+    Returns:
+        The problem, which begins with the name of a BatchNorm layer; "" when there is none.
+    """
     norms = [name for name, module in tower.named_modules() if isinstance(module, _BatchNorm) and module.training]
     if not norms or (len(norms) == 1 and _trained_norm(tower) is not None):
         return ""

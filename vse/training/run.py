@@ -27,11 +27,14 @@ from vse.training.start import start
 
 
 def gather_aggregated(own: Aggregated, total: int) -> Aggregated:
-    """What an aggregator gave in all processes, without the attention, which no loss of this package reads.
+    """Gather what an aggregator gave in all processes, without the attention, which no loss of this package reads.
 
     Args:
-        own: Of this process's share.
+        own: The embeddings and residual of this process's share.
         total: Number of samples of all shares.
+
+    Returns:
+        Embeddings and residual (total, K, H), with gradients. A single process gets its own result back, as it is.
     """
     if distributed.world_size() == 1:
         return own
@@ -40,12 +43,25 @@ def gather_aggregated(own: Aggregated, total: int) -> Aggregated:
 
 
 def step_seed(seed: int, *place: int) -> int:
-    """A seed that follows from the run's seed and a place in the run."""
+    """Derive a seed from the run's seed and a place in the run.
+
+    Args:
+        seed: The run's seed.
+        place: Whole numbers from 0 that tell the place, such as the number of finished steps.
+
+    Returns:
+        A seed from 0 to 2^62 - 1; another place has an independent one.
+    """
     return int(np.random.default_rng((seed, *place)).integers(1 << 62))
 
 
 def seed_process(seed: int, steps: int) -> None:
-    """Give every process but the main one random draws of its own, such as dropout's."""
+    """Give every process but the main one random draws of its own, such as dropout's.
+
+    Args:
+        seed: The run's seed.
+        steps: Number of finished steps since the start of the run.
+    """
     if not distributed.is_main():
         runtime.seed_everything(step_seed(seed, steps, distributed.rank()))
 
@@ -113,7 +129,7 @@ class Training:
         return number % self.config.run.log_steps == 0 or number == len(self.sampler)
 
     def run_state(self) -> RunState:
-        """What evaluation needs, and the source of the run."""
+        """Return what evaluation needs, and the source of the run."""
         return {
             **evaluation_state(self.config, self.model, self.in_dim),
             "criterion": self.criterion.state_dict(),
@@ -123,7 +139,7 @@ class Training:
         }
 
     def state(self) -> TrainingState:
-        """Everything that is needed to continue exactly from here; all processes must ask for it together."""
+        """Return everything that is needed to continue exactly from here; all processes must ask for it together."""
         return {
             **self.run_state(),
             "step": self.step,
@@ -181,7 +197,11 @@ class Training:
         set_epoch([*self.model.modules(), *self.criterion.modules()], self.epoch)
 
     def batches(self) -> Iterator[Batch]:
-        """Yield the remaining batches of the epoch, on the device. Raises InputError if the data is damaged."""
+        """Yield the remaining batches of the epoch, on the device.
+
+        Raises:
+            InputError: The data is damaged.
+        """
         self.sampler.epoch, self.sampler.first = self.epoch, self.step
         for batch in self.loader:
             if isinstance(batch, InputError):
@@ -189,7 +209,15 @@ class Training:
             yield batch.to(self.device)
 
     def train_step(self, batch: Batch) -> dict[str, Tensor]:
-        """Update the weights; return the losses and the gradient's norm. A logged step also sets ``health``."""
+        """Update the weights once. A logged step also sets ``health``.
+
+        Args:
+            batch: The batch, on the device; in several processes, this process's share of it, with the positives of
+                all.
+
+        Returns:
+            The losses by name, and the norm of the gradient before clipping as "gradient_norm".
+        """
         now, step = self.total_steps / len(self.sampler), 1 / len(self.sampler)  # in epochs
         factor = self.schedule(now, step)
         for group in self.optimiser.param_groups:
@@ -214,9 +242,16 @@ class Training:
         return {name: value.detach() for name, value in {**losses, "gradient_norm": norm}.items()}
 
     def forward(self, batch: Batch) -> tuple[Aggregated, Aggregated, Tensor]:
-        """Embed both sides of a batch and compare them; the scores (A, C) are float32, which ranking needs.
+        """Embed both sides of a batch and compare them.
 
         Several processes embed their shares, and all of them get the whole batch's embeddings and scores.
+
+        Args:
+            batch: The batch of A images and C captions, on the device.
+
+        Returns:
+            What the image tower gave for all A images, what the text tower gave for all C captions, and the scores (A,
+            C) in float32, which ranking needs.
         """
         with runtime.autocast(self.device, self.config.run.precision):
             image = self.embed(self.model.image, batch.images, batch.image_mask)
@@ -226,13 +261,26 @@ class Training:
         return image, text, self.model.similarity(image.embeddings, text.embeddings)
 
     def embed(self, tower: Tower, inputs: Tensor, mask: Tensor | None) -> Aggregated:
-        """What a tower makes of this process's share of a batch."""
+        """Embed this process's share of one side of a batch, in chunks if the config asks for them.
+
+        Args:
+            tower: The side's tower.
+            inputs: The side's inputs, as :class:`vse.data.batches.Batch` describes them.
+            mask: (B, N), True on real elements; None when all are real.
+
+        Returns:
+            What the tower gives for the share: embeddings (B, K, H) and what belongs to them.
+        """
         size = self.config.train.micro_batch
         result: Aggregated = tower(inputs, mask) if size is None else encode_in_chunks(tower, inputs, mask, size)
         return result
 
     def check_micro_batch(self) -> None:
-        """Raise InputError when chunks of a batch would not give the whole batch's gradients."""
+        """Check that chunks of a batch would give the whole batch's gradients.
+
+        Raises:
+            InputError: They would not; the message names the setting and the layer.
+        """
         self.model.train()
         for side, tower in (("image", self.model.image), ("text", self.model.text)):
             if self.config.train.micro_batch is not None and (problem := check_chunks(tower)):
@@ -246,7 +294,11 @@ class Training:
             yield
 
     def set_health(self, batch: Batch) -> dict[str, Tensor]:
-        """Measure a batch's embedding sets in evaluation mode, since dropout would hide that they are equal."""
+        """Measure a batch's embedding sets in evaluation mode, since dropout would hide that they are equal.
+
+        Returns:
+            Each measure by name, see :func:`vse.set_health.set_health`.
+        """
         self.model.eval()
         with torch.no_grad(), runtime.keep_random_state(self.device):
             image, text, _ = self.forward(batch)
@@ -254,5 +306,9 @@ class Training:
         return batch_health(self.model.similarity, batch.positives, image, text)
 
     def validate(self) -> dict[str, Any]:
-        """Compute the metrics on the dev split."""
+        """Compute the metrics on the dev split.
+
+        Returns:
+            The metrics of :func:`vse.evaluation.score.evaluate`.
+        """
         return evaluate(self.model, self.dev_corpus, self.config.eval.batch_size, self.config.eval.precision)

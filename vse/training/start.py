@@ -37,11 +37,17 @@ _WORD_TABLE = "text.encoder.embedding.weight"
 
 
 class Start(NamedTuple):
-    """What a run starts with."""
+    """What a run starts with.
+
+    Attributes:
+        model: The model that is to be trained.
+        vocabulary: The vocabulary or tokenizer that the model reads captions with.
+        source: The checkpoint that the run started from, if there was one.
+    """
 
     model: VSEModel
     vocabulary: Vocabulary | Subwords
-    source: Source | None  # the checkpoint that the run started from, if there was one
+    source: Source | None
 
 
 def saved_state(config: Config, folder: Path) -> TrainingState | None:

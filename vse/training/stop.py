@@ -45,7 +45,11 @@ class StopSignal:
 
     @contextlib.contextmanager
     def immediately(self) -> Iterator[None]:
-        """Raise :class:`Stopped` as soon as a signal comes in this block, or at its start if one has come before."""
+        """Let a signal end this block at once, or at its start if one has come before.
+
+        Raises:
+            Stopped: A signal has come.
+        """
         self._raises = True
         try:
             if self:

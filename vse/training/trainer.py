@@ -68,7 +68,14 @@ def train(config: Config) -> None:
 
 
 def dry_run(config: Config) -> None:
-    """Build everything and take one training step, without writing a file. Raises InputError if something is wrong."""
+    """Build everything and take one training step, without writing a file.
+
+    Args:
+        config: The run's config.
+
+    Raises:
+        InputError: A part of the config or the data is wrong, or the first loss is not finite.
+    """
     training = Training(config)
     training.start_epoch()
     loss = float(training.train_step(next(training.batches()))["total"])

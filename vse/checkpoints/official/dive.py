@@ -37,7 +37,19 @@ _SLOT_BLOCK: Names = {
 
 
 def read_dive(image: State, text: State, options: Options) -> Reading:
-    """Read a checkpoint of DivE."""
+    """Read a checkpoint of DivE.
+
+    Args:
+        image: The image encoder's weights, under their official names.
+        text: The text encoder's weights, under their official names.
+        options: The options in the checkpoint.
+
+    Returns:
+        The model's parts, widths and data, and the names of its parameters.
+
+    Raises:
+        ValueError: A weight is missing, or the checkpoint needs an option that this package does not support.
+    """
     options.require(arch="slot", spm_activation="gelu", spm_residual=True, spm_post_norm=False, spm_pre_norm=True)
     options.require(first_order=False, query_slot=False, ten_crop=False)
     options.require(img_res_first_fc=True, img_res_first_pool=False, img_res_last_pool=False)
@@ -152,7 +164,15 @@ def _slot_names(state: State, options: Options) -> Names:
 
 
 def set_prediction_names(depth: int, share_weights: bool) -> Names:
-    """Names of DivE's set-prediction module; a shared block is there once per depth, with equal values."""
+    """Map the names of DivE's set-prediction module; a shared block is there once per depth, with equal values.
+
+    Args:
+        depth: The number of rounds of attention.
+        share_weights: Whether one block of this package serves all rounds.
+
+    Returns:
+        This package's prefix for each official prefix, both within the module.
+    """
     names: Names = {"residual_norm.": "context_norm.", "agg_block.latents": "slots"}
     for layer in range(depth):
         block = f"blocks.{0 if share_weights else layer}."
@@ -179,7 +199,19 @@ class ReleasedSetPrediction(SetPrediction):
     padding_counts = True
 
     def forward(self, features: Tensor, mask: Tensor | None = None, context: Tensor | None = None) -> Aggregated:
-        """Embed a batch of sets; what stands in masked places counts."""
+        """Embed a batch of sets; what stands in masked places counts.
+
+        Args:
+            features: Local features (B, N, in_dim).
+            mask: (B, N), True on real elements; None when all are real.
+            context: Global vectors (B, out_dim); None for the mean of the real features.
+
+        Returns:
+            Embeddings and residual (B, K, out_dim), and attention (B, K, N): the last round's, averaged over heads.
+
+        Raises:
+            ValueError: A set is empty, or a shape is wrong.
+        """
         check_set(features, mask)
         return self.predict(features, mask, set_context(features, mask, context, self.out_dim))
 

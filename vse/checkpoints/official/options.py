@@ -44,7 +44,14 @@ class Options:
         return value
 
     def require(self, **values: Any) -> None:
-        """Raise ValueError for an option whose value is not supported; the weights would not show it."""
+        """Check options that this package supports with one value only, since the weights would not show another.
+
+        Args:
+            values: The value of each option that is supported. A missing option counts as having this value.
+
+        Raises:
+            ValueError: An option has another value.
+        """
         for name, value in values.items():
             found = self.given.get(name, value)
             if not isinstance(found, _PLAIN) or found != value:

@@ -13,7 +13,19 @@ PIE_NET: Names = {
 
 
 def read_pvse(image: State, text: State, options: Options) -> Reading:
-    """Read a checkpoint of PVSE; without options it is one of the released files, all of them ``legacy``."""
+    """Read a checkpoint of PVSE; without options it is one of the released files, all of them ``legacy``.
+
+    Args:
+        image: The image encoder's weights, under their official names.
+        text: The text encoder's weights, under their official names.
+        options: The options in the checkpoint.
+
+    Returns:
+        The model's parts, widths and data, and the names of its parameters.
+
+    Raises:
+        ValueError: A weight is missing, or the checkpoint needs an option that this package does not support.
+    """
     options.require(img_attention=True, txt_attention=True, crop_size=224)
     embed_dim, count = (size(text, f"pie_net.{key}.weight", 0) for key in ("fc", "attention.w_2"))
     context = "last_step" if options.get("legacy", not options.given) else "last"

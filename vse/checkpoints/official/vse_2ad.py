@@ -26,7 +26,20 @@ _GRID: Names = {
 
 
 def read_vse_2ad(image: State, text: State, options: Options) -> Reading:
-    """Read a checkpoint of VSE-2AD."""
+    """Read a checkpoint of VSE-2AD.
+
+    Args:
+        image: The image encoder's weights, under their official names.
+        text: The text encoder's weights, under their official names.
+        options: The options in the checkpoint.
+
+    Returns:
+        The model's parts, widths and data, and the names of its parameters.
+
+    Raises:
+        ValueError: The image encoder is the released ViT, a weight is missing, or the checkpoint needs an option that
+            this package does not support.
+    """
     options.require(no_imgnorm=False, no_txtnorm=False)
     if below(image, "vit_model."):
         raise ValueError(

@@ -17,7 +17,19 @@ _GRID: Names = {**SPLIT_BACKBONE, "image_encoder.fc.": "encoder.head.fc.", "imag
 
 
 def read_vse_infty(image: State, text: State, options: Options) -> Reading:
-    """Read a checkpoint of VSE∞."""
+    """Read a checkpoint of VSE∞.
+
+    Args:
+        image: The image encoder's weights, under their official names.
+        text: The text encoder's weights, under their official names.
+        options: The options in the checkpoint.
+
+    Returns:
+        The model's parts, widths and data, and the names of its parameters.
+
+    Raises:
+        ValueError: A weight is missing, or the checkpoint needs an option that this package does not support.
+    """
     options.require(no_imgnorm=False, no_txtnorm=False)
     dataset, vocabulary = read_dataset(options)
     if "fc.weight" in image:
