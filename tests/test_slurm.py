@@ -83,6 +83,7 @@ def launch_and_signal(number: signal.Signals, tiny: list[str], run: Path) -> Non
     assert process.returncode == 128 + signal.SIGUSR1
 
 
+@pytest.mark.slow
 def test_when_the_time_is_up_the_job_goes_on_later(slurm: Path, tiny: list[str], tmp_path: Path) -> None:
     launch_and_signal(signal.SIGUSR1, tiny, tmp_path / "run")
     assert (slurm / "requests").read_text() == f"requeue {os.environ['SLURM_JOB_ID']}\n"

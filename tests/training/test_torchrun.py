@@ -23,10 +23,16 @@ def launch(processes: int, script: str, *words: object) -> subprocess.Popen[str]
     return start([*command, str(ROOT / "scripts" / f"{script}.py"), *map(str, words)], {})
 
 
-def launch_alone(store: TCPStore, *words: object) -> list[subprocess.Popen[str]]:
+@pytest.fixture
+def store() -> TCPStore:
+    """What torchrun keeps for its processes to find one another, and lives on when one of them ends."""
+    return TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+
+def launch_alone(store: TCPStore, *words: object, path: Path = ROOT) -> list[subprocess.Popen[str]]:
     """A training of two processes as torchrun starts them, but without torchrun, which would end both."""
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
-    place |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    place |= {"PYTHONPATH": f"{ROOT}{os.pathsep}{path}", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     command = [sys.executable, str(ROOT / "scripts" / "train.py"), *map(str, words)]
     return [start(command, {**place, "RANK": rank, "LOCAL_RANK": rank}) for rank in ("0", "1")]
 
@@ -89,6 +95,25 @@ def test_a_mistake_is_said_once(tiny: list[str], settings: list[str], message: s
     assert code != 0 and len(errors_in(err)) == 1 and message in errors_in(err)[0], err
 
 
+BROKEN = """
+from vse.distributed import rank
+
+def broken(scores, positives):
+    if rank() == 1 and scores.requires_grad:
+        raise KeyError("a bug")
+    return scores.sum()
+"""
+
+
+def test_a_bug_in_one_process_ends_all(tiny: list[str], tmp_path: Path, store: TCPStore) -> None:
+    (tmp_path / "own_loss.py").write_text(BROKEN)
+    processes = launch_alone(store, *tiny, "loss.ranking={name: 'own_loss:broken'}", path=tmp_path)
+    ends = [finish(process) for process in processes]
+    assert all(code != 0 for code, _, _ in ends), ends
+    assert [err.count("Traceback") for _, _, err in ends] == [0, 1] and "KeyError: 'a bug'" in ends[1][2], ends
+    assert not any(errors_in(err) for _, _, err in ends)
+
+
 def test_a_signal_to_torchrun_saves_and_leaves(cli: Cli, tiny: list[str], tmp_path: Path) -> None:
     process = launch(2, "train", *tiny, "train.epochs=500")
     wait_for((tmp_path / "run" / "last.pt").exists, process)
@@ -101,16 +126,15 @@ def test_a_signal_to_torchrun_saves_and_leaves(cli: Cli, tiny: list[str], tmp_pa
 @pytest.mark.parametrize(
     ("number", "rank"),
     [
-        (signal.SIGTERM, 1),
         (signal.SIGKILL, 0),
+        pytest.param(signal.SIGTERM, 1, marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, 0, marks=pytest.mark.slow),
         pytest.param(signal.SIGKILL, 1, marks=pytest.mark.slow),
     ],
 )
 def test_a_signal_to_one_process_ends_all(
-    cli: Cli, tiny: list[str], tmp_path: Path, number: signal.Signals, rank: int
+    cli: Cli, tiny: list[str], tmp_path: Path, store: TCPStore, number: signal.Signals, rank: int
 ) -> None:
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # torchrun has one
     processes = launch_alone(store, *tiny, "train.epochs=500")
     wait_for((tmp_path / "run" / "last.pt").exists, processes[0])
     processes[rank].send_signal(number)
