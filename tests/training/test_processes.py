@@ -1,5 +1,6 @@
 """Several processes give what one gives: losses, gradient norms, health, weights and statistics, in float64."""
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -57,12 +58,13 @@ def take_steps(settings: list[str]) -> tuple[list[dict[str, Tensor]], dict[str, 
     training.model.double()
     training.criterion.double()
     logged = []
-    for training.epoch in range(training.config.train.epochs):
+    for epoch in range(training.config.train.epochs):
+        training.epoch, training.step = epoch, 0
         training.start_epoch()
-        for training.step, batch in zip(range(STEPS), training.batches(), strict=False):
+        for batch in itertools.islice(training.batches(), STEPS):
             found = training.train_step(batch._replace(images=batch.images.double()))
             logged.append({**found, **training.health})
-        training.step = 0
+            training.step += 1
     return logged, {**training.model.state_dict(), **training.criterion.state_dict(prefix="criterion.")}
 
 
