@@ -50,6 +50,17 @@ def test_the_second_encoding_draws_as_the_first(number: int, monkeypatch: pytest
     assert not torch.allclose(cached[0], other[0])  # the draws count
 
 
+def test_one_chunk_is_the_whole_batch() -> None:
+    """The statistics of a BatchNorm are those of the regions that stay: both passes draw the same."""
+    tower = towers()[0]
+    torch.manual_seed(3)
+    embeddings = tower(*batch()).embeddings.flatten(1)
+    (embeddings @ embeddings.T).exp().mean().backward()
+    whole = [p.grad for p in tower.parameters() if p.grad is not None]
+    for found, expected in zip(gradients(towers()[0], 7), whole, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
 def kept_numbers(size: int) -> int:
     """How many numbers autograd keeps for the backward pass."""
     kept = []

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT, Outcome, read_jsonl
+from helpers import ROOT, Outcome, read_jsonl, write_precomp
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 Cli = Callable[..., Outcome]
@@ -127,7 +127,6 @@ def test_a_signal_to_torchrun_saves_and_leaves(cli: Cli, tiny: list[str], tmp_pa
     ("number", "rank"),
     [
         (signal.SIGKILL, 0),
-        pytest.param(signal.SIGTERM, 1, marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, 0, marks=pytest.mark.slow),
         pytest.param(signal.SIGKILL, 1, marks=pytest.mark.slow),
     ],
@@ -143,6 +142,20 @@ def test_a_signal_to_one_process_ends_all(
     assert all(code != 0 for code, _, _ in ends) and len(said) == 1, ends
     assert not any("Traceback" in err for _, _, err in ends)
     goes_on(cli, tiny, tmp_path / "run")
+
+
+def test_what_one_process_is_told_all_do(cli: Cli, tiny: list[str], tmp_path: Path, store: TCPStore) -> None:
+    """A signal to the second process in mid-epoch: both stop after the same step, and the first one saves it."""
+    data = write_precomp(tmp_path / "long", train=2000)
+    settings = [*tiny, f"data.root={data}", "run.save_minutes=0.005"]
+    processes = launch_alone(store, *settings)
+    wait_for((tmp_path / "run" / "last.pt").exists, processes[0])
+    processes[1].terminate()
+    (code, out, err), (other, _, _) = (finish(process) for process in processes)
+    assert (code, other) == (143, 143) and out.count("stopped and saved") == 1 and not errors_in(err), err
+    state = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+    assert state["epoch"] == 0 and state["step"] > 0
+    assert cli("train", *settings, "--dry-run").code == 0
 
 
 def is_last_word(line: str) -> bool:

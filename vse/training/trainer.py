@@ -1,6 +1,7 @@
 """The training loop."""
 
 import math
+import signal
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -63,7 +64,8 @@ def train(config: Config) -> None:
                     raise
                 if is_main() and is_first_to_report():
                     print(f"{folder}: stopped and saved; the same command goes on from here")
-                raise SystemExit(128 + stop.number) from None
+                number = stop.number or signal.SIGTERM  # 0: another process got the signal
+                raise SystemExit(128 + number) from None
         print(f"{folder}: finished: {config.train.epochs} epochs, {describe_best(training.best)}")
 
 
