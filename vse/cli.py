@@ -259,7 +259,7 @@ def _said_once() -> Iterator[None]:
     """Of the processes that ``torchrun`` started, the first one says what went wrong; the others leave in silence."""
     try:
         yield
-    except Exception:
+    except (Exception, KeyboardInterrupt):
         if "RANK" in os.environ:
             from vse.distributed import is_first_to_report
 

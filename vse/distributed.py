@@ -37,17 +37,18 @@ def joined() -> Iterator[None]:
     if not launched():
         yield
         return
-    if owns_gpu():
-        torch.cuda.set_device(local_rank())
     store, own_rank, size = next(iter(rendezvous("env://")))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if owns_gpu() else "gloo", store=store, rank=own_rank, world_size=size)
     _STORES.append(store)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank() % torch.cuda.device_count())
+    dist.init_process_group("cpu:gloo,cuda:nccl" if owns_gpu() else "gloo", store=store, rank=own_rank, world_size=size)
     with contextlib.ExitStack() as stack:
         if not is_main():
             silence = stack.enter_context(open(os.devnull, "w"))
             stack.enter_context(contextlib.redirect_stdout(silence))
             stack.enter_context(contextlib.redirect_stderr(silence))
         yield
+    agree(False)  # the main process may have work left, such as scoring; all leave together
     dist.destroy_process_group()
 
 
@@ -57,7 +58,7 @@ _STORES: list[Any] = []  # what all processes can read and write, once they have
 def owns_gpu() -> bool:
     """Whether each process of this machine has a GPU of its own."""
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return torch.cuda.is_available() and processes <= torch.cuda.device_count()
+    return torch.cuda.is_available() and dist.is_nccl_available() and processes <= torch.cuda.device_count()
 
 
 def is_first_to_report() -> bool:
@@ -68,8 +69,8 @@ def is_first_to_report() -> bool:
         return int(os.environ["RANK"]) == 0
     try:
         return _STORES[0].add("vse/reports", 1) == 1
-    except RuntimeError:  # the process that held the store has ended: better said twice than not at all
-        return True
+    except RuntimeError:  # the main process held the store and has ended; if it could not speak, another one must
+        return int(os.environ["RANK"]) == 1
 
 
 def _together(work: Callable[[], Result]) -> Result:

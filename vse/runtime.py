@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from vse.distributed import world_size
 from vse.errors import InputError
 
 _DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -28,6 +29,8 @@ def pick_device(name: str) -> torch.device:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError, ModuleNotFoundError):
         raise InputError(f"run.device: {name!r} is not available here; expected auto, cpu, cuda or cuda:N") from None
+    if device.index is not None and world_size() > 1:
+        raise InputError(f"run.device: {name!r} would be shared by all processes; expected auto, cpu or cuda")
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # "cuda" without a number, and new streams, then mean this device
     return device
@@ -60,7 +63,7 @@ def random_states() -> dict[str, Any]:
         "python": random.getstate(),
         "numpy": [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_available() else [],  # of this process's GPU
     }
 
 
@@ -71,8 +74,8 @@ def restore_random_states(states: dict[str, Any]) -> None:
     kind, numbers, *rest = states["numpy"]
     np.random.set_state((kind, numbers.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(states["torch"])
-    if torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(states["cuda"])
+    if torch.cuda.is_available() and states["cuda"]:
+        torch.cuda.set_rng_state(states["cuda"][0])
 
 
 def keep_random_state(device: torch.device) -> contextlib.AbstractContextManager[None]:

@@ -8,7 +8,7 @@ from vse.build import build_corpus
 from vse.checkpoints.load import Loaded, load_model
 from vse.checkpoints.native import find_checkpoint
 from vse.data.corpus import Corpus
-from vse.distributed import is_main
+from vse.distributed import is_main, world_size
 from vse.errors import InputError
 from vse.evaluation.bootstrap import bootstrap, check_samples
 from vse.evaluation.encode import CorpusEmbeddings, check_corpus
@@ -93,6 +93,8 @@ def compare(
     rules = find_protocol(protocol)
     files = _files_to_write(runs, split, rules, padding, json_file)
     _check_arguments(runs, rules, cxc, samples)
+    if padding == "released" and world_size() > 1:
+        raise InputError("--padding released follows the official batches; evaluate with one process, without torchrun")
     _check_files(runs, files, vocabulary, scores_file)
     judgements = None if cxc is None else read_judgements(cxc)
 

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from vse.data.corpus import Corpus
 from vse.data.vocabulary import MissingVocabulary
-from vse.distributed import gather, share, world_size
+from vse.distributed import agree, gather, share, world_size
 from vse.encoders.base import traits_of
 from vse.errors import InputError
 from vse.model import VSEModel
@@ -92,4 +92,5 @@ def _own_rows(total: int) -> range:
 @torch.no_grad()
 def _gather(own: Tensor, total: int) -> Tensor:
     """Every process's rows."""
+    agree(False)  # on a GPU, gathering from a process that has ended would take half an hour
     return gather(own, total) if total >= world_size() else own

@@ -55,17 +55,6 @@ def step_seed(seed: int, *place: int) -> int:
     return int(np.random.default_rng((seed, *place)).integers(1 << 62))
 
 
-def seed_process(seed: int, steps: int) -> None:
-    """Give every process but the main one random draws of its own, such as dropout's.
-
-    Args:
-        seed: The run's seed.
-        steps: Number of finished steps since the start of the run.
-    """
-    if not distributed.is_main():
-        runtime.seed_everything(step_seed(seed, steps, distributed.rank()))
-
-
 class Training:
     """The state of a run: everything that it trains and remembers.
 
@@ -115,7 +104,8 @@ class Training:
         self.step = 0
         self.best: dict[str, Any] = {"rsum": -1.0, "epoch": None}
         self.health: dict[str, Tensor] = {}  # of the last step that is logged
-        seed_process(config.run.seed, 0)
+        if not distributed.is_main():  # dropout and the like draw other numbers in each process
+            runtime.seed_everything(step_seed(config.run.seed, 0, distributed.rank()))
 
     @property
     def total_steps(self) -> int:
@@ -174,7 +164,7 @@ class Training:
         if len(state["random"]) == distributed.world_size():
             runtime.restore_random_states(state["random"][distributed.rank()])
         else:
-            seed_process(self.config.run.seed, self.total_steps)
+            runtime.seed_everything(step_seed(self.config.run.seed, self.total_steps, distributed.rank()))
             print(
                 f"{file}: {len(state['random'])} processes saved it and {distributed.world_size()} go on: weights and "
                 f"batches are the same, random draws such as dropout are not"
@@ -206,6 +196,7 @@ class Training:
         for batch in self.loader:
             if isinstance(batch, InputError):
                 raise batch
+            distributed.agree(False)  # on a GPU, waiting for a process that has ended would take half an hour
             yield batch.to(self.device)
 
     def train_step(self, batch: Batch) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
-from vse.checkpoints.native import BestState, save_checkpoint
+from vse.checkpoints.native import BestState, TrainingState, save_checkpoint
 from vse.config import Config
 from vse.distributed import agree, broadcast, is_first_to_report, is_main
 from vse.errors import InputError, ProcessLost
@@ -34,7 +34,7 @@ def train(config: Config) -> None:
     """
     folder = Path(config.run.dir)
     with claim_folder(folder) if is_main() else nullcontext():
-        state = broadcast(saved_state(config, folder) if is_main() else None)
+        state = _shared_state(config, folder)
         if state is not None and state["epoch"] >= config.train.epochs:
             best = describe_best(state["best"])
             print(f"{folder}: finished: {state['epoch']} epochs, {best}; raise train.epochs to go on")
@@ -67,6 +67,18 @@ def train(config: Config) -> None:
                 number = stop.number or signal.SIGTERM  # 0: another process got the signal
                 raise SystemExit(128 + number) from None
         print(f"{folder}: finished: {config.train.epochs} epochs, {describe_best(training.best)}")
+
+
+def _shared_state(config: Config, folder: Path) -> TrainingState | None:
+    """The state to go on from, None for a new run; each process reads it once the main one has found it good."""
+    state = saved_state(config, folder) if is_main() else None
+    place = broadcast(None if state is None else (state["epoch"], state["step"]))
+    if place is None or is_main():
+        return state
+    state = saved_state(config, folder)
+    if state is None or (state["epoch"], state["step"]) != place:
+        raise InputError(f"run.dir: the processes find different runs in {folder}; expected a folder that all share")
+    return state
 
 
 def dry_run(config: Config) -> None:
