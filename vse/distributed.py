@@ -173,8 +173,8 @@ class _Gather(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, own: Tensor, sizes: Sequence[int]) -> Tensor:
-        ctx.sizes = sizes
+    def forward(ctx: Any, own: Tensor, total: int) -> Tensor:
+        ctx.total, sizes = total, shares(total)
         padded = own.new_zeros(max(sizes), *own.shape[1:])
         padded[: len(own)] = own
         if own.is_cuda and not owns_gpu():
@@ -185,8 +185,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        first = sum(ctx.sizes[: rank()])
-        return gradient[first : first + ctx.sizes[rank()]] * len(ctx.sizes), None
+        return gradient[share(ctx.total)] * world_size(), None
 
 
 def gather(own: Tensor, total: int) -> Tensor:
@@ -201,7 +200,7 @@ def gather(own: Tensor, total: int) -> Tensor:
     """
     if world_size() == 1:
         return own
-    gathered: Tensor = _Gather.apply(own.contiguous(), shares(total))
+    gathered: Tensor = _Gather.apply(own.contiguous(), total)
     return gathered
 
 

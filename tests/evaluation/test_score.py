@@ -16,7 +16,14 @@ from vse.data.vocabulary import SPECIALS, Vocabulary
 from vse.encoders import BiGRU, Regions
 from vse.errors import InputError
 from vse.evaluation.encode import CorpusEmbeddings
-from vse.evaluation.score import evaluate, score, score_corpus, single_embedding_rsums
+from vse.evaluation.score import (
+    CorpusScores,
+    embed_corpus,
+    evaluate,
+    score,
+    score_embeddings,
+    single_embedding_rsums,
+)
 from vse.metrics import retrieval_metrics
 from vse.model import Tower, VSEModel
 from vse.set_health import set_health
@@ -24,6 +31,13 @@ from vse.similarity import chamfer, cosine, max_cosine, smooth_chamfer
 
 MakeRun = Callable[..., Path]
 OF = np.array([3, 0, 0, 6, 1, 2, 4, 5, 6, 6, 2])
+
+
+def score_corpus(
+    model: VSEModel, corpus: Corpus, batch_size: int, precision: str = "fp32", progress: bool = True, name: str = ""
+) -> CorpusScores:
+    """The scores of a corpus, encoded and scored as the commands do it."""
+    return score_embeddings(embed_corpus(model, corpus, batch_size, precision, progress), corpus, progress, name)
 
 
 class Images:

@@ -77,29 +77,6 @@ def score(
     return scores
 
 
-def score_corpus(
-    model: VSEModel, corpus: Corpus, batch_size: int, precision: str = "fp32", progress: bool = True, name: str = ""
-) -> CorpusScores:
-    """Score all images against all captions of a corpus, each encoded once.
-
-    Args:
-        model: A trained model.
-        corpus: The images and captions.
-        batch_size: The number of images, and of captions, that are encoded at a time.
-        precision: The precision of the encoding: "fp32", "bf16" or "fp16". Scores are always float32.
-        progress: Whether to show progress bars.
-        name: What reports call the model.
-
-    Returns:
-        The scores, the embeddings, and the health of embedding sets (:func:`vse.set_health.set_health`).
-
-    Raises:
-        InputError: The corpus does not fit the model, its features hold NaN or Inf, or the model itself gives NaN.
-    """
-    embeddings = embed_corpus(model, corpus, batch_size, precision, progress)
-    return score_embeddings(embeddings, corpus, progress, name)
-
-
 def embed_corpus(
     model: VSEModel, corpus: Corpus, batch_size: int, precision: str = "fp32", progress: bool = True
 ) -> CorpusEmbeddings:
@@ -169,7 +146,7 @@ def evaluate(
         (:func:`vse.set_health.set_health`).
 
     Raises:
-        InputError: As :func:`score_corpus`.
+        InputError: As :func:`embed_corpus` and :func:`score_embeddings`.
     """
     embeddings = embed_corpus(model, corpus, batch_size, precision, progress)
     metrics: dict[str, Any] = {}
