@@ -176,7 +176,7 @@ def test_demo(checkout: Path, demo: str) -> None:
     metrics = json.loads((checkout / "runs" / "demo" / "test.json").read_text())
     assert "200 images, 1,000 captions" in demo and f"{metrics['rsum']:.1f}" in demo
     assert metrics["rsum"] >= 250
-    assert len(list((checkout / "data" / "demo" / "images").glob("*.png"))) == 3400
+    assert len(list((checkout / "data" / "demo" / "images").glob("*.png"))) == 2800
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -217,7 +217,7 @@ def test_an_own_part_in_a_shell(world: Path) -> None:
 
 
 def test_the_readme_says_what_a_second_run_does(inside: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert "runs/demo: finished: 5 epochs" in run("vse train demo", capfd).out
+    assert "runs/demo: finished: 4 epochs" in run("vse train demo", capfd).out
 
 
 def test_the_commands_of_the_results_are_read() -> None:
