@@ -45,6 +45,7 @@ def grid(tmp_path: Path) -> list[str]:
             "train.batch_size=6",
             "train.epochs=1",
             "eval.batch_size=5",
+            "optim.lr=1e-3",
             f"run.dir={tmp_path / 'run'}",
         ),
     ]
