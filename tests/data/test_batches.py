@@ -1,17 +1,11 @@
 import dataclasses
-import os
-import signal
-import subprocess
-import sys
-import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, write_dataset, write_pictures, write_precomp
+from helpers import write_dataset, write_pictures, write_precomp
 
-from vse.data import batches
 from vse.data.batches import Batch, BatchSampler, TrainingData, make_loader
 from vse.data.corpus import ArrayFeatures, Corpus, Features
 from vse.data.formats import karpathy, precomp
@@ -106,6 +100,21 @@ def test_augmentation_differs_by_epoch_and_caption(corpus: Corpus) -> None:
     assert torch.equal(alone.tokens[0], first.tokens[4, first.token_mask[4]])
 
 
+def test_ends_are_kept_or_changed_like_words(corpus: Corpus) -> None:
+    vocabulary = Vocabulary.build(corpus.captions)
+    for keep_ends in (True, False):
+        training = TrainingData(corpus, vocabulary, 0.9, seed=1, keep_ends=keep_ends)
+        batch = training[0, np.arange(120)]
+        assert isinstance(batch, Batch)
+        last = batch.tokens[torch.arange(120), batch.token_mask.sum(1) - 1]
+        kept = bool((batch.tokens[:, 0] == vocabulary.start).all() and (last == vocabulary.end).all())
+        assert kept == keep_ends
+        assert (batch.token_mask.sum(1) >= (2 if keep_ends else 1)).all()
+        whole = [len(vocabulary.encode(caption)) for caption in corpus.captions]
+        assert not (batch.token_mask.sum(1) == torch.tensor(whole)).all()  # the array of words is not changed for good
+    assert training.flat.words.min() == 0
+
+
 def test_a_mistake_in_the_data_is_returned(corpus: Corpus) -> None:
     assert isinstance(corpus.images, Features)
     features = np.load(corpus.images.path)
@@ -165,38 +174,3 @@ def test_bad_arguments(corpus: Corpus) -> None:
         sampler(corpus, sampling="images")
     with pytest.raises(ValueError, match=r"drop must be in \[0, 1\), got 1.0"):
         data(corpus, drop=1.0)
-
-
-@pytest.mark.parametrize(
-    ("lacks", "expected"),
-    [
-        ((), {"SIGINT", "SIGHUP", "SIGUSR1"}),
-        (("sigwaitinfo",), {"SIGINT", "SIGHUP", "SIGUSR1"}),  # macOS
-        (("sigwaitinfo", "pthread_sigmask", "SIGHUP", "SIGUSR1"), {"SIGINT"}),  # Windows
-    ],
-    ids=["Linux", "macOS", "Windows"],
-)
-def test_workers_start_where_signals_are_few(
-    lacks: tuple[str, ...], expected: set[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """They ignore what there is to ignore; a SIGTERM is waited for only where one can tell who sent it."""
-    ignored, blocked, threads = set(), [], []
-    monkeypatch.setattr(signal, "signal", lambda number, action: ignored.add(number.name))
-    monkeypatch.setattr(signal, "pthread_sigmask", lambda how, signals: blocked.append(signals))
-    monkeypatch.setattr(threading.Thread, "start", lambda thread: threads.append(thread))
-    for name in lacks:
-        monkeypatch.delattr(signal, name)
-    batches._leave_signals_to_the_parent(0)
-    assert ignored == expected
-    assert len(blocked) == len(threads) == (0 if lacks else 1)
-
-
-def test_a_module_without_the_signals_of_posix_can_be_imported() -> None:
-    code = """
-import signal
-for name in ("sigwaitinfo", "pthread_sigmask", "SIGHUP", "SIGUSR1", "sigwait", "sigtimedwait"):
-    delattr(signal, name)
-import vse.data.batches, vse.data.formats, vse.features.extraction
-"""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0

@@ -1,8 +1,6 @@
 """Training batches: some captions, the images that they describe (each once), and which of them belong together."""
 
-import os
-import signal
-import threading
+import copy
 import warnings
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -12,9 +10,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from vse.data.augmentation import augment
+from vse.data.captions import pad_flat
 from vse.data.corpus import Corpus
 from vse.data.subwords import Subwords
-from vse.data.vocabulary import Vocabulary, augment
+from vse.data.vocabulary import Vocabulary
+from vse.data.workers import leave_signals_to_the_parent
 from vse.distributed import share
 from vse.errors import InputError, check_choice, check_probability
 from vse.sets import pad
@@ -116,7 +117,7 @@ class TrainingData(Dataset[Batch | InputError]):
     Args:
         corpus: Images and captions.
         vocabulary: Turns captions into ids.
-        drop: Probability with which each word of a caption is changed, see :func:`vse.data.vocabulary.augment`.
+        drop: Probability with which each word of a caption is changed, see :func:`vse.data.augmentation.augment`.
         seed: The seed of these changes.
         keep_ends: Whether a caption's first and last token are never changed.
         part: The number of the process whose share of each batch is read, from 0.
@@ -148,7 +149,7 @@ class TrainingData(Dataset[Batch | InputError]):
         self.keep_ends = keep_ends
         self.seed = seed
         self.part, self.parts = part, parts
-        self._ids: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self.flat, self.ids = vocabulary.encode_all(corpus.captions)
 
     def __getitem__(self, key: tuple[int, np.ndarray]) -> Batch | InputError:
         """Return the batch of some captions, or this process's share of it."""
@@ -164,7 +165,7 @@ class TrainingData(Dataset[Batch | InputError]):
         captions = captions[share(len(captions), self.part, self.parts)]
         try:
             read = self.corpus.images.read(images, epoch)
-            tokens, mask = pad([torch.from_numpy(self._tokens(epoch, int(index))) for index in captions])
+            tokens, mask = self._tokens(epoch, captions)
         except InputError as error:
             return error
         if isinstance(read, np.ndarray):
@@ -183,25 +184,30 @@ class TrainingData(Dataset[Batch | InputError]):
         Raises:
             InputError: The data is damaged.
         """
-        whole = TrainingData(self.corpus, self.vocabulary, self.drop, self.seed, self.keep_ends)
+        whole = copy.copy(self)
+        whole.part, whole.parts = 0, 1
         batch = whole[0, np.arange(min(2, len(self.corpus.captions)))]
         if isinstance(batch, InputError):
             raise batch
         return batch
 
-    def _tokens(self, epoch: int, index: int) -> np.ndarray:
-        if index not in self._ids:
-            self._ids[index] = self.vocabulary.encode_words(self.corpus.captions[index])
-            if self.keep_ends:
-                self._ids[index][1][[0, -1]] = -1
-        ids, words = self._ids[index]
-        if not len(ids):
+    def _tokens(self, epoch: int, captions: np.ndarray) -> tuple[Tensor, Tensor]:
+        """The ids (n, longest) of captions, changed as in training, and their mask."""
+        places, lengths = self.flat.places(captions)
+        if not lengths.all():
+            index = int(captions[lengths.argmin()])
             raise InputError(f"{self.corpus.name}: caption {self.corpus.caption_ids[index]} has no tokens")
-        if self.drop == 0:
-            return ids
-        assert self.vocabulary.mask is not None  # the constructor has checked it
-        rng = np.random.default_rng((_AUGMENT, self.seed, epoch, index))
-        return augment(ids, words, self.drop, rng, self.vocabulary.mask, self.vocabulary.plain)
+        ids = self.ids[self.flat.tokens[places]]
+        if self.drop:
+            assert self.vocabulary.mask is not None  # the constructor has checked it
+            words = self.flat.words[places]
+            if self.keep_ends:
+                ends = np.cumsum(lengths)
+                words[ends - lengths] = words[ends - 1] = -1
+            seed = (_AUGMENT, self.seed, epoch)
+            mask, plain = self.vocabulary.mask, self.vocabulary.plain
+            ids, lengths = augment(ids, words, lengths, captions, self.drop, seed, mask, plain)
+        return pad_flat(ids, lengths)
 
 
 def make_loader(data: TrainingData, sampler: BatchSampler, workers: int, pin_memory: bool) -> DataLoader[Any]:
@@ -225,27 +231,6 @@ def make_loader(data: TrainingData, sampler: BatchSampler, workers: int, pin_mem
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=pin_memory,
-            worker_init_fn=_leave_signals_to_the_parent,
+            worker_init_fn=leave_signals_to_the_parent,
             generator=torch.Generator(),
         )
-
-
-def _leave_signals_to_the_parent(_: int) -> None:
-    """Keep a worker alive when a signal goes to the whole process group: the parent saves, then ends the workers.
-
-    Not every system allows all of this. Windows has neither SIGHUP nor SIGUSR1. On Windows and macOS a process cannot
-    find out who sent a SIGTERM, so a worker there ends at once, whoever sent it.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for name in ("SIGHUP", "SIGUSR1"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_exit_when_the_parent_asks, daemon=True).start()
-
-
-def _exit_when_the_parent_asks() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
-    os._exit(0)

@@ -73,23 +73,24 @@ class Training:
         self.train_corpus = build.build_corpus(config, "train")
         self.dev_corpus = build.build_corpus(config, "dev")
         self.in_dim = build.image_width(self.train_corpus, self.dev_corpus)
-        model, self.vocabulary, self.source = start(config, self.train_corpus, self.in_dim, state)
+        with distributed.first_on_each_machine():  # it splits the captions into words
+            model, self.vocabulary, self.source = start(config, self.train_corpus, self.in_dim, state)
+            text = traits_of(model.text.encoder)
+            data = TrainingData(
+                self.train_corpus,
+                self.vocabulary,
+                text.drop,
+                config.run.seed,
+                text.keep_ends,
+                distributed.rank(),
+                distributed.world_size(),
+            )
         self.model = model.to(self.device)
         self.criterion = build.build_criterion(config).to(self.device)
         self.optimiser = build.build_optimiser(config, self.model, self.criterion)
         self.schedule = build.build_schedule(config)
         self.scaler = amp.GradScaler(self.device.type, enabled=config.run.precision == "fp16")
         self.monitor = HealthMonitor(self.model, self.criterion)
-        text = traits_of(self.model.text.encoder)
-        data = TrainingData(
-            self.train_corpus,
-            self.vocabulary,
-            text.drop,
-            config.run.seed,
-            text.keep_ends,
-            distributed.rank(),
-            distributed.world_size(),
-        )
         self.sampler = BatchSampler(
             self.train_corpus.image_of_caption,
             len(self.train_corpus.images),
