@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
 """How long captions take: to split, to be ready for training the first time and later, and to make batches of.
 
+Then how long a batch of features takes from a file, through threads and through processes.
+
     python benchmarks/loading.py FILE_OF_CAPTIONS [--captions 566435]
 
 The file holds one caption a line, such as a data set's train_caps.txt. It is repeated until there are as many captions
@@ -20,8 +22,10 @@ import numpy as np
 import torch
 
 from vse.data import captions as flat
-from vse.data.batches import BatchSampler, TrainingData
+from vse.data.batches import BatchSampler, TrainingData, make_loader
+from vse.data.corpus import Features
 from vse.data.formats import precomp
+from vse.data.resident import place
 from vse.data.vocabulary import Vocabulary
 from vse.data.words import tokenise, tokenise_by_nltk
 
@@ -47,10 +51,10 @@ def varied(lines: list[str], count: int) -> Iterator[str]:
         yield " ".join(words)
 
 
-def write_corpus(folder: Path, captions: list[str]) -> None:
-    """A precomp corpus of these captions, five an image, with tiny features."""
+def write_corpus(folder: Path, captions: list[str], width: int = 8, dtype: type = np.float16) -> None:
+    """A precomp corpus of these captions, five an image."""
     images = -(-len(captions) // 5)
-    np.save(folder / "train_ims.npy", np.zeros((images, 36, 8), np.float16))
+    np.save(folder / "train_ims.npy", np.ones((images, 36, width), dtype))
     (folder / "train_caps.txt").write_text("".join(f"{caption}\n" for caption in captions), encoding="utf-8")
     (folder / "train_ids.txt").write_text("".join(f"{number // 5}\n" for number in range(len(captions))))
 
@@ -94,6 +98,35 @@ def main() -> None:
         data.drop = drop
         times = [seconds(lambda: data._tokens(0, captions)) for captions in batches]  # noqa: B023
         print(f"milliseconds a batch of {BATCH} captions, drop {drop}: {1000 * statistics.median(times):.2f}")
+    measure_features()
+
+
+def measure_features() -> None:
+    """Batches of 128 x 36 x 2048 from 2,000 images, which the system keeps in memory after the first pass."""
+    count, words = 2000, ["a dog runs"]
+    for dtype in (np.float32, np.float16):
+        with tempfile.TemporaryDirectory() as folder:
+            os.environ["VSE_CACHE"] = f"{folder}/cache"
+            write_corpus(Path(folder), words * 5 * count, 2048, dtype)
+            corpus = precomp(folder, "train")
+            assert isinstance(corpus.images, Features)
+            print(f"{corpus.images.size / 1e9:.2f} GB in {np.dtype(dtype).name}:")
+            print(f"  checked the first time in {seconds(corpus.images.checked):.2f} s", end=", ")
+            print(f"later in {1000 * seconds(corpus.images.checked):.1f} ms")
+            vocabulary = Vocabulary.build(words)
+            read_float32 = TrainingData(corpus, vocabulary, 0.2, seed=1)
+            as_placed = place(corpus.images, "disk", torch.device("cpu")).read
+            stored = TrainingData(corpus, vocabulary, 0.2, seed=1, read=as_placed)
+            for name, data, workers, in_threads in (
+                ("two processes, float32 for the device", read_float32, 2, False),
+                ("two threads, as stored for the device", stored, 2, True),
+                ("one thread, as stored for the device", stored, 1, True),
+            ):
+                sampler = BatchSampler(corpus.image_of_caption, count, BATCH, "pair", seed=1)
+                loader = make_loader(data, sampler, workers, False, in_threads)
+                list(zip(loader, range(20), strict=False))
+                elapsed = seconds(lambda: sum(1 for _ in loader))  # noqa: B023
+                print(f"  {name}: {1000 * elapsed / len(sampler):.1f} ms a batch")
 
 
 if __name__ == "__main__":
