@@ -19,7 +19,7 @@ def uniforms(*counters: int | np.ndarray) -> np.ndarray:
         One number in [0, 1) for each set of counters, always an array.
 
     >>> uniforms(1, 2, np.array([3, 4])).round(3)
-    array([0.389, 0.71 ])
+    array([0.156, 0.236])
     """
     state = np.zeros(1, dtype=np.uint64)
     for counter in counters:
