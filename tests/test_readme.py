@@ -144,7 +144,7 @@ def write_tab_separated(folder: Path) -> None:
 def inside(world: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The copy as the working directory, with a cache of its own."""
     monkeypatch.chdir(world)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(world / ".cache"))
+    monkeypatch.setenv("VSE_CACHE", str(world / ".cache"))
     with monkeypatch.context() as patch:
         patch.setattr(sys, "path", list(sys.path))
         yield world

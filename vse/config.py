@@ -82,6 +82,7 @@ class DataConfig(Section):
     sampling: Literal["pair", "image"] = "pair"
     transform: Component | None = None  # for pictures and clips
     workers: Annotated[int, Field(ge=0, le=256), MAY_CHANGE] = 2
+    resident: Annotated[Literal["auto", "gpu", "memory", "disk"], MAY_CHANGE] = "auto"  # where features are kept
     vocabulary: VocabularyConfig = VocabularyConfig()
 
 

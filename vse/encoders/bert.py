@@ -27,7 +27,7 @@ class Bert(nn.Module):
             ("mean"); or None.
         dropout: Probability of dropout on V. VSE∞, VSE-2AD and DivE have none (DivE's code creates it and never uses
             it). The dropout inside the text model is not affected.
-        drop: Probability with which the data changes each word of a caption, see :func:`vse.data.vocabulary.augment`.
+        drop: Probability with which the data changes each word of a caption, see :func:`vse.data.augmentation.augment`.
         architecture: The model's architecture from a checkpoint, which needs no folder; filled in.
 
     Inputs are token ids (B, L) and a prefix mask (B, L). The features are (B, L, dim), the context is (B, dim) or None.
