@@ -37,6 +37,7 @@ from vse.errors import InputError, close_match, first_line
 from vse.losses import LOSSES, REGULARISERS, Criterion
 from vse.model import Tower, VSEModel
 from vse.optim import OPTIMISERS, SCHEDULES, Schedule, parameter_groups
+from vse.runtime import keep_random_state
 from vse.sets import Aggregated
 from vse.similarity import SIMILARITIES
 
@@ -403,7 +404,7 @@ def check_fit(config: Config, model: VSEModel, criterion: Criterion, batch: Batc
     """
     similarity, ranking = config.model.similarity, config.loss.ranking
     model.eval()
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):  # a loss may draw random numbers
+    with torch.no_grad(), keep_random_state(batch.images.device):  # a loss may draw random numbers
         with errors_at(config, "model.image"):
             image = _embed_images(model, batch)
             _check_embeddings(config, image.embeddings, len(batch.images))

@@ -2,7 +2,6 @@
 
 from typing import Any, Literal, get_args
 
-import torch
 from torch import Tensor, nn
 
 from vse.encoders.backbones import Normalise, Pixels, Unfreezing, make_backbone
@@ -101,7 +100,7 @@ class Video(nn.Module):
             frames = fill_masked(inputs, mask)
         else:
             frames = self._encode_frames(inputs, mask)
-        _, context = read_sequence(self.gru, frames, mask, self.context, average=False, states=False)
+        _, context = read_sequence(self.gru, frames, mask, self.context, average=False)
         return FeatureSet(frames, mask, self.dropout(context))
 
     def _encode_frames(self, frames: Tensor, mask: Tensor | None) -> Tensor:
@@ -112,7 +111,7 @@ class Video(nn.Module):
             pooled = self.backbone(self.normalise(frames.flatten(0, 1))).mean(1)
             return pooled.unflatten(0, frames.shape[:2])
         check_mask(mask, frames.shape[:2], prefix=True)
-        pooled = self.backbone(self.normalise(frames[mask])).mean(1)
-        features = torch.zeros(*frames.shape[:2], self.dim, dtype=pooled.dtype, device=pooled.device)
-        features[mask] = pooled
-        return features
+        places = mask.flatten().nonzero().squeeze(1)  # a GPU is waited for once: how many frames there are to encode?
+        pooled = self.backbone(self.normalise(frames.flatten(0, 1)[places])).mean(1)
+        empty = pooled.new_zeros(mask.numel(), self.dim)
+        return empty.index_copy(0, places, pooled).unflatten(0, mask.shape)

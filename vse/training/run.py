@@ -216,7 +216,7 @@ class Training:
         self.criterion.set_time(now)
         image, text, scores = self.forward(batch)
         with self.shared_draws():
-            losses: dict[str, Tensor] = self.criterion(scores, batch.positives, image, text)
+            losses: dict[str, Tensor] = self.criterion(scores, batch.positives, image, text, batch.pairs)
         self.optimiser.zero_grad(set_to_none=True)
         self.scaler.scale(losses["total"]).backward()
         parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
@@ -225,7 +225,7 @@ class Training:
         norm = nn.utils.clip_grad_norm_(parameters, self.config.train.clip_norm or math.inf)
         if self.is_logged or self.total_steps == 0:
             with self.shared_draws():
-                self.health = {"plateau": plateau_loss(self.criterion, scores, batch.positives)}
+                self.health = {"plateau": plateau_loss(self.criterion, scores, batch.positives, batch.pairs)}
             if image.embeddings.shape[1] > 1 or text.embeddings.shape[1] > 1:
                 self.health |= self.set_health(batch)
         self.scaler.step(self.optimiser)
