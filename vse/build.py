@@ -426,7 +426,7 @@ def _embed_images(model: VSEModel, batch: Batch) -> Aggregated:
     try:
         result: Aggregated = model.image(batch.images, batch.image_mask)
     except RuntimeError as error:
-        if batch.images.dim() < 4:
+        if batch.images.dim() < 4 or isinstance(error, torch.OutOfMemoryError):
             raise
         height, width = batch.images.shape[-2:]
         raise ValueError(f"cannot read pictures of {height} x {width} ({first_line(error)})") from None
@@ -504,6 +504,9 @@ def build_optimiser(config: Config, model: VSEModel, criterion: Criterion) -> to
     except ValueError as error:
         raise config.error("optim.factors", str(error)) from None
     settings = {"params": groups, "lr": config.optim.lr, "weight_decay": config.optim.weight_decay}
+    others = {"foreach", "capturable", "differentiable"} & set(config.optim.arguments)
+    if model.device.type in ("cpu", "cuda") and not others:
+        settings["fused"] = True  # one pass over the parameters, where the optimiser has it
     optimiser: torch.optim.Optimizer = build_component(config, OPTIMISERS, "optim", settings)
     return optimiser
 

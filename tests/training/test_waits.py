@@ -85,6 +85,7 @@ def without_devices(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             patch.setattr(place, lambda _: contextlib.nullcontext())
         patch.setattr(torch, "manual_seed", lambda _: None)
         patch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+        patch.setattr(torch, "is_autocast_enabled", lambda _: False)
         yield
 
 

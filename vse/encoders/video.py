@@ -31,6 +31,7 @@ class Video(nn.Module):
         train_norm: As in :class:`vse.encoders.Grid`. PVSE trains with True.
         pixels: As in :class:`vse.encoders.Grid`.
         architecture: As in :class:`vse.encoders.Grid`.
+        recompute: As in :class:`vse.encoders.Grid`.
 
     Inputs are frames (B, T, 3, height, width), or features (B, T, in_dim), and a prefix mask (B, T). The features are
     (B, T, channels), the context is (B, dim).
@@ -59,6 +60,7 @@ class Video(nn.Module):
         train_norm: bool = False,
         pixels: Pixels = "imagenet",
         architecture: dict[str, Any] | None = None,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
         if dim < 2 or dim % 2:
@@ -70,7 +72,7 @@ class Video(nn.Module):
         if in_dim is None:
             self.unfreezing = Unfreezing(freeze_epochs, stage_epochs)
             self.normalise = Normalise(pixels)
-            self.backbone = make_backbone(backbone, weights, architecture, train_norm, pixels)
+            self.backbone = make_backbone(backbone, weights, architecture, train_norm, pixels, recompute=recompute)
             self.architecture = self.backbone.architecture
         self.dim = self.backbone.dim if in_dim is None else in_dim
         self.context_dim = dim

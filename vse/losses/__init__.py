@@ -2,8 +2,8 @@
 
 A ranking loss is ``loss(scores (A, C), positives (A, C) bool) -> scalar``: rows are images, columns captions, and
 ``positives`` says which pairs belong together; it comes from ids, so a row may have any number of positives. A loss
-whose attribute ``takes_pairs`` is True is also given ``pairs``, the rows and columns (2, P) of the positives, which the
-loader knows and which would have to be waited for on a GPU.
+with a third argument ``pairs`` also gets the rows and columns (2, P) of the positives, which the loader knows; to look
+for them would be to wait for a GPU.
 A term, or regulariser, is ``term(image: Aggregated, text: Aggregated) -> scalar``.
 """
 

@@ -35,8 +35,6 @@ class AdaptiveContrastiveLoss(nn.Module):
     tensor(True)
     """
 
-    takes_pairs = True
-
     def __init__(
         self,
         gamma: float = 1.25,

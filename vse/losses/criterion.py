@@ -1,5 +1,6 @@
 """The sum of a ranking loss and weighted terms."""
 
+import inspect
 from collections.abc import Callable
 
 from torch import Tensor, nn
@@ -32,6 +33,8 @@ class Criterion(nn.Module):
     ) -> None:
         super().__init__()
         self.ranking = ranking
+        called = ranking.forward if isinstance(ranking, nn.Module) else ranking
+        self.takes_pairs = "pairs" in inspect.signature(called).parameters
         self.ramp_epoch = ramp_epoch
         self.ramp = 1.0
         self.terms = dict(terms or {})
@@ -53,7 +56,7 @@ class Criterion(nn.Module):
         Returns:
             The loss, a scalar.
         """
-        if pairs is not None and getattr(self.ranking, "takes_pairs", False):
+        if pairs is not None and self.takes_pairs:
             return self.ranking(scores, positives, pairs)
         return self.ranking(scores, positives)
 

@@ -28,7 +28,6 @@ class InfoNCELoss(nn.Module):
     tensor(True)
     """
 
-    takes_pairs = True
     lowest = 0.01  # CLIP's limit: a sharper softmax makes training unstable
 
     def __init__(self, temperature: float = 0.07, learnable: bool = True) -> None:

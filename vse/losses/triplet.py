@@ -37,8 +37,6 @@ class TripletLoss(nn.Module):
     tensor(0.)
     """
 
-    takes_pairs = True
-
     def __init__(
         self,
         margin: float = 0.2,

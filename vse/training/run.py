@@ -70,11 +70,14 @@ class Training:
         runtime.seed_everything(config.run.seed)
         self.config = config
         self.device = runtime.pick_device(config.run.device)
+        runtime.set_algorithms(config.run.deterministic, is_alike=config.model.image.encoder.name == "grid")
         self.train_corpus = build.build_corpus(config, "train")
         self.dev_corpus = build.build_corpus(config, "dev")
         self.in_dim = build.image_width(self.train_corpus, self.dev_corpus)
         model, self.vocabulary, self.source = start(config, self.train_corpus, self.in_dim, state)
         self.model = model.to(self.device)
+        if self.device.type == "cuda":  # its tensor cores take channels last
+            self.model.to(memory_format=torch.channels_last)
         self.criterion = build.build_criterion(config).to(self.device)
         self.optimiser = build.build_optimiser(config, self.model, self.criterion)
         self.schedule = build.build_schedule(config)
@@ -98,7 +101,8 @@ class Training:
             config.run.seed,
         )
         self.loader = make_loader(data, self.sampler, config.data.workers, self.device.type == "cuda")
-        build.check_fit(config, self.model, self.criterion, data.sample().to(self.device))
+        with self.in_one_line():
+            build.check_fit(config, self.model, self.criterion, data.sample().to(self.device))
         self.check_micro_batch()
         self.epoch = 0  # place of the next step
         self.step = 0
@@ -162,13 +166,28 @@ class Training:
         self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
         self.schedule.history, self.monitor.start = state["history"], state["start"]
         if len(state["random"]) == distributed.world_size():
-            runtime.restore_random_states(state["random"][distributed.rank()])
+            if not runtime.restore_random_states(state["random"][distributed.rank()]):
+                print(f"{file}: saved with a GPU or without one, other than now: random draws such as dropout differ")
         else:
             runtime.seed_everything(step_seed(self.config.run.seed, self.total_steps, distributed.rank()))
             print(
                 f"{file}: {len(state['random'])} processes saved it and {distributed.world_size()} go on: weights and "
                 f"batches are the same, random draws such as dropout are not"
             )
+
+    def count_trained(self) -> int:
+        """Count the numbers that are trained in the present epoch."""
+        return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+
+    def in_one_line(self) -> contextlib.AbstractContextManager[None]:
+        """A block in which a lack of memory is an InputError, with the settings that may help."""
+        remedies = ["train.micro_batch or train.batch_size"]
+        if self.config.run.precision in ("fp32", "tf32"):
+            remedies.append("run.precision=bf16")
+        if self.config.model.image.encoder.arguments.get("recompute") is False:
+            remedies.append("model.image.encoder.recompute=true")
+        batch = f"a batch of {self.config.train.batch_size}"
+        return runtime.in_one_line(self.device, batch, f"what may help: {', '.join(remedies)}")
 
     def describe(self) -> str:
         """Describe the sizes of data and model."""
