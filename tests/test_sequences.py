@@ -1,6 +1,7 @@
 """Bidirectional GRUs over padded sequences."""
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -8,6 +9,8 @@ from torch import Tensor, nn
 
 from vse import sequences
 from vse.sequences import read_both_ways
+
+Read = Callable[[nn.GRU, Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
 
 def one_by_one(gru: nn.GRU, sequence: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -24,11 +27,9 @@ def gradients(gru: nn.GRU, sequence: Tensor, states: tuple[Tensor, Tensor]) -> l
     return list(torch.autograd.grad(total, [sequence, *gru.parameters()]))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("on_gpu", [True, False])
+@pytest.mark.parametrize("read", [sequences._read_padded, sequences._read_packed, read_both_ways])
 @pytest.mark.parametrize("padded", [True, False])
-def test_both_ways_equal_one_sequence_after_another(
-    on_gpu: bool, padded: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_both_ways_equal_one_sequence_after_another(read: Read, padded: bool) -> None:
     """States and gradients, by the way of a CPU and by that of a GPU; what is in the padding does not matter."""
     torch.manual_seed(0)
     gru = nn.GRU(3, 5, batch_first=True, bidirectional=True).double()
@@ -36,10 +37,7 @@ def test_both_ways_equal_one_sequence_after_another(
     mask = torch.arange(7) < lengths[:, None]
     sequence = torch.randn(4, 7, 3, dtype=torch.float64).masked_fill(~mask[..., None], torch.nan).requires_grad_()
     expected = one_by_one(gru, sequence, mask)
-    if on_gpu:
-        monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-        monkeypatch.setattr(sequences, "_read_packed", None)
-    found = read_both_ways(gru, sequence, mask if padded else None)
+    found = read(gru, sequence, mask if padded else None)
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(gradients(gru, sequence, found), gradients(gru, sequence, expected))
 

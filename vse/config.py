@@ -60,6 +60,7 @@ class RunConfig(Section):
     device: Annotated[str, MAY_CHANGE] = "auto"
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"  # tf32: float32 with fast products on a GPU
     deterministic: Annotated[bool, MAY_CHANGE] = False  # whether a GPU must repeat its results to the bit; slower
+    compile: Annotated[bool, MAY_CHANGE] = False  # whether torch.compile makes the towers faster, after some minutes
     resume: Annotated[Literal["auto", "never"], MAY_CHANGE] = "auto"
     save_minutes: Annotated[PositiveFloat, MAY_CHANGE] = 10.0  # how often last.pt is written, besides after each epoch
     log_steps: Annotated[PositiveInt, MAY_CHANGE] = 50

@@ -9,6 +9,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from vse.sets import fill_masked
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # cuDNN gains nothing, and a CPU would compile each step
 def read_both_ways(gru: nn.GRU, sequence: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Run a bidirectional GRU over padded sequences; padding is never read.
 
@@ -27,10 +28,13 @@ def read_both_ways(gru: nn.GRU, sequence: Tensor, mask: Tensor | None) -> tuple[
     >>> read_both_ways(nn.GRU(4, 6, batch_first=True, bidirectional=True), torch.randn(2, 5, 4), None)[0].shape
     torch.Size([2, 5, 6])
     """
-    if sequence.device.type == "cpu" and not torch.compiler.is_compiling():
-        return _read_packed(gru, sequence, mask)
+    return (_read_packed if sequence.device.type == "cpu" else _read_padded)(gru, sequence, mask)
+
+
+def _read_padded(gru: nn.GRU, sequence: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The states of both directions, without the lengths: the backward one reads each sequence in reverse order."""
     with torch.autocast(sequence.device.type, enabled=False):
-        sequence = fill_masked(sequence.to(gru.weight_hh_l0.dtype), mask)
+        sequence = fill_masked(sequence.to(gru.all_weights[0][0].dtype), mask)
         reverse = _reversed_places(sequence, mask)
         forward = _read_forwards(gru, sequence, "")
         backward = _read_forwards(gru, _take(sequence, reverse), "_reverse")

@@ -319,8 +319,8 @@ def test_recomputed_activations_change_nothing(train_norm: bool) -> None:
         cells.square().sum().backward()
     for own, other in zip(plain.parameters(), frugal.parameters(), strict=True):
         assert own.grad is not None and other.grad is not None and torch.equal(own.grad, other.grad)
-    for own, other in zip(plain.buffers(), frugal.buffers(), strict=True):
-        assert torch.equal(own, other)
+    for buffer, twin in zip(plain.buffers(), frugal.buffers(), strict=True):
+        assert torch.equal(buffer, twin)
     assert kept[1] < kept[0] / 3
 
 
@@ -339,7 +339,7 @@ def test_a_transformer_recomputes_its_layers(tiny_vit: Path) -> None:
     gradients, sizes = [], []
     for recompute in (False, True):
         backbone = TransformerBackbone(str(tiny_vit), recompute=recompute).train()
-        kept = []
+        kept: list[int] = []
 
         def keep(tensor: Tensor, kept: list[int] = kept) -> Tensor:
             kept.append(tensor.nbytes)

@@ -17,6 +17,7 @@ import vse
 from vse.aggregators import AGGREGATORS, MeanPool
 from vse.build import read_config
 from vse.checkpoints.native import load_checkpoint
+from vse.data.batches import Batch
 from vse.data.formats import precomp
 from vse.evaluation.score import evaluate
 from vse.training import trainer
@@ -109,7 +110,12 @@ def test_a_dry_run_sees_the_unfrozen_step(
     }
     trained: list[int] = []
     step = Training.train_step
-    monkeypatch.setattr(Training, "train_step", lambda self, b: trained.append(self.count_trained()) or step(self, b))
+
+    def noted(self: Training, batch: Batch) -> dict[str, torch.Tensor]:
+        trained.append(self.count_trained())
+        return step(self, batch)
+
+    monkeypatch.setattr(Training, "train_step", noted)
     monkeypatch.setattr(trainer, "describe_memory", lambda _: "peak memory 3.1 of 79.2 GiB")
     arguments = ["vse_infty/coco_grid_wsl_bert", "--dry-run", "model.image.encoder.weights=null"]
     outcome = cli("train", *arguments, *(f"{key}={value}" for key, value in settings.items()))

@@ -160,7 +160,8 @@ def test_bfloat16_reaches_no_gru(name: str, data_folder: Path, tmp_path: Path, m
     """On a GPU, cuDNN would compute a GRU in float16, which has no place in bfloat16 training."""
     overrides = f"data.root={data_folder}", "run.precision=bf16"
     training = start(ROOT / "configs" / f"{name}.yaml", tmp_path, *overrides)
-    batch, types = next(training.batches()), set()
+    batch = next(training.batches())
+    types: set[torch.dtype] = set()
 
     class Types(TorchDispatchMode):
         def __torch_dispatch__(self, operation: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -21,6 +21,7 @@ from vse.evaluation.score import evaluate
 from vse.model import Tower
 from vse.sets import Aggregated, at_least_float32
 from vse.training.chunks import check_chunks, encode_in_chunks
+from vse.training.compiled import CompiledTower, pad_captions
 from vse.training.health import HealthMonitor, batch_health, plateau_loss
 from vse.training.scheduled import set_epoch
 from vse.training.start import start
@@ -104,6 +105,7 @@ class Training:
         with self.in_one_line():
             build.check_fit(config, self.model, self.criterion, data.sample().to(self.device))
         self.check_micro_batch()
+        self.compiled = self.compile_towers(data) if config.run.compile else {}
         self.epoch = 0  # place of the next step
         self.step = 0
         self.best: dict[str, Any] = {"rsum": -1.0, "epoch": None}
@@ -282,8 +284,35 @@ class Training:
             What the tower gives for the share: embeddings (B, K, H) and what belongs to them.
         """
         size = self.config.train.micro_batch
-        result: Aggregated = tower(inputs, mask) if size is None else encode_in_chunks(tower, inputs, mask, size)
+        if size is not None:
+            return encode_in_chunks(tower, inputs, mask, size)
+        if self.compiled and tower.training:
+            if mask is not None and tower is self.model.text:
+                inputs, mask = pad_captions(inputs, mask, traits_of(tower.encoder).max_length)
+            return self.compiled[tower](inputs, mask)
+        result: Aggregated = tower(inputs, mask)
         return result
+
+    def compile_towers(self, data: TrainingData) -> dict[nn.Module, CompiledTower]:
+        """Compile both towers, and try them on a few samples.
+
+        Args:
+            data: Gives the samples.
+
+        Returns:
+            The compiled towers by the towers that they are made of.
+        """
+        batch = data.sample().to(self.device)
+        self.model.train()
+        set_epoch(self.model.modules(), 0)
+        tokens, mask = pad_captions(batch.tokens, batch.token_mask, traits_of(self.model.text.encoder).max_length)
+        inputs = {"image": (batch.images, batch.image_mask), "text": (tokens, mask)}
+        compiled: dict[nn.Module, CompiledTower] = {}
+        for side, tower in (("image", self.model.image), ("text", self.model.text)):
+            compiled[tower] = CompiledTower(tower, side)
+            with self.in_one_line(), runtime.autocast(self.device, self.config.run.precision):
+                compiled[tower].try_out(*inputs[side])
+        return compiled
 
     def check_micro_batch(self) -> None:
         """Check that chunks of a batch would give the whole batch's gradients.
