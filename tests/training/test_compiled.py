@@ -126,6 +126,7 @@ def test_a_backward_pass_that_does_not_compile(capsys: pytest.CaptureFixture[str
     assert not compiled.works and "cannot be compiled (lowering failed)" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler, and there is no g++")
 def test_a_compiled_run(cli: Cli, tiny: list[str], tmp_path: Path) -> None:
     """Losses of a plain run, and a run folder that a plain run continues."""
