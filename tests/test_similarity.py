@@ -144,7 +144,7 @@ def test_a_corpus_is_scored_in_chunks(name: str, monkeypatch: pytest.MonkeyPatch
     if isinstance(similarity, torch.nn.Module):
         similarity.float()
     whole = score(similarity, images, captions)
-    monkeypatch.setattr("vse.evaluation.score._BLOCK", 17 * size * size)
+    monkeypatch.setattr("vse.evaluation.blocks._BLOCK", 17 * size * size)
     monkeypatch.setattr("vse.similarity._BLOCK", 2 * size * 4 * size * 6)
     blocks = []
 
