@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_BLOCK = 1 << 20  # pairs of embeddings in a block: its 4 MiB of scores stay in a CPU's cache while they are counted
+_BLOCK = 1 << 21  # pairs of embeddings in a block: its 8 MiB of scores stay in a CPU's cache while they are counted
 _DEVICE_BLOCK = 1 << 24  # the same on an accelerator, which needs large products
 
 Items: TypeAlias = slice | Tensor  # some images or captions of a corpus: neighbours, or their indices
