@@ -153,7 +153,7 @@ def test_a_corpus_is_scored_in_chunks(name: str, monkeypatch: pytest.MonkeyPatch
         return similarity(a, b)
 
     torch.testing.assert_close(score(watched, images, captions), whole)
-    assert blocks == [(rows, columns) for rows in (4, 4, 3) for columns in (4, 4, 4, 1)]
+    assert blocks == [(rows, columns) for rows in (3, 4, 4) for columns in (3, 3, 3, 4)]
 
 
 @every

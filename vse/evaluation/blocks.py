@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -125,12 +126,29 @@ def transpose(scores: ScoreBlocks) -> ScoreBlocks:
     )
 
 
+def bounds(total: int, side: int) -> np.ndarray:
+    """Cut a number of places into parts of nearly one size, so that no part is a single row for another kernel.
+
+    Args:
+        total: The number of places.
+        side: The most places in a part.
+
+    Returns:
+        The bounds (parts + 1,) of the parts, from 0 to ``total``.
+
+    >>> bounds(9, 4).tolist()
+    [0, 3, 6, 9]
+    """
+    parts = -(-total // side)
+    return np.arange(parts + 1) * total // max(1, parts)
+
+
 def cut(index: np.ndarray, side: int, device: torch.device) -> list[Items]:
     """Cut an index of images or captions into parts; a part without gaps is a slice, which copies nothing.
 
     Args:
         index: Indices (n,).
-        side: The number of indices in a part; the last one may have fewer.
+        side: The most indices in a part, see :func:`bounds`.
         device: Where parts with gaps are kept.
 
     Returns:
@@ -141,12 +159,12 @@ def cut(index: np.ndarray, side: int, device: torch.device) -> list[Items]:
     """
     parts: list[Items] = []
     on_device = torch.from_numpy(index).to(device)
-    for start in range(0, len(index), side):
-        part = index[start : start + side]
+    for first, end in pairwise(bounds(len(index), side).tolist()):
+        part = index[first:end]
         if (np.diff(part) == 1).all():
             parts.append(slice(int(part[0]), int(part[-1]) + 1))
         else:
-            parts.append(on_device[start : start + side])
+            parts.append(on_device[first:end])
     return parts
 
 
@@ -166,8 +184,8 @@ def score_rows(scores: ScoreBlocks, rows: Items) -> Tensor:
     >>> score_rows(blocks_of_matrix(torch.eye(3)), slice(0, 1))
     tensor([[1., 0., 0.]])
     """
-    columns = range(0, scores.captions, scores.side)
-    found = torch.cat([scores.block(rows, slice(first, first + scores.side)) for first in columns], 1)
+    columns = pairwise(bounds(scores.captions, scores.side).tolist())
+    found = torch.cat([scores.block(rows, slice(first, end)) for first, end in columns], 1)
     check_not_nan(found.amax())
     return found
 

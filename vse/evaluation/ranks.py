@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vse.evaluation.blocks import Items, ScoreBlocks, check_not_nan, cut
+from vse.evaluation.blocks import Items, ScoreBlocks, bounds, check_not_nan, cut
 
 _KEPT = 1 << 25  # scores of the first pass that are kept for the second one
 
@@ -162,18 +162,20 @@ def _grid(scores: ScoreBlocks, images: np.ndarray, captions: np.ndarray, i: np.n
     """Cut images and captions into a grid of blocks, row by row, each with the pairs (i, j) of places in it."""
     if not len(i):
         raise ValueError("no query has a positive, so there is nothing to rank")
-    side, device = scores.side, scores.device
-    row_items, column_items = cut(images, side, device), cut(captions, side, device)
-    number = i // side * len(column_items) + j // side
+    device, tops, lefts = scores.device, bounds(len(images), scores.side), bounds(len(captions), scores.side)
+    row_items, column_items = cut(images, scores.side, device), cut(captions, scores.side, device)
+    row, column = np.searchsorted(tops, i, side="right") - 1, np.searchsorted(lefts, j, side="right") - 1
+    number = row * len(column_items) + column
     order = np.argsort(number, kind="stable")
     ends = np.searchsorted(number[order], np.arange(len(row_items) * len(column_items) + 1))
-    i_in_block, j_in_block = (torch.from_numpy(places[order] % side).to(device) for places in (i, j))
+    i_in_block = torch.from_numpy((i - tops[row])[order]).to(device)
+    j_in_block = torch.from_numpy((j - lefts[column])[order]).to(device)
     cells: list[_Cell] = []
     for r, rows in enumerate(row_items):
         for c, columns in enumerate(column_items):
             first, last = ends[len(cells)], ends[len(cells) + 1]
-            corner = slice(r * side, (r + 1) * side), slice(c * side, (c + 1) * side)
-            cells.append(_Cell(*corner, rows, columns, i_in_block[first:last], j_in_block[first:last]))
+            place = slice(int(tops[r]), int(tops[r + 1])), slice(int(lefts[c]), int(lefts[c + 1]))
+            cells.append(_Cell(*place, rows, columns, i_in_block[first:last], j_in_block[first:last]))
     return cells
 
 

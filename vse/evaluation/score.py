@@ -4,6 +4,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from tqdm import tqdm
 from vse.data.corpus import Corpus
 from vse.distributed import broadcast, is_main
 from vse.errors import InputError
-from vse.evaluation.blocks import NaNScores, ScoreBlocks, blocks_of_embeddings, blocks_of_matrix, check_not_nan
+from vse.evaluation.blocks import NaNScores, ScoreBlocks, blocks_of_embeddings, blocks_of_matrix, bounds, check_not_nan
 from vse.evaluation.encode import CorpusEmbeddings, check_corpus, encode_corpus
 from vse.evaluation.folds import FoldRanks, fold_metrics, rank_folds
 from vse.model import VSEModel
@@ -112,10 +113,10 @@ def score(
     [[1.0, 0.0], [0.0, 1.0]]
     """
     blocks = blocks_of_embeddings(similarity, images, captions)
-    side, scores, peaks = blocks.side, torch.empty(len(images), len(captions)), []
-    corners = [(i, j) for i in range(0, len(images), side) for j in range(0, len(captions), side)]
-    for i, j in tqdm(corners, desc="scoring", unit=" blocks", leave=False, delay=2, disable=not progress):
-        rows, columns = slice(i, i + side), slice(j, j + side)
+    scores, peaks = torch.empty(len(images), len(captions)), []
+    sides = [[slice(*part) for part in pairwise(bounds(total, blocks.side).tolist())] for total in scores.shape]
+    corners = list(product(*sides))
+    for rows, columns in tqdm(corners, desc="scoring", unit=" blocks", leave=False, delay=2, disable=not progress):
         block = blocks.block(rows, columns)
         peaks.append(block.amax())
         scores[rows, columns] = block
