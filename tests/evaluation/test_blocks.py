@@ -59,6 +59,11 @@ def test_parts_are_nearly_equal() -> None:
             sizes = np.diff(found)
             assert found[0] == 0 and found[-1] == total and len(sizes) == math.ceil(total / side)
             assert sizes.max() <= side and sizes.max() - sizes.min() <= 1
+    for total in (1448, 1449, 2900, 5000, 25_000, 113_287):
+        found = bounds(total, 1448)
+        sizes = np.diff(found)
+        assert found[0] == 0 and found[-1] == total and (found[1:-1] % 16 == 0).all()
+        assert 700 < sizes.min() and sizes.max() <= 1448 and sizes.max() - sizes.min() <= 32
 
 
 def test_an_index_is_cut_into_slices_where_it_has_no_gaps() -> None:

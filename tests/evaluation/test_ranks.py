@@ -240,6 +240,21 @@ def test_no_matrix_is_made(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
     assert watch.largest == 200 * 900
 
 
+def test_positives_meet_in_few_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first pass is short whatever the order of the captions, also where nothing is kept for the second one."""
+    monkeypatch.setattr("vse.evaluation.ranks._KEPT", 0)
+    scores = blocks_of_matrix(torch.randn(100, 500))._replace(side=10)
+    calls = []
+
+    def counted(rows: Items, columns: Items) -> Tensor:
+        calls.append(1)
+        return scores.block(rows, columns)
+
+    of = np.random.default_rng(0).permutation(np.arange(500) // 5)
+    rank(scores._replace(block=counted), own_pairs(of), progress=False)
+    assert len(calls) == 10 * 50 + 50
+
+
 def test_blocks_are_not_waited_for() -> None:
     """An accelerator computes all of them before anything is looked at."""
     table, pairs = torch.randn(40, 60), own_pairs(np.random.default_rng(0).integers(0, 40, 60))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 _BLOCK = 1 << 21  # pairs of embeddings in a block: its 8 MiB of scores stay in a CPU's cache while they are counted
 _DEVICE_BLOCK = 1 << 24  # the same on an accelerator, which needs large products
+_ALIGNED = 16  # numbers in a cache line
 
 Items: TypeAlias = slice | Tensor  # some images or captions of a corpus: neighbours, or their indices
 
@@ -127,7 +128,10 @@ def transpose(scores: ScoreBlocks) -> ScoreBlocks:
 
 
 def bounds(total: int, side: int) -> np.ndarray:
-    """Cut a number of places into parts of nearly one size, so that no part is a single row for another kernel.
+    """Cut a number of places into parts of nearly one size.
+
+    No part is a single row, which another kernel would multiply. Large parts start at multiples of 16: a product of
+    1,250 x 1,389 takes half as long again on a CPU as one of 1,248 x 1,392.
 
     Args:
         total: The number of places.
@@ -139,8 +143,11 @@ def bounds(total: int, side: int) -> np.ndarray:
     >>> bounds(9, 4).tolist()
     [0, 3, 6, 9]
     """
-    parts = -(-total // side)
-    return np.arange(parts + 1) * total // max(1, parts)
+    step = _ALIGNED if side >= 16 * _ALIGNED else 1
+    parts = 1 if total <= side else -(-total // (side - step + 1))
+    found = np.arange(parts + 1) * total // parts
+    found[1:-1] -= found[1:-1] % step
+    return found
 
 
 def cut(index: np.ndarray, side: int, device: torch.device) -> list[Items]:

@@ -128,7 +128,7 @@ def rank_within(scores: ScoreBlocks, pairs: np.ndarray, progress: bool = True) -
     best, above = _lowest(len(asked), scores.device), torch.zeros(len(asked), dtype=torch.long, device=scores.device)
     peaks = torch.empty(len(cells), device=scores.device)
     scratch = torch.empty(scores.side**2, device=scores.device)
-    width = -(-len(items) // scores.side)  # blocks in a row of the grid
+    width = len(bounds(len(items), scores.side)) - 1  # blocks in a row of the grid
     for first in _shown(range(0, len(cells), width), progress):
         row = range(first, first + width)
         blocks = [scores.block(cells[n].row_items, cells[n].column_items) for n in row]
