@@ -275,5 +275,5 @@ def test_evaluation_with_several_blocks_and_batch_sizes(
     cli("train", *tiny, "train.epochs=1")
     model, corpus = vse.load(tmp_path / "run"), precomp(str(corpus_folder), "dev")
     expected = evaluate(model, corpus, 256, progress=False)
-    monkeypatch.setattr("vse.evaluation.score._BLOCK", 100)
+    monkeypatch.setattr("vse.evaluation.blocks._BLOCK", 100)
     assert evaluate(model, corpus, 3, progress=False) == expected
