@@ -269,5 +269,7 @@ def _said_once() -> Iterator[None]:
 
 
 def _fail(message: str) -> NoReturn:
-    print("error:", " ".join(message.splitlines()), file=sys.stderr)
+    line = f"error: {' '.join(message.splitlines())}"
+    # Another process's progress bar may stand on the line.
+    print(f"\n{line}" if "RANK" in os.environ else line, file=sys.stderr)
     sys.exit(2)

@@ -40,7 +40,35 @@ def test_it_gives_the_same_embeddings(old_run: Path) -> None:
     torch.testing.assert_close(model.encode_texts(dev.captions[:3]), recorded["texts"])
 
 
-def test_it_goes_on_to_the_same_end(old_run: Path) -> None:
+def augment_as_then(
+    ids: np.ndarray,
+    words: np.ndarray,
+    lengths: np.ndarray,
+    captions: np.ndarray,
+    probability: float,
+    seed: tuple[int, ...],
+    mask: int,
+    plain: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The changes of words as the old version drew them, one caption after another."""
+    changed = []
+    ends = np.cumsum(lengths)
+    for index, start, end in zip(captions, ends - lengths, ends, strict=True):
+        rng = np.random.default_rng((*seed, int(index)))
+        draw = np.append(rng.random(words[start:end].max() + 1) / probability, 1.0)[words[start:end]]
+        out = np.where(draw < 0.5, mask, ids[start:end])
+        is_random = (draw >= 0.5) & (draw < 0.6)
+        if is_random.any():
+            out[is_random] = rng.choice(plain, int(is_random.sum()))
+        kept = (draw < 0.6) | (draw >= 1)
+        if not kept.any():
+            kept[rng.integers(end - start)] = True
+        changed.append(out[kept])
+    return np.concatenate(changed), np.array([len(caption) for caption in changed])
+
+
+def test_it_goes_on_to_the_same_end(old_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vse.data.batches.augment", augment_as_then)
     state, recorded = load_checkpoint(old_run / "last.pt"), expected()
     assert (state["epoch"], state["step"]) == (1, 3)
     settings = state["config"]
