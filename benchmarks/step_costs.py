@@ -48,7 +48,7 @@ def build(name: str) -> tuple[Config, VSEModel]:
     backbone = config.model.image.encoder.arguments.get("backbone")
     architectures: dict[str, Any] = {"image": None, "text": None}
     if backbone is not None and "vit" in backbone:
-        architectures["image"] = ViTConfig(image_size=config.data.transform.size).to_dict()  # type: ignore[union-attr]
+        architectures["image"] = ViTConfig(image_size=config.data.transform.arguments["size"]).to_dict()  # type: ignore[union-attr]
     if config.model.text.encoder.name == "bert":
         architectures["text"] = BertConfig().to_dict()
     width = REGION_WIDTH if backbone is None else None
@@ -61,7 +61,7 @@ def draw_images(config: Config, count: int) -> Tensor:
     """Random images of the kind and size that a config's model reads."""
     if config.data.transform is None:
         return torch.randn(count, REGIONS, REGION_WIDTH)
-    size = config.data.transform.size
+    size = config.data.transform.arguments["size"]
     return torch.randint(256, (count, 3, size, size), dtype=torch.uint8)
 
 
@@ -161,7 +161,7 @@ def _count_sent(rank: int, name: str, images: int, captions: int, folder: str) -
         sent["all_gather"] += own.nbytes
         return gather(parts, own)
 
-    dist.all_reduce, dist.all_gather = counted_reduce, counted_gather
+    dist.all_reduce, dist.all_gather = counted_reduce, counted_gather  # type: ignore[assignment]
     image, text = model.image(draw_images(config, images)), model.text(*draw_captions(captions))
     image, text = gather_aggregated(image, 2 * images), gather_aggregated(text, 2 * captions)
     (total_of(image) + total_of(text)).backward()
