@@ -39,6 +39,8 @@ class Aggregated(NamedTuple):
     embeddings: Tensor  # (B, K, H), always 3-D; L2-normalised only by the tower
     attention: Tensor | None = None  # (B, K, N) weights over elements, zero on padding
     residual: Tensor | None = None  # (B, K, H) locally guided part, for the diversity terms
+    mask: Tensor | None = None  # (B, K) bool, True = real embedding, when the sets differ in size; None = all real
+    context: Tensor | None = None  # (B, H) the global part that a sample's embeddings share, when they have one
 
 
 def lengths_to_mask(lengths: Tensor, size: int | None = None) -> Tensor:
