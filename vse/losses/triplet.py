@@ -10,6 +10,7 @@ from vse.sets import at_least_float32
 
 Mining = Literal["hardest", "all", "semihard"]
 Reduction = Literal["sum", "mean", "mean_pairs"]
+Positives = Literal["each", "worst"]
 
 
 class TripletLoss(nn.Module):
@@ -18,6 +19,12 @@ class TripletLoss(nn.Module):
     For each positive pair (i, c) and each negative c' of image i (and, the other way, each negative image of caption c)
     the cost is max(0, margin + s(i, c') - s(i, c)). The two directions are added. A batch without a violation, or
     without a negative, has a loss of 0 with finite gradients. Scores in half precision are converted to float32.
+
+    With ``positives="worst"`` (ESA's self-expanding loss, Zhu et al. 2023) a query has one positive, the one with the
+    lowest score: max(0, margin + s(i, c') - min over positives c of s(i, c)), once for each negative c' of query i.
+    With one positive for each query it is the ordinary loss. The positives come from ids: where a batch has several
+    captions of an image, the minimum is over the views of all of them, while ESA's code takes the same pair's views
+    alone and treats the others as negatives.
 
     Args:
         margin: By how much a positive must score above a negative.
@@ -28,6 +35,8 @@ class TripletLoss(nn.Module):
             mining).
         warmup_epochs: Number of first epochs in which all triplets are used, whatever the mining; see
             :meth:`set_epoch`.
+        positives: "each" keeps the triplets of every positive pair, "worst" those of each query's worst positive. A
+            reduction over positive pairs is then one over queries.
 
     Raises:
         ValueError: ``margin`` is not positive, ``warmup_epochs`` is negative, or a choice is unknown.
@@ -43,16 +52,19 @@ class TripletLoss(nn.Module):
         mining: Mining = "hardest",
         reduction: Reduction = "sum",
         warmup_epochs: int = 0,
+        positives: Positives = "each",
     ) -> None:
         super().__init__()
         check_positive("margin", margin)
         check_choice("mining", mining, get_args(Mining))
         check_choice("reduction", reduction, get_args(Reduction))
         check_at_least("warmup_epochs", warmup_epochs, 0)
+        check_choice("positives", positives, get_args(Positives))
         self.margin = margin
         self.mining = mining
         self.reduction = reduction
         self.warmup_epochs = warmup_epochs
+        self.positives = positives
         self.warming_up = False
 
     def set_epoch(self, epoch: int) -> None:
@@ -78,6 +90,9 @@ class TripletLoss(nn.Module):
 
     def _direction(self, scores: Tensor, positives: Tensor, query: Tensor, match: Tensor) -> Tensor:
         """Loss of the rows' queries against the columns; pair p is (query[p], match[p])."""
+        if self.positives == "worst":
+            query = query.unique()
+            match = scores.detach().masked_fill(~positives, float("inf"))[query].argmin(1)
         mining = "all" if self.warming_up else self.mining
         negatives = scores.masked_fill(positives, float("-inf"))
         if mining == "hardest":
@@ -96,4 +111,5 @@ class TripletLoss(nn.Module):
 
     def extra_repr(self) -> str:
         """Show the settings where the module is printed."""
-        return f"margin={self.margin}, mining={self.mining}, reduction={self.reduction}"
+        shown = f"margin={self.margin}, mining={self.mining}, reduction={self.reduction}"
+        return shown if self.positives == "each" else f"{shown}, positives={self.positives}"
