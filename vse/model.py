@@ -79,7 +79,7 @@ class VSEModel(nn.Module):
     """A visual-semantic embedding model.
 
     ``model.image(inputs, mask=None)`` and ``model.text(tokens, mask=None)`` are the towers;
-    ``model.similarity(a, b)`` compares embedding sets (A, K, H) and (C, L, H) and gives scores (A, C). Sets of different
+    ``model.similarity(a, b)`` compares embedding sets (A, K, H) and (C, L, H) and gives scores (A, C). Sets of unequal
     sizes need ``a_mask`` (A, K) and ``b_mask`` (C, L), too. :meth:`encode_images` and :meth:`encode_texts` embed a
     user's own pictures and captions, :meth:`embed_images` and :meth:`embed_texts` also where the sets differ in size.
 
