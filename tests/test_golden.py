@@ -302,7 +302,7 @@ def check_chan_text(golden: dict[str, Any]) -> None:
 
 def check_assignment(golden: dict[str, Any]) -> None:
     images, texts = (golden[key].clone().requires_grad_() for key in ("images", "texts"))
-    partners = match(pair_cosines(images, texts).detach()).transpose(1, 2)
+    partners = match(pair_cosines(images, texts).detach().permute(1, 0, 3, 2)).transpose(1, 2)
     assert torch.equal(partners, golden["assignment"].long())
     scores = assignment(images, texts)
     close(scores, golden["mean_matched"])

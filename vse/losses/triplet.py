@@ -2,6 +2,7 @@
 
 from typing import Literal, get_args
 
+import torch
 from torch import Tensor, nn
 
 from vse.errors import check_at_least, check_choice, check_positive
@@ -90,23 +91,29 @@ class TripletLoss(nn.Module):
 
     def _direction(self, scores: Tensor, positives: Tensor, query: Tensor, match: Tensor) -> Tensor:
         """Loss of the rows' queries against the columns; pair p is (query[p], match[p])."""
-        if self.positives == "worst":
-            query = query.unique()
-            match = scores.detach().masked_fill(~positives, float("inf"))[query].argmin(1)
         mining = "all" if self.warming_up else self.mining
         negatives = scores.masked_fill(positives, float("-inf"))
         if mining == "hardest":
             negatives = negatives.max(1, keepdim=True).values
-        costs = (self.margin + negatives[query] - scores[query, match].unsqueeze(1)).relu()  # (P, 1) or (P, columns)
+        counted = positives.new_ones(len(query), 1)  # which positives there are
+        if self.positives == "worst":  # one for each row; it is inf, and all costs are 0, where there is none
+            matched, counted = (
+                scores.masked_fill(~positives, float("inf")).min(1).values,
+                positives.any(1, keepdim=True),
+            )
+            query = torch.arange(len(scores), device=scores.device)
+        else:
+            matched = scores[query, match]
+        costs = (self.margin + negatives[query] - matched.unsqueeze(1)).relu()  # (P, 1) or (P, columns)
         if mining == "semihard":
             costs = costs.clamp(max=self.margin)
         if self.reduction == "sum":
             return costs.sum()
         if self.reduction == "mean_pairs":
             return costs.sum() / positives.numel()
-        if mining == "hardest":
-            return costs.mean()
-        kept = costs > 0 if mining == "semihard" else ~positives[query]
+        kept = counted
+        if mining != "hardest":
+            kept = costs > 0 if mining == "semihard" else ~positives[query] & counted
         return costs.sum() / kept.sum().clamp(min=1)
 
     def extra_repr(self) -> str:

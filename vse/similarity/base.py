@@ -87,6 +87,9 @@ def check_embeddings(a: Tensor, b: Tensor, a_mask: Tensor | None = None, b_mask:
 def pair_cosines(a: Tensor, b: Tensor, a_mask: Tensor | None = None, b_mask: Tensor | None = None) -> Tensor:
     """Compute the cosines of all pairs of embeddings.
 
+    The axes of the embeddings come before those of the samples. A sum or a maximum over the embeddings of a set then
+    adds or compares whole rows; over a last axis of 4 it would take several times as long.
+
     Args:
         a: Embeddings (A, K, H).
         b: Embeddings (C, L, H).
@@ -94,17 +97,18 @@ def pair_cosines(a: Tensor, b: Tensor, a_mask: Tensor | None = None, b_mask: Ten
         b_mask: (C, L), True on real embeddings; None when all are real.
 
     Returns:
-        Cosines (A, K, C, L); 0 where one of the two embeddings is masked.
+        Cosines (K, A, L, C); 0 where one of the two embeddings is masked.
 
     Raises:
         ValueError: A shape or a mask is wrong.
 
     >>> pair_cosines(torch.randn(3, 4, 8), torch.randn(5, 2, 8)).shape
-    torch.Size([3, 4, 5, 2])
+    torch.Size([4, 3, 2, 5])
     """
     check_embeddings(a, b, a_mask, b_mask)
-    left, right = unit(fill_masked(a, a_mask)), unit(fill_masked(b, b_mask))
-    return (left.flatten(0, 1) @ right.flatten(0, 1).T).view(*a.shape[:2], *b.shape[:2])
+    sides = unit(fill_masked(a, a_mask)), unit(fill_masked(b, b_mask))
+    rows, columns = (side.transpose(0, 1).flatten(0, 1) for side in sides)  # (K A, H) and (L C, H)
+    return (rows @ columns.T).view(a.shape[1], a.shape[0], b.shape[1], b.shape[0])
 
 
 def unit(x: Tensor) -> Tensor:
@@ -126,24 +130,35 @@ def unit(x: Tensor) -> Tensor:
     """
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     normalised = (length - 1).abs() < _ROUNDING
+    if not torch.is_grad_enabled() and x.device.type == "cpu" and normalised.all():
+        return x  # evaluation compares many blocks; an accelerator would have to be waited for
     divisor = length.clamp(min=torch.finfo(x.dtype).tiny).masked_fill(normalised, 1.0)
     return x / divisor
 
 
 def left_mask(mask: Tensor | None, axes: int) -> Tensor | None:
-    """Shape the mask of the left side so that it goes with values (A, K, ...); the right side's goes with (..., C, L).
+    """Shape the mask of the left side so that it goes with values (K, A, ...).
 
     Args:
         mask: (A, K), True on real embeddings; None when all are real.
-        axes: The number of axes behind K.
+        axes: The number of axes behind A.
 
     Returns:
-        The mask (A, K, 1, ...), or None.
+        The mask (K, A, 1, ...), or None.
 
     >>> left_mask(torch.ones(3, 4, dtype=torch.bool), 2).shape
-    torch.Size([3, 4, 1, 1])
+    torch.Size([4, 3, 1, 1])
     """
-    return None if mask is None else mask.view(*mask.shape, *([1] * axes))
+    return None if mask is None else mask.T.reshape(*mask.T.shape, *([1] * axes))
+
+
+def right_mask(mask: Tensor | None) -> Tensor | None:
+    """Shape the mask (C, L) of the right side so that it goes with values (..., L, C).
+
+    >>> right_mask(torch.ones(5, 2, dtype=torch.bool)).shape
+    torch.Size([2, 5])
+    """
+    return None if mask is None else mask.T
 
 
 def hide(values: Tensor, mask: Tensor | None, value: float) -> Tensor:

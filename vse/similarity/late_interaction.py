@@ -4,14 +4,14 @@ Both sets keep all their elements, such as regions and words (the aggregator ``t
 left set is the image's, the right one the caption's.
 """
 
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from vse.errors import check_choice, check_positive
 from vse.sets import at_least_float32, fill_masked, masked_softmax
-from vse.similarity.base import hide, left_mask, max_over, mean_over, pair_cosines, sum_over, unit
+from vse.similarity.base import hide, left_mask, max_over, mean_over, pair_cosines, right_mask, sum_over, unit
 
 Side = Literal["image", "text"]
 Reduction = Literal["sum", "mean"]
@@ -53,8 +53,8 @@ def max_sim(
     """
     check_choice("query", query, get_args(Side))
     check_choice("reduction", reduction, get_args(Reduction))
-    best, mask = _best_partners(pair_cosines(a, b, a_mask, b_mask), a_mask, b_mask, query)
-    return sum_over(best, mask, -1) if reduction == "sum" else mean_over(best, mask, -1)
+    best = _best_partners(pair_cosines(a, b, a_mask, b_mask), a_mask, b_mask, query)
+    return sum_over(*best) if reduction == "sum" else mean_over(*best)
 
 
 def chan(
@@ -113,44 +113,55 @@ def chan(
     kind, (a, b) = a.dtype, (at_least_float32(a), at_least_float32(b))
     cosines = pair_cosines(a, b, a_mask, b_mask)
     if coding == "soft_regions":
-        codes, mask = _soft_codes(cosines, b, a_mask, b_mask, coding_temperature)
+        codes = _soft_codes(cosines, b, a_mask, b_mask, coding_temperature)
     else:
-        codes, mask = _best_partners(cosines, a_mask, b_mask, "text" if coding == "hard_words" else "image")
-    return _pool(codes, mask, pooling, pooling_temperature).to(kind)
+        codes = _best_partners(cosines, a_mask, b_mask, "text" if coding == "hard_words" else "image")
+    return _pool(codes, pooling, pooling_temperature).to(kind)
 
 
-def _best_partners(
-    cosines: Tensor, a_mask: Tensor | None, b_mask: Tensor | None, query: Side
-) -> tuple[Tensor, Tensor | None]:
-    """For each element of the query, (A, C, elements), the cosine of its best partner; and a mask for these."""
+class Codes(NamedTuple):
+    """One number for each element of a side.
+
+    Attributes:
+        values: (A, L, C) for the words, or (K, A, C) for the regions.
+        mask: True on real elements, of a shape that broadcasts against the values; None when all are real.
+        dim: The axis of the elements, counted from the end.
+    """
+
+    values: Tensor
+    mask: Tensor | None
+    dim: int
+
+
+def _best_partners(cosines: Tensor, a_mask: Tensor | None, b_mask: Tensor | None, query: Side) -> Codes:
+    """The cosine of each query element's best partner."""
     if query == "text":
-        return max_over(cosines, left_mask(a_mask, 2), -3), b_mask
-    best = max_over(cosines, b_mask, -1).transpose(1, 2)
-    return best, None if a_mask is None else a_mask.unsqueeze(1)
+        return Codes(max_over(cosines, left_mask(a_mask, 2), -4), right_mask(b_mask), -2)
+    return Codes(max_over(cosines, right_mask(b_mask), -2), left_mask(a_mask, 1), -3)
 
 
 def _soft_codes(
     cosines: Tensor, words: Tensor, a_mask: Tensor | None, b_mask: Tensor | None, temperature: float
-) -> tuple[Tensor, Tensor | None]:
-    """The cosine (A, C, K) of each region and the mixture of words that it attends to; and a mask for these.
+) -> Codes:
+    """The cosine of each region and the mixture of words that it attends to.
 
-    |t_k|^2 comes from the words' own products: the mixtures themselves, (A, K, C, H), would not fit into memory.
+    |t_k|^2 comes from the words' own products: the mixtures themselves, (K, A, C, H), would not fit into memory.
     """
-    weights = masked_softmax(cosines / temperature, b_mask)
+    weights = masked_softmax(cosines / temperature, right_mask(b_mask), -2)
     words = unit(fill_masked(words, b_mask))
     products = words @ words.transpose(1, 2)  # (C, L, L)
-    squared = (torch.einsum("akcl,clm->akcm", weights, products) * weights).sum(3)
+    squared = (torch.einsum("kalc,clm->kamc", weights, products) * weights).sum(2)
     length = squared.clamp(min=_SMALLEST).sqrt() + 1e-8
-    codes = ((weights * cosines).sum(3) / length).transpose(1, 2)
-    return codes, None if a_mask is None else a_mask.unsqueeze(1)
+    return Codes((weights * cosines).sum(2) / length, left_mask(a_mask, 1), -3)
 
 
-def _pool(codes: Tensor, mask: Tensor | None, pooling: Pooling, temperature: float) -> Tensor:
-    """Scores (A, C) from the numbers (A, C, n) of a side's elements."""
+def _pool(codes: Codes, pooling: Pooling, temperature: float) -> Tensor:
+    """Scores (A, C) from the numbers of a side's elements."""
+    values, mask, dim = codes
     if pooling == "lse":
-        return hide(codes / temperature, mask, float("-inf")).logsumexp(2)
+        return hide(values / temperature, mask, float("-inf")).logsumexp(dim)
     if pooling == "softmax":
-        return (masked_softmax(codes / temperature, mask) * codes).sum(2)
+        return (masked_softmax(values / temperature, mask, dim) * values).sum(dim)
     if pooling == "mean":
-        return mean_over(codes, mask, -1)
-    return max_over(codes, mask, -1) if pooling == "max" else sum_over(codes, mask, -1)
+        return mean_over(values, mask, dim)
+    return max_over(values, mask, dim) if pooling == "max" else sum_over(values, mask, dim)

@@ -54,7 +54,7 @@ def assignment(
     tensor([[1.]])
     """
     check_choice("value", value, get_args(Value))
-    cosines = pair_cosines(a, b, a_mask, b_mask)
+    cosines = pair_cosines(a, b, a_mask, b_mask).permute(1, 0, 3, 2)
     size = max(a.shape[1], b.shape[1])
     if size > LARGEST:
         raise ValueError(f"assignment matches sets of at most {LARGEST}, got K = {a.shape[1]} and L = {b.shape[1]}")

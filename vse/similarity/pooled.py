@@ -16,6 +16,7 @@ from vse.similarity.base import (
     max_over,
     mean_over,
     pair_cosines,
+    right_mask,
     sum_over,
     unit,
 )
@@ -67,7 +68,8 @@ def max_cosine(a: Tensor, b: Tensor, a_mask: Tensor | None = None, b_mask: Tenso
     torch.Size([3, 5])
     """
     cosines = pair_cosines(a, b, a_mask, b_mask)
-    return hide(hide(cosines, left_mask(a_mask, 2), float("-inf")), b_mask, float("-inf")).amax((1, 3))
+    best = max_over(cosines, right_mask(b_mask), -2)  # (K, A, C)
+    return max_over(best, left_mask(a_mask, 1), -3)
 
 
 def chamfer(a: Tensor, b: Tensor, a_mask: Tensor | None = None, b_mask: Tensor | None = None) -> Tensor:
@@ -89,9 +91,9 @@ def chamfer(a: Tensor, b: Tensor, a_mask: Tensor | None = None, b_mask: Tensor |
     torch.Size([3, 5])
     """
     cosines = pair_cosines(a, b, a_mask, b_mask)
-    best_of_a = max_over(cosines, b_mask, -1)  # (A, K, C)
-    best_of_b = max_over(cosines, left_mask(a_mask, 2), -3)  # (A, C, L)
-    return (mean_over(best_of_a, left_mask(a_mask, 1), -2) + mean_over(best_of_b, b_mask, -1)) / 2
+    best_of_a = max_over(cosines, right_mask(b_mask), -2)  # (K, A, C)
+    best_of_b = max_over(cosines, left_mask(a_mask, 2), -4)  # (A, L, C)
+    return (mean_over(best_of_a, left_mask(a_mask, 1), -3) + mean_over(best_of_b, right_mask(b_mask), -2)) / 2
 
 
 def smooth_chamfer(
@@ -126,17 +128,18 @@ def smooth_chamfer(
     if isinstance(a_mask, int | float):
         temperature, a_mask = a_mask, None
     check_positive("temperature", temperature)
-    cosines, rows = pair_cosines(a, b, a_mask, b_mask), left_mask(a_mask, 2)
+    cosines = pair_cosines(a, b, a_mask, b_mask)
+    rows, columns = left_mask(a_mask, 2), right_mask(b_mask)
     # A masked embedding of the side that is not summed over has cosines of 0, so that its logarithm is finite.
     if temperature > _FLAT or cosines.dtype in (torch.float16, torch.bfloat16):
         scaled = cosines * temperature
-        of_a = hide(scaled, b_mask, float("-inf")).logsumexp(3) / temperature
-        of_b = hide(scaled, rows, float("-inf")).logsumexp(1) / temperature
+        of_a = hide(scaled, columns, float("-inf")).logsumexp(-2) / temperature
+        of_b = hide(scaled, rows, float("-inf")).logsumexp(-4) / temperature
     else:  # no cosine exceeds 1: with exp(t (c - 1)) one exponential serves both sums, and neither sum underflows
         near = cosines.sub_(1.0).mul_(temperature).exp_()
-        of_a = 1.0 + sum_over(near, b_mask, -1).log() / temperature
-        of_b = 1.0 + sum_over(near, rows, -3).log() / temperature
-    return (mean_over(of_a, left_mask(a_mask, 1), -2) + mean_over(of_b, b_mask, -1)) / 2
+        of_a = 1.0 + sum_over(near, columns, -2).log() / temperature
+        of_b = 1.0 + sum_over(near, rows, -4).log() / temperature
+    return (mean_over(of_a, left_mask(a_mask, 1), -3) + mean_over(of_b, columns, -2)) / 2
 
 
 class MatchProbability(nn.Module):
@@ -171,7 +174,7 @@ class MatchProbability(nn.Module):
             ValueError: A shape or a mask is wrong.
         """
         matches = (pair_cosines(a, b, a_mask, b_mask) * self.scale + self.shift).sigmoid()
-        return mean_over(mean_over(matches, b_mask, -1), left_mask(a_mask, 1), -2)
+        return mean_over(mean_over(matches, right_mask(b_mask), -2), left_mask(a_mask, 1), -3)
 
 
 def order(a: Tensor, b: Tensor, a_mask: Tensor | None = None, b_mask: Tensor | None = None) -> Tensor:
@@ -203,6 +206,6 @@ def order(a: Tensor, b: Tensor, a_mask: Tensor | None = None, b_mask: Tensor | N
         excess = (b[None, None] - a[own, :, None, None]).relu()  # (rows, K, C, L, H)
         size = torch.linalg.vector_norm(excess, dim=-1)
         if a_mask is not None:
-            size = hide(size, left_mask(a_mask[own], 2), float("inf"))
+            size = hide(size, a_mask[own, :, None, None], float("inf"))
         blocks.append(-hide(size, b_mask, float("inf")).amin((1, 3)))
     return torch.cat(blocks)
