@@ -16,7 +16,7 @@ from vse.data.corpus import Corpus
 from vse.data.subwords import Subwords
 from vse.data.vocabulary import Vocabulary, augment
 from vse.distributed import share
-from vse.errors import InputError, check_choice, check_probability
+from vse.errors import InputError, check_at_least, check_choice, check_probability
 from vse.sets import pad
 
 _ORDER, _AUGMENT = 1, 2  # numbers of independent random streams
@@ -121,9 +121,13 @@ class TrainingData(Dataset[Batch | InputError]):
         keep_ends: Whether a caption's first and last token are never changed.
         part: The number of the process whose share of each batch is read, from 0.
         parts: Number of processes.
+        views: How often a batch has each of its images and captions, one after another: image 1, image 1 again, image
+            2, and so on (ESA, Zhu et al. 2023). Each view of a caption is changed on its own, and an encoder that drops
+            elements drops others in each view of an image. The views of a picture share its random crop.
 
     Raises:
-        ValueError: ``drop`` is outside [0, 1), or it is above 0 and the vocabulary has no mask token.
+        ValueError: ``drop`` is outside [0, 1), it is above 0 and the vocabulary has no mask token, or ``views`` is
+            below 1.
 
     >>> TrainingData(corpus, vocabulary, drop=0.2, seed=1)[0, np.array([3, 7])].positives.shape
     torch.Size([2, 2])
@@ -138,8 +142,10 @@ class TrainingData(Dataset[Batch | InputError]):
         keep_ends: bool = False,
         part: int = 0,
         parts: int = 1,
+        views: int = 1,
     ) -> None:
         check_probability("drop", drop)
+        check_at_least("views", views, 1)
         if drop and vocabulary.mask is None:
             raise ValueError(f"drop must be 0 for a vocabulary without a mask token, got {drop}")
         self.corpus = corpus
@@ -148,6 +154,7 @@ class TrainingData(Dataset[Batch | InputError]):
         self.keep_ends = keep_ends
         self.seed = seed
         self.part, self.parts = part, parts
+        self.views = views
         self._ids: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def __getitem__(self, key: tuple[int, np.ndarray]) -> Batch | InputError:
@@ -160,11 +167,15 @@ class TrainingData(Dataset[Batch | InputError]):
                 f"{self.corpus.name}: a batch describes {len(images)} images, fewer than the {self.parts} processes; "
                 f"raise train.batch_size or start fewer processes"
             )
+        positives = positives.repeat_interleave(self.views, 0).repeat_interleave(self.views, 1)
+        images, captions = np.repeat(images, self.views), np.repeat(captions, self.views)
+        view = np.arange(len(captions)) % self.views
         images = images[share(len(images), self.part, self.parts)]
-        captions = captions[share(len(captions), self.part, self.parts)]
+        own = share(len(captions), self.part, self.parts)
         try:
             read = self.corpus.images.read(images, epoch)
-            tokens, mask = pad([torch.from_numpy(self._tokens(epoch, int(index))) for index in captions])
+            pairs = zip(captions[own].tolist(), view[own].tolist(), strict=True)
+            tokens, mask = pad([torch.from_numpy(self._tokens(epoch, *pair)) for pair in pairs])
         except InputError as error:
             return error
         if isinstance(read, np.ndarray):
@@ -183,13 +194,13 @@ class TrainingData(Dataset[Batch | InputError]):
         Raises:
             InputError: The data is damaged.
         """
-        whole = TrainingData(self.corpus, self.vocabulary, self.drop, self.seed, self.keep_ends)
+        whole = TrainingData(self.corpus, self.vocabulary, self.drop, self.seed, self.keep_ends, views=self.views)
         batch = whole[0, np.arange(min(2, len(self.corpus.captions)))]
         if isinstance(batch, InputError):
             raise batch
         return batch
 
-    def _tokens(self, epoch: int, index: int) -> np.ndarray:
+    def _tokens(self, epoch: int, index: int, view: int = 0) -> np.ndarray:
         if index not in self._ids:
             self._ids[index] = self.vocabulary.encode_words(self.corpus.captions[index])
             if self.keep_ends:
@@ -200,7 +211,8 @@ class TrainingData(Dataset[Batch | InputError]):
         if self.drop == 0:
             return ids
         assert self.vocabulary.mask is not None  # the constructor has checked it
-        rng = np.random.default_rng((_AUGMENT, self.seed, epoch, index))
+        draw = index + view * len(self.corpus.captions)  # each view has draws of its own
+        rng = np.random.default_rng((_AUGMENT, self.seed, epoch, draw))
         return augment(ids, words, self.drop, rng, self.vocabulary.mask, self.vocabulary.plain)
 
 
