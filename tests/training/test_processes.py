@@ -115,7 +115,7 @@ def test_a_backbones_batchnorm_has_the_global_statistics(world: int, tmp_path: P
 
 
 @pytest.mark.parametrize("world", [1, 2])
-@pytest.mark.parametrize("case", SYSTEMS)
+@pytest.mark.parametrize("case", [*SYSTEMS, "esa", "chan"])
 def test_chunks_train_as_whole_batches(case: str, world: int, tiny: list[str], tmp_path: Path) -> None:
     settings = settings_of(case, tiny)
     logged, state = take_steps(settings)

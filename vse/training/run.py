@@ -37,8 +37,8 @@ def gather_aggregated(own: Aggregated, total: int) -> Aggregated:
         total: Number of samples of all shares.
 
     Returns:
-        Embeddings and residual (total, K, H) and context (total, H), with gradients, and the mask (total, K) where there
-        is one. A single process gets its own result back, as it is.
+        Embeddings and residual (total, K, H) and context (total, H), with gradients, and the mask (total, K) if sets
+        differ in size. A single process gets its own result back, as it is.
     """
     if distributed.world_size() == 1:
         return own
