@@ -1,144 +1,206 @@
 #!/usr/bin/env python3
-"""Times of the package's own choices beside the plain alternatives, each pair measured in this one run.
+"""Measures on the CPU what this package does, beside the least time that the same work could take.
 
-    python benchmarks/cpu.py
+    python benchmarks/cpu.py [--only PART ...] [--json FILE]
 
-Prints a table of medians and ratios; docs/PERFORMANCE.md keeps one. Absolute times depend on the machine.
+Both figures of a line are measured in turns in this one run: absolute times depend on the machine, ratios hardly do.
+The parts are steps, parts, ranking, loading and starting. docs/PERFORMANCE.md keeps the tables and reads them.
 """
 
-import statistics
-import time
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
+from workload import (
+    SYSTEMS,
+    Row,
+    Sizes,
+    make_training,
+    operations,
+    print_table,
+    product_rate,
+    seconds_of,
+    write_features,
+)
 
-from vse.aggregators import GPO, SetPrediction
-from vse.aggregators.set_prediction import SlotBlock
-from vse.build import build_criterion, build_model, read_config
-from vse.data.vocabulary import SPECIALS, Vocabulary
-from vse.metrics import retrieval_metrics
-from vse.runtime import autocast
-from vse.sets import lengths_to_mask
+from vse.aggregators import AGGREGATORS
+from vse.losses import LOSSES, REGULARISERS
+from vse.sets import Aggregated, lengths_to_mask
+from vse.similarity import SIMILARITIES
 
-REPEATS = 7
-
-
-def median_time(function: Callable[[], object]) -> float:
-    """Median seconds of a call, after one to warm up."""
-    function()
-    times = []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
-
-
-def training_step(
-    config_file: str, precision: str, captions: int = 1, overrides: Sequence[str] = ()
-) -> Callable[[], object]:
-    """One step on Flickr8k's shapes: 128 images of 25 regions of 192, 512-dimensional embeddings."""
-    config = read_config(config_file, ["model.embed_dim=512", "data.vocabulary.vectors=null", *overrides])
-    torch.manual_seed(0)
-    model = build_model(config, 192, Vocabulary([*SPECIALS, *map(str, range(2930))])).train()
-    criterion = build_criterion(config)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=5e-4)
-    images = torch.randn(128, 25, 192)
-    lengths = torch.randint(6, 24, (128 * captions,))
-    tokens, mask = torch.randint(5, 2935, (len(lengths), int(lengths.max()))), lengths_to_mask(lengths)
-    positives = torch.eye(128, dtype=torch.bool).repeat_interleave(captions, 1)
-
-    def step() -> None:
-        with autocast(torch.device("cpu"), precision):
-            image, text = model.image(images), model.text(tokens, mask)
-        scores = model.similarity(image.embeddings, text.embeddings)
-        optimiser.zero_grad()
-        criterion(scores, positives, image, text)["total"].backward()
-        optimiser.step()
-
-    return step
+CPU = torch.device("cpu")
+FLICKR8K = Sizes(regions=25, width=192, embedding=512)
+FULL = Sizes()
 
 
-class KeysAndValues(SlotBlock):
-    """The slots' attention with keys and values of every element, at every depth, as the released code has it."""
-
-    def forward(
-        self, slots: Tensor, keyed: Tensor, inputs: Tensor, mask: Tensor | None, products: object
-    ) -> tuple[Tensor, Tensor]:
-        """Take one round."""
-
-        def split(x: Tensor) -> Tensor:
-            return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-
-        queries = split(self.query(self.norm(slots.expand(len(inputs), -1, -1))))
-        keys, values = split(self.key(keyed)), split(self.value(inputs))
-        logits = (queries @ keys.transpose(-1, -2) / queries.shape[-1] ** 0.5).transpose(1, 2)
-        weights = self.weigh(logits, None if mask is None else mask[:, None, None])
-        read = weights.to(values.dtype).transpose(1, 2) @ values
-        slots = slots + self.dropout(self.out(read.transpose(1, 2).flatten(2)))
-        return slots + self.ff(self.ff_norm(slots)), weights
-
-
-class PlainSetPrediction(SetPrediction):
-    """Set prediction that computes the keys and values of every element."""
-
-    block = KeysAndValues
+def steps(folder: Path) -> list[Row]:
+    """Time a training step of each system beside the time its operations need at the rate of a matrix product."""
+    rows = []
+    rates = {"fp32": product_rate(CPU, torch.float32, 2048), "bf16": product_rate(CPU, torch.bfloat16, 2048)}
+    rows += [Row(f"matrix product, {name}", rate / 1e9, "", 0.0, "GFLOP/s") for name, rate in rates.items()]
+    for sizes, systems in ((FLICKR8K, SYSTEMS), (FULL, ("vse_infty",))):
+        data = write_features(folder / str(sizes.width), sizes)
+        for system in systems:
+            found = []
+            for precision in rates:
+                training = make_training(
+                    system, data, sizes, CPU, f"run.precision={precision}", "run.log_steps=1000000"
+                )
+                batch = next(training.batches())
+                found.append((training, batch))
+            works = [lambda t=training, b=batch: t.train_step(b) for training, batch in found]  # type: ignore[misc]
+            count = operations(works[0])
+            for (precision, rate), time in zip(rates.items(), seconds_of(works, CPU, repeats=3), strict=True):
+                name = f"{system}, {sizes.regions} x {sizes.width}, width {sizes.embedding}, {precision}"
+                rows.append(Row(name, 1000 * time, "its operations at the product's rate", 1000 * count / rate))
+    rows += [recurrent_row(FULL), optimiser_row()]
+    return rows
 
 
-def gpo_per_sample(gpo: GPO, sets: list[torch.Tensor]) -> torch.Tensor:
-    """GPO with one pass of its GRU row per sample, as the released code has it."""
-    lengths = torch.tensor([len(s) for s in sets])
-    features = pad_sequence(sets, batch_first=True, padding_value=-1e4)
-    weights = gpo._weights(lengths, features.shape[1])
-    return (features.sort(dim=1, descending=True).values * weights.unsqueeze(-1)).sum(1)
+def recurrent_row(sizes: Sizes) -> Row:
+    """Time the captions' BiGRU as the text encoder runs it, beside a packed one of torch."""
+    from vse.encoders.recurrent import read_sequence
+
+    gru = nn.GRU(300, sizes.embedding, batch_first=True, bidirectional=True)
+    lengths = torch.randint(6, 24, (sizes.batch,))
+    words, mask = torch.randn(sizes.batch, int(lengths.max()), 300), lengths_to_mask(lengths)
+
+    def ours() -> None:
+        states, _ = read_sequence(gru, words, mask, "last", average=True, states=True)
+        assert states is not None
+        states.sum().backward()
+
+    def packed() -> None:
+        gru(pack_padded_sequence(words, lengths, batch_first=True, enforce_sorted=False))[0].data.sum().backward()
+
+    found, bare = seconds_of([ours, packed], CPU)
+    return Row("BiGRU, forward and backward", 1000 * found, "torch's packed one", 1000 * bare)
 
 
-def metrics_by_sorting(scores: np.ndarray) -> float:
-    """R@1 of both directions from a full argsort of each, five captions per image."""
-    order = np.argsort(-scores, axis=1)
-    i2t = np.mean(order[:, 0] // 5 == np.arange(len(scores)))
-    order = np.argsort(-scores.T, axis=1)
-    return float(i2t + np.mean(order[:, 0] == np.arange(scores.shape[1]) // 5))
+def optimiser_row() -> Row:
+    """Time an update of AdamW as a config has it, beside a copy of as many numbers."""
+    from vse.build import read_config
+
+    config = read_config("vse_infty/f30k_region_bigru")
+    parameters = [nn.Parameter(torch.randn(1 << 20)) for _ in range(8)]
+    for parameter in parameters:
+        parameter.grad = torch.randn_like(parameter)
+    from vse.optim import OPTIMISERS
+
+    optimiser = OPTIMISERS[config.optim.name](parameters, lr=1e-4)
+    copies = [torch.empty_like(parameter) for parameter in parameters]
+
+    def copy() -> None:
+        for target, source in zip(copies, parameters, strict=True):
+            target.copy_(source.detach())
+
+    found, bare = seconds_of([optimiser.step, copy], CPU)
+    return Row("AdamW's update, 8.4 M parameters", 1000 * found, "copying them", 1000 * bare)
+
+
+def parts(folder: Path) -> list[Row]:
+    """Time every aggregator beside mean pooling, every similarity beside its product, every loss beside a sum."""
+    features = torch.randn(128, 36, 1024, requires_grad=True)
+    mask = lengths_to_mask(torch.randint(20, 37, (128,)), 36)
+    context = torch.randn(128, 1024, requires_grad=True)
+    arguments = {"kmax": {"k": 5}}
+    rows = []
+    mean = AGGREGATORS["mean"]()
+    for name, make in AGGREGATORS.items():
+        aggregator = _make(make, arguments.get(name, {}))
+
+        def pool(of: Any = aggregator) -> None:
+            of(features, mask, context).embeddings.sum().backward()
+
+        found, bare = seconds_of([pool, lambda: pool(mean)], CPU)
+        rows.append(Row(f"aggregator {name}, 128 x 36 x 1024", 1000 * found, "mean", 1000 * bare))
+    rows += [similarity_row(name, make) for name, make in SIMILARITIES.items()]
+    scores = torch.randn(128, 640).mul(0.1).requires_grad_()
+    positives = torch.arange(128)[:, None] == torch.arange(640) // 5
+    for name, loss in LOSSES.items():
+        judge = loss()
+        works = [lambda j=judge: j(scores, positives).backward(), lambda: scores.exp().sum().backward()]  # type: ignore[misc]
+        found, bare = seconds_of(works, CPU)
+        rows.append(Row(f"loss {name}, 128 x 640", 1000 * found, "exp and sum", 1000 * bare))
+    sides = [nn.functional.normalize(torch.randn(n, 4, 1024), dim=-1).requires_grad_() for n in (128, 640)]
+    image, text = (Aggregated(side, residual=side) for side in sides)
+    for name, term in REGULARISERS.items():
+        found, bare = seconds_of(
+            [lambda t=term: t(image, text).backward(), lambda: (sides[0].sum() + sides[1].sum()).backward()],  # type: ignore[misc]
+            CPU,
+        )
+        rows.append(Row(f"term {name}, 128 and 640 sets of 4 x 1024", 1000 * found, "sum", 1000 * bare))
+    return rows
+
+
+def _make(make: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+    """A component with the widths of the benchmark, as the build fills them in."""
+    import inspect
+
+    widths = {"in_dim": 1024, "out_dim": 1024, "dim": 1024, "num_embeddings": 4}
+    known = inspect.signature(make).parameters
+    needed = {n: w for n, w in widths.items() if n in known and known[n].default in (inspect.Parameter.empty, None)}
+    return make(**{**needed, **arguments})
+
+
+def similarity_row(name: str, make: Any) -> Row:
+    """Time a similarity of 128 and 640 sets, forward and backward, beside the products of its embeddings."""
+    compare = make() if isinstance(make, type) else make
+    count, width = (1, 1024) if name in ("cosine", "order") else (4, 1024)
+    if name == "order":
+        width = 64
+    a, b = (nn.functional.normalize(torch.randn(n, count, width), dim=-1).requires_grad_() for n in (128, 640))
+
+    def product(x: Tensor = a, y: Tensor = b) -> None:
+        (x.flatten(0, 1) @ y.flatten(0, 1).T).sum().backward()
+
+    found, bare = seconds_of([lambda: compare(a, b).sum().backward(), product], CPU)
+    return Row(f"similarity {name}, 128 x 640 sets of {count} x {width}", 1000 * found, "its product", 1000 * bare)
+
+
+def starting(folder: Path) -> list[Row]:
+    """Time what a user waits for: the import, the first step, a validation."""
+
+    def run(words: Sequence[str]) -> Callable[[], object]:
+        return lambda: subprocess.run([sys.executable, *words], check=True, capture_output=True)
+
+    bare, ours, torchs = seconds_of([run(["-c", ""]), run(["-c", "import vse"]), run(["-c", "import torch"])], CPU, 3)
+    data = write_features(folder / "192", FLICKR8K)
+    dry = ["-m", "vse", "train", "vse_infty/f30k_region_bigru", f"data.root={data}", "model.embed_dim=512", "--dry-run"]
+    first = seconds_of([run([*dry, "data.vocabulary.min_count=1", "data.workers=0"])], CPU, 1)[0]
+    return [
+        Row("import vse", ours - bare, "import torch", torchs - bare, "s"),
+        Row("vse train to the end of the first step", first, "import torch", torchs, "s"),
+    ]
+
+
+PARTS = {"steps": steps, "parts": parts, "starting": starting}
 
 
 def main() -> None:
     """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=", ".join(PARTS))
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures to this file")
+    arguments = parser.parse_args()
     torch.manual_seed(0)
-    rows: list[tuple[str, float, str, float]] = []
-    for system, captions in (("vse_infty", 1), ("dive", 5)):
-        steps = (training_step(f"configs/{system}/f30k_region_bigru.yaml", p, captions) for p in ("bf16", "fp32"))
-        half, full = (median_time(step) for step in steps)
-        rows.append((f"{system} step, bf16", half, "fp32", full))
-    aggregator = "name: cpu:PlainSetPrediction, dropout: 0.1"  # this file, beside the defaults that the config states
-    overrides = [
-        f"model.image.aggregator={{{aggregator}}}",
-        f"model.text.aggregator={{{aggregator}, position: sine}}",
-    ]
-    plain = median_time(training_step("configs/dive/f30k_region_bigru.yaml", "fp32", 5, overrides))
-    rows.append(("dive step, fp32, products of weights", full, "keys, values", plain))
-
-    gpo = GPO()
-    features, mask = torch.randn(128, 36, 1024), torch.rand(128, 36) < 0.8
-    sets = [f[m] for f, m in zip(features, mask, strict=True)]
-
-    def backward(pooled: torch.Tensor) -> None:
-        pooled.sum().backward()
-
-    once = median_time(lambda: backward(gpo(features, mask).embeddings))
-    rows.append(("GPO, once per count", once, "per sample", median_time(lambda: backward(gpo_per_sample(gpo, sets)))))
-
-    scores = torch.randn(1000, 5000)
-    positives = torch.arange(1000)[:, None] == torch.arange(5000) // 5
-    counting = median_time(lambda: retrieval_metrics(scores, positives))
-    sorting = median_time(lambda: metrics_by_sorting(scores.numpy()))
-    rows.append(("Metrics of 1,000 x 5,000, counting", counting, "argsort", sorting))
-
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; medians of {REPEATS}")
-    for name, ours, other, theirs in rows:
-        print(f"{name:36}{1000 * ours:8.0f} ms   {other:12}{1000 * theirs:8.0f} ms   ratio {theirs / ours:5.2f}")
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+    tables = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in arguments.only:
+            tables[name] = PARTS[name](Path(folder))
+            print_table(name, tables[name])
+    if arguments.json:
+        content = {name: [{**row._asdict(), "ratio": row.ratio} for row in rows] for name, rows in tables.items()}
+        arguments.json.write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -3,11 +3,14 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from helpers import Outcome, karpathy_file
+
+from vse.training.run import Training
 
 Cli = Callable[..., Outcome]
 
@@ -105,6 +108,23 @@ def test_nan_noticed_by_a_worker(cli: Cli, tiny: list[str], corpus_folder: Path)
     damage, message = FILE_CASES["NaN"]
     damage(corpus_folder)
     assert message in cli("train", *tiny, "data.workers=2").error
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_features_that_change_under_a_run(
+    cli: Cli, tiny: list[str], corpus_folder: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    step = Training.train_step
+
+    def change(training: Training, batch: Any) -> Any:
+        if training.total_steps == 3:
+            np.save(corpus_folder / "new.npy", np.load(precomp_file(corpus_folder, "train_ims.npy")) * 2)
+            os.replace(corpus_folder / "new.npy", precomp_file(corpus_folder, "train_ims.npy"))
+        return step(training, batch)
+
+    monkeypatch.setattr(Training, "train_step", change)
+    outcome = cli("train", *tiny, "train.epochs=20", f"data.workers={workers}")
+    assert outcome.code == 2 and "train_ims.npy: has changed while it was in use; start again" in outcome.error
 
 
 def test_bad_test_split(cli: Cli, tiny: list[str], corpus_folder: Path, tmp_path: Path) -> None:

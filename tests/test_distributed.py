@@ -1,5 +1,7 @@
 """Real processes, joined by gloo: gathering, averaging and agreeing against what one process computes."""
 
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -64,6 +66,23 @@ def test_processes_compute_what_one_computes(tmp_path: Path, world: int) -> None
         assert distributed.broadcast({"from": distributed.rank()}) == {"from": 0}
 
     in_processes(world, tmp_path, check)
+
+
+def check_turns() -> None:
+    """The first process is done before the others begin, and lets them in even when it fails."""
+    folder = Path(os.environ["VSE_CACHE"])
+    with distributed.first_on_each_machine():
+        if distributed.rank() == 0:
+            time.sleep(0.5)
+            (folder / "made").touch()
+        assert (folder / "made").exists()
+    with pytest.raises(ValueError, match="bad"), distributed.first_on_each_machine():
+        raise ValueError("bad")
+
+
+def test_one_process_of_a_machine_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VSE_CACHE", str(tmp_path))
+    in_processes(3, tmp_path, check_turns)
 
 
 def test_a_gradient_missing_in_one_process_counts_as_zero(tmp_path: Path) -> None:

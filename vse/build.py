@@ -276,7 +276,7 @@ def check_augmentation(config: Config, subwords: Subwords) -> None:
     lacks = ""
     if subwords.mask is None:
         lacks = "mask token to put in the place of words"
-    elif len(np.unique(subwords.encode_words("two dogs")[1][1:-1])) < 2:
+    elif len(np.unique(subwords.split("two dogs")[1][1:-1])) < 2:
         lacks = "notion of words"
     if lacks:
         model = text.arguments["model"]

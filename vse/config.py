@@ -83,6 +83,7 @@ class DataConfig(Section):
     views: Annotated[int, Field(ge=1, le=16)] = 1  # how often a batch has each image and each caption, dropped anew
     transform: Component | None = None  # for pictures and clips
     workers: Annotated[int, Field(ge=0, le=256), MAY_CHANGE] = 2
+    resident: Annotated[Literal["auto", "gpu", "memory", "disk"], MAY_CHANGE] = "auto"  # where features are kept
     vocabulary: VocabularyConfig = VocabularyConfig()
 
 

@@ -101,6 +101,23 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def share_of_machine(total: int) -> int:
+    """How many of a batch's items, at most, the processes of this machine have together."""
+    return min(total, -(-total // world_size()) * int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
+@contextlib.contextmanager
+def first_on_each_machine() -> Iterator[None]:
+    """A block that one process of each machine does first; the others then find in the cache what it has made."""
+    if local_rank() > 0:
+        agree(False)
+    try:
+        yield
+    finally:  # after a failure, too: the others will fail in the same way, and say so
+        if local_rank() == 0:
+            agree(False)
+
+
 def shares(total: int, count: int | None = None) -> list[int]:
     """Divide a number of items into parts of nearly equal size, one for each process.
 

@@ -1,18 +1,14 @@
 import dataclasses
 import os
-import signal
-import subprocess
-import sys
-import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, write_dataset, write_pictures, write_precomp
+from helpers import write_dataset, write_pictures, write_precomp
 
-from vse.data import batches
-from vse.data.batches import Batch, BatchSampler, TrainingData, make_loader
+from vse.data.batches import Batch, BatchSampler, ThreadedLoader, TrainingData, check_shared_memory, make_loader
 from vse.data.corpus import ArrayFeatures, Corpus, Features
 from vse.data.formats import karpathy, precomp
 from vse.data.transforms import Crop
@@ -83,12 +79,13 @@ def test_batch_holds_each_image_once(corpus: Corpus) -> None:
         assert (batch.tokens[row, ~batch.token_mask[row]] == 0).all()
 
 
+@pytest.mark.parametrize("in_threads", [False, True], ids=["processes", "threads"])
 @pytest.mark.parametrize("workers", [1, 2])
-def test_workers_change_nothing(corpus: Corpus, workers: int) -> None:
+def test_workers_change_nothing(corpus: Corpus, workers: int, in_threads: bool) -> None:
     expected = list(make_loader(data(corpus), sampler(corpus), 0, False))
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    found = list(make_loader(data(corpus), sampler(corpus), workers, False))
+    found = list(make_loader(data(corpus), sampler(corpus), workers, False, in_threads))
     assert torch.equal(before, torch.get_rng_state())  # the loader draws nothing from the global generator
     for a, b in zip(expected, found, strict=True):
         assert all((x is None and y is None) or torch.equal(x, y) for x, y in zip(a, b, strict=True))
@@ -106,6 +103,21 @@ def test_augmentation_differs_by_epoch_and_caption(corpus: Corpus) -> None:
     assert torch.equal(alone.tokens[0], first.tokens[4, first.token_mask[4]])
 
 
+def test_ends_are_kept_or_changed_like_words(corpus: Corpus) -> None:
+    vocabulary = Vocabulary.build(corpus.captions)
+    for keep_ends in (True, False):
+        training = TrainingData(corpus, vocabulary, 0.9, seed=1, keep_ends=keep_ends)
+        batch = training[0, np.arange(120)]
+        assert isinstance(batch, Batch)
+        last = batch.tokens[torch.arange(120), batch.token_mask.sum(1) - 1]
+        kept = bool((batch.tokens[:, 0] == vocabulary.start).all() and (last == vocabulary.end).all())
+        assert kept == keep_ends
+        assert (batch.token_mask.sum(1) >= (2 if keep_ends else 1)).all()
+        whole = [len(vocabulary.encode(caption)) for caption in corpus.captions]
+        assert not (batch.token_mask.sum(1) == torch.tensor(whole)).all()  # the array of words is not changed for good
+    assert training.flat.words.min() == 0
+
+
 def test_a_mistake_in_the_data_is_returned(corpus: Corpus) -> None:
     assert isinstance(corpus.images, Features)
     features = np.load(corpus.images.path)
@@ -113,6 +125,60 @@ def test_a_mistake_in_the_data_is_returned(corpus: Corpus) -> None:
     np.save(corpus.images.path, features)
     corpus.images._array = None
     assert isinstance(data(corpus)[0, np.array([10])], InputError)
+
+
+def test_threads_work_ahead_in_order_and_stop_early(corpus: Corpus) -> None:
+    """A slow batch delays those behind it; whoever leaves the loop leaves no work behind."""
+    asked: list[int] = []
+
+    class Slow(TrainingData):
+        def __getitem__(self, key: tuple[int, np.ndarray]) -> Batch | InputError:
+            number = len(asked)
+            asked.append(number)
+            time.sleep(0.2 if number == 0 else 0)
+            return super().__getitem__(key)
+
+    slow = Slow(corpus, Vocabulary.build(corpus.captions), 0.5, seed=1)
+    plain = data(corpus)
+    order = sampler(corpus, batch_size=2)
+    loader = iter(ThreadedLoader(slow, order, 3, False))
+    for _, (key, batch) in zip(range(3), zip(order, loader, strict=True), strict=False):
+        expected = plain[key]
+        assert isinstance(expected, Batch) and torch.equal(batch.tokens, expected.tokens)
+    loader.close()  # type: ignore[attr-defined]
+    assert len(asked) <= 3 + 2 * 3 + 1 < len(order)
+    time.sleep(0.1)
+    assert len(asked) <= 3 + 2 * 3 + 1
+
+
+def test_errors_in_threads(corpus: Corpus) -> None:
+    """A mistake in the data is returned, a bug is raised."""
+    broken = data(corpus)
+    broken.read = lambda images, epoch: InputError("damaged").args[0] / images
+    with pytest.raises(TypeError):
+        list(ThreadedLoader(broken, sampler(corpus), 2, False))
+
+    def read(images: np.ndarray, epoch: int) -> np.ndarray:
+        raise InputError("damaged")
+
+    broken.read = read
+    assert all(isinstance(found, InputError) for found in ThreadedLoader(broken, sampler(corpus), 2, False))
+
+
+def test_shared_memory_that_is_too_small(corpus: Corpus, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Before the first batch: two batches of each of three workers, 288 bytes an image."""
+    batch = data(corpus).sample()
+    assert batch.images.nbytes == 288
+    about = os.statvfs_result((1000, 1000, 100, 100, 2 * 3 * 50 * 288 // 1000, 1, 1, 1, 1, 255))
+    monkeypatch.setattr(os, "statvfs", lambda folder: about)
+    assert about.f_bavail * about.f_frsize == 86_000
+    check_shared_memory(batch, 49, 3, str(tmp_path))
+    with pytest.raises(
+        InputError, match=r"data.workers: 3 processes put up to 0.00 GB of batches into .* 0.00 GB free"
+    ):
+        check_shared_memory(batch, 50, 3, str(tmp_path))
+    check_shared_memory(batch, 5000, 0, str(tmp_path))
+    check_shared_memory(batch, 5000, 3, str(tmp_path / "missing"))  # not Linux
 
 
 def read_batch(data: TrainingData, epoch: int, captions: list[int]) -> Batch:
@@ -165,38 +231,3 @@ def test_bad_arguments(corpus: Corpus) -> None:
         sampler(corpus, sampling="images")
     with pytest.raises(ValueError, match=r"drop must be in \[0, 1\), got 1.0"):
         data(corpus, drop=1.0)
-
-
-@pytest.mark.parametrize(
-    ("lacks", "expected"),
-    [
-        ((), {"SIGINT", "SIGHUP", "SIGUSR1"}),
-        (("sigwaitinfo",), {"SIGINT", "SIGHUP", "SIGUSR1"}),  # macOS
-        (("sigwaitinfo", "pthread_sigmask", "SIGHUP", "SIGUSR1"), {"SIGINT"}),  # Windows
-    ],
-    ids=["Linux", "macOS", "Windows"],
-)
-def test_workers_start_where_signals_are_few(
-    lacks: tuple[str, ...], expected: set[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """They ignore what there is to ignore; a SIGTERM is waited for only where one can tell who sent it."""
-    ignored, blocked, threads = set(), [], []
-    monkeypatch.setattr(signal, "signal", lambda number, action: ignored.add(number.name))
-    monkeypatch.setattr(signal, "pthread_sigmask", lambda how, signals: blocked.append(signals))
-    monkeypatch.setattr(threading.Thread, "start", lambda thread: threads.append(thread))
-    for name in lacks:
-        monkeypatch.delattr(signal, name)
-    batches._leave_signals_to_the_parent(0)
-    assert ignored == expected
-    assert len(blocked) == len(threads) == (0 if lacks else 1)
-
-
-def test_a_module_without_the_signals_of_posix_can_be_imported() -> None:
-    code = """
-import signal
-for name in ("sigwaitinfo", "pthread_sigmask", "SIGHUP", "SIGUSR1", "sigwait", "sigtimedwait"):
-    delattr(signal, name)
-import vse.data.batches, vse.data.formats, vse.features.extraction
-"""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0

@@ -1,5 +1,6 @@
 """What a corpus and a source of images are."""
 
+import os
 import pickle
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from helpers import write_gif
 from PIL import Image
 
+from vse.data import corpus as corpus_module
 from vse.data.clips import ClipFiles, ClipTransform, FrameFeatures
 from vse.data.corpus import ArrayFeatures, Corpus, Features, ImageSource
 from vse.data.formats import precomp
@@ -50,6 +52,88 @@ def test_a_huge_file_is_not_read_into_memory(tmp_path: Path) -> None:
     assert features.read(np.array([113_286])).sum() == 0
     assert len(pickle.dumps(features)) < 2_000_000
     assert np.array_equal(pickle.loads(pickle.dumps(features))[5], features[5])
+
+
+@pytest.fixture
+def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file of features that counts as a large one."""
+    monkeypatch.setenv("VSE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(corpus_module, "_LARGE", 1)
+    monkeypatch.setattr(corpus_module, "_BLOCK", 4)
+    np.save(tmp_path / "x.npy", np.ones((10, 2, 3), np.float16))
+    return tmp_path / "x.npy"
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_bits_tell_what_is_finite(dtype: type) -> None:
+    values: np.ndarray = np.array([0, -0.0, 1, 65504, -65504, 6e-8, np.nan, -np.nan, np.inf, -np.inf], dtype)
+    assert corpus_module._finite(values).tolist() == np.isfinite(values).tolist() == [True] * 6 + [False] * 4
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_a_file_is_checked_once(large: Path, monkeypatch: pytest.MonkeyPatch, value: float) -> None:
+    """A later run does not read it again, unless size or time have changed."""
+    scans: list[Path] = []
+    scan = Features._rows_not_finite
+
+    def counted(self: Features) -> np.ndarray:
+        scans.append(self.path)
+        return scan(self)
+
+    monkeypatch.setattr(Features, "_rows_not_finite", counted)
+    for _ in range(2):
+        assert Features(large).checked().read(np.arange(10)).sum() == 60
+    assert len(scans) == 1
+    about = large.stat()
+    damaged = np.ones((10, 2, 3), np.float16)
+    damaged[6, 1, 2] = value
+    np.save(large, damaged)
+    os.utime(large, ns=(about.st_atime_ns, about.st_mtime_ns + 1))
+    for _ in range(2):
+        features = Features(large, rows=np.array([1, 6]), ids="ab")
+        with pytest.raises(InputError, match=r"x.npy: NaN or Inf in the features of image b \(row 6\)"):
+            features.checked()
+    assert len(scans) == 2
+    assert Features(large, rows=np.array([1, 5])).checked().read(np.arange(2)).sum() == 12  # row 6 is not needed
+    assert len(scans) == 2
+
+
+def test_small_files_are_not_remembered(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus_module, "_LARGE", 10_000)
+    Features(large).checked()
+    assert not (large.parent / "cache").exists()
+
+
+@pytest.mark.parametrize("change", ["values", "shorter", "longer", "removed", "replaced"])
+@pytest.mark.parametrize("is_open", [True, False])
+def test_a_file_that_changes_is_noticed(large: Path, change: str, is_open: bool) -> None:
+    features = pickle.loads(pickle.dumps(Features(large).checked()))  # as in a worker
+    if is_open:
+        features.read(np.arange(10))
+    time = large.stat().st_mtime_ns
+    if change == "values":
+        array = np.lib.format.open_memmap(large, mode="r+")
+        array[3] = 5
+        array.flush()
+    elif change == "removed":
+        large.unlink()
+    elif change == "replaced":
+        np.save(large.with_name("y.npy"), np.zeros((10, 2, 3), np.float16))
+        large.with_name("y.npy").replace(large)
+    else:
+        content = large.read_bytes()
+        large.write_bytes(content[:-60] if change == "shorter" else content + b"more")
+    if large.exists():
+        os.utime(large, ns=(time, time + 1))  # a coarse clock may not have moved
+    with pytest.raises(InputError, match="x.npy: has changed while it was in use; start again when it is complete"):
+        features.read(np.array([3]))
+
+
+def test_features_as_stored(large: Path) -> None:
+    features = Features(large)
+    assert features.read(np.arange(2)).dtype == np.float32
+    assert features.as_stored().read(np.arange(2)).dtype == np.float16
+    assert features.as_stored().in_memory().read(np.arange(2)).dtype == np.float16
 
 
 def sources(folder: Path) -> dict[str, ImageSource]:

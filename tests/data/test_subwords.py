@@ -20,14 +20,16 @@ def test_pieces(tiny_bert: Path) -> None:
     reference = AutoTokenizer.from_pretrained(tiny_bert)
     pieces = Subwords.read(str(tiny_bert))
     for caption in ("A red dog runs over snow.", "Zebra-striped CAT, flies", "", "ünknown grass\u200b"):
-        ids, words = pieces.encode_words(caption)
-        assert ids.tolist() == pieces.encode(caption).tolist() == reference(caption).input_ids
-        assert words.tolist() == [-1 if word is None else word for word in reference(caption).word_ids()]
+        ids, words = pieces.split(caption)
+        assert ids == pieces.encode(caption).tolist() == reference(caption).input_ids
+        assert words == [-1 if word is None else word for word in reference(caption).word_ids()]
     special = pieces.encode("[SEP] dog [MASK]")
     assert not {reference.mask_token_id, reference.pad_token_id} & set(special) and 3 not in special[:-1]
-    ids, words = pieces.encode_words("snowy dogs")
-    assert reference.convert_ids_to_tokens(ids.tolist()) == ["[CLS]", "snow", "##y", "dog", "##s", "[SEP]"]
-    assert words.tolist() == [-1, 0, 0, 1, 1, -1]
+    ids, words = pieces.split("snowy dogs")
+    assert reference.convert_ids_to_tokens(ids) == ["[CLS]", "snow", "##y", "dog", "##s", "[SEP]"]
+    assert words == [-1, 0, 0, 1, 1, -1]
+    flat, table = pieces.encode_all(["a dog", "snowy dogs"])
+    assert table[flat.tokens[flat.ends[0] :]].tolist() == ids and flat.words[flat.ends[0] :].tolist() == words
     pieces.cut(32)
     pieces.cut(None)
     assert len(pieces.encode("dog " * 50)) == 32 and pieces.encode("dog " * 50)[-1] == reference.sep_token_id
@@ -35,7 +37,7 @@ def test_pieces(tiny_bert: Path) -> None:
     assert not set(reference.all_special_ids) & set(pieces.plain.tolist())
     assert len(pieces.plain) == len(pieces) - len(reference.all_special_ids)
     again = Subwords(**json.loads(json.dumps(pieces.state)))
-    assert again.encode("snowy dogs").tolist() == ids.tolist() and again.state == pieces.state
+    assert again.encode("snowy dogs").tolist() == ids and again.state == pieces.state
 
 
 def test_bad_pieces(tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ Cli = Callable[..., Outcome]
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "vse"
+    monkeypatch.setenv("VSE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
 
 
 def write(path: Path, lines: list[str]) -> Path:

@@ -45,6 +45,7 @@ def grid(tmp_path: Path) -> list[str]:
             "train.batch_size=6",
             "train.epochs=1",
             "eval.batch_size=5",
+            "optim.lr=1e-3",
             f"run.dir={tmp_path / 'run'}",
         ),
     ]
@@ -228,8 +229,8 @@ def test_mistakes_are_one_line(grid: list[str], cli: Cli, tmp_path: Path) -> Non
     assert "model.image.encoder.name: regions reads features, but the image tower is given pictures" in regions.error
     none = cli("extract_features", *arguments, "data.transform=null")
     assert none.code == 2
-    features = ["data={format: synthetic, options: {}}", f"data.root={tmp_path / 'world'}"]
-    assert cli("extract_features", ROOT / "configs" / "demo.yaml", tmp_path / "x", features[1]).code == 2
+    scenes = [f"data.root={tmp_path / 'world'}", "data.options={train_scenes: 4, eval_scenes: 2}"]
+    assert cli("extract_features", ROOT / "configs" / "demo.yaml", tmp_path / "x", *scenes).code == 2  # no pictures
     lost = cli("extract_features", *arguments, "--detector", "/none.pth")
     assert "/none.pth: no such file; expected the detector's published weights" in lost.error
     boxes = cli("extract_features", *arguments, "--detector", "none", "--boxes", "0")

@@ -53,7 +53,7 @@ def test_every_parameter_of_every_system_gets_a_gradient(tiny: list[str], config
     training = trainer.Training(read_config(path, [*settings, "run.precision=fp32"]))
     training.model.train()
     keeps_ends = config.startswith(("vse_2ad", "dive"))
-    assert training.loader.dataset.keep_ends == keeps_ends  # type: ignore[attr-defined]
+    assert training.loader.dataset.keep_ends == keeps_ends  # type: ignore[union-attr]
     training.train_step(next(training.batches()))
     unused = [name for name, p in training.model.named_parameters() if p.grad is None or not p.grad.any()]
     # Adaptive pooling's balance.bias is added to both sides of a softmax: it changes nothing, in the paper's code too.

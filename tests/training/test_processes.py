@@ -97,7 +97,7 @@ def test_processes_train_as_one(case: str, world: int, tiny: list[str], tmp_path
     check_processes(settings_of(case, tiny), world, tmp_path)
 
 
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_backbones_batchnorm_has_the_global_statistics(world: int, tmp_path: Path) -> None:
     """PVSE's recipe for pictures, its CNN small and trained from the second epoch on."""
     write_pictures(tmp_path / "data", train=9, others=2)

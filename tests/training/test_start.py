@@ -39,7 +39,7 @@ TABLE = "text.encoder.embedding.weight"
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Word vectors are kept in the user's cache folder."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("VSE_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture

@@ -19,17 +19,24 @@ Cli = Callable[..., Outcome]
 
 
 @pytest.mark.parametrize(
-    ("number", "group"),
+    ("number", "group", "workers"),
     [
-        pytest.param(signal.SIGTERM, False, id="SIGTERM to the process"),
-        pytest.param(signal.SIGINT, True, id="Ctrl-C"),
-        pytest.param(signal.SIGUSR1, True, id="SIGUSR1 to the group"),
-        pytest.param(signal.SIGTERM, True, id="SIGTERM to the group", marks=pytest.mark.slow),
-        pytest.param(signal.SIGINT, False, id="SIGINT to the process", marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, False, "threads", id="SIGTERM to the process"),
+        pytest.param(signal.SIGTERM, False, "processes", id="SIGTERM to the process with workers"),
+        pytest.param(signal.SIGINT, True, "processes", id="Ctrl-C"),
+        pytest.param(signal.SIGUSR1, True, "processes", id="SIGUSR1 to the group"),
+        pytest.param(signal.SIGTERM, True, "processes", id="SIGTERM to the group", marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, False, "threads", id="SIGINT to the process", marks=pytest.mark.slow),
     ],
 )
-def test_a_signal_saves_and_leaves(tiny: list[str], tmp_path: Path, number: signal.Signals, group: bool) -> None:
+def test_a_signal_saves_and_leaves(
+    tiny: list[str], tmp_path: Path, number: signal.Signals, group: bool, workers: str
+) -> None:
+    """Also when the signal reaches the processes that make batches; features are read by threads."""
     settings = ["train.epochs=500", "data.workers=2"]
+    if workers == "processes":
+        world = f"data.root={tmp_path / 'world'}"
+        settings += ["data.format=synthetic", world, "data.options={train_scenes: 24, eval_scenes: 5}"]
     process = launch_training(tiny, *settings)
     log = tmp_path / "run" / "metrics.jsonl"
     while process.poll() is None and not (log.exists() and log.stat().st_size):

@@ -1,10 +1,11 @@
 """Training batches: some captions, the images that they describe (each once), and which of them belong together."""
 
+import copy
 import os
-import signal
-import threading
 import warnings
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,14 +13,18 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from vse.data.augmentation import augment
+from vse.data.captions import pad_flat
 from vse.data.corpus import Corpus
 from vse.data.subwords import Subwords
-from vse.data.vocabulary import Vocabulary, augment
+from vse.data.vocabulary import Vocabulary
+from vse.data.workers import leave_signals_to_the_parent
 from vse.distributed import share
 from vse.errors import InputError, check_at_least, check_choice, check_probability
 from vse.sets import pad
 
 _ORDER, _AUGMENT = 1, 2  # numbers of independent random streams
+_AHEAD = 2  # batches that each process or thread makes in advance
 
 
 class Batch(NamedTuple):
@@ -29,7 +34,8 @@ class Batch(NamedTuple):
     captions, cut independently (:func:`vse.distributed.share`), and all of the positives.
 
     Attributes:
-        images: Features (A, elements, width), pictures (A, 3, height, width) or clips (A, frames, 3, height, width).
+        images: Features (A, elements, width), pictures (A, 3, height, width) or clips (A, frames, 3, height, width); or
+            the images' indices (A,), to be looked up where the features are kept on the device.
         image_mask: (A, elements) bool, True for real elements; None when all are real.
         tokens: (C, length) ids of the captions' words or subwords.
         token_mask: (C, length) bool, True for real tokens.
@@ -116,11 +122,12 @@ class TrainingData(Dataset[Batch | InputError]):
     Args:
         corpus: Images and captions.
         vocabulary: Turns captions into ids.
-        drop: Probability with which each word of a caption is changed, see :func:`vse.data.vocabulary.augment`.
+        drop: Probability with which each word of a caption is changed, see :func:`vse.data.augmentation.augment`.
         seed: The seed of these changes.
         keep_ends: Whether a caption's first and last token are never changed.
         part: The number of the process whose share of each batch is read, from 0.
         parts: Number of processes.
+        read: Reads the images of some indices and an epoch; by default, the corpus's images do.
         views: How often a batch has each of its images and captions, one after another: image 1, image 1 again, image
             2, and so on (ESA, Zhu et al. 2023). Each view of a caption is changed on its own, and an encoder that drops
             elements drops others in each view of an image. The views of a picture share its random crop.
@@ -142,6 +149,7 @@ class TrainingData(Dataset[Batch | InputError]):
         keep_ends: bool = False,
         part: int = 0,
         parts: int = 1,
+        read: Callable[[np.ndarray, int], np.ndarray | list[np.ndarray]] | None = None,
         views: int = 1,
     ) -> None:
         check_probability("drop", drop)
@@ -149,13 +157,14 @@ class TrainingData(Dataset[Batch | InputError]):
         if drop and vocabulary.mask is None:
             raise ValueError(f"drop must be 0 for a vocabulary without a mask token, got {drop}")
         self.corpus = corpus
+        self.read = corpus.images.read if read is None else read
         self.vocabulary = vocabulary
         self.drop = drop
         self.keep_ends = keep_ends
         self.seed = seed
         self.part, self.parts = part, parts
         self.views = views
-        self._ids: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self.flat, self.ids = vocabulary.encode_all(corpus.captions)
 
     def __getitem__(self, key: tuple[int, np.ndarray]) -> Batch | InputError:
         """Return the batch of some captions, or this process's share of it."""
@@ -173,9 +182,8 @@ class TrainingData(Dataset[Batch | InputError]):
         images = images[share(len(images), self.part, self.parts)]
         own = share(len(captions), self.part, self.parts)
         try:
-            read = self.corpus.images.read(images, epoch)
-            pairs = zip(captions[own].tolist(), view[own].tolist(), strict=True)
-            tokens, mask = pad([torch.from_numpy(self._tokens(epoch, *pair)) for pair in pairs])
+            read = self.read(images, epoch)
+            tokens, mask = self._tokens(epoch, captions[own], view[own])
         except InputError as error:
             return error
         if isinstance(read, np.ndarray):
@@ -194,40 +202,84 @@ class TrainingData(Dataset[Batch | InputError]):
         Raises:
             InputError: The data is damaged.
         """
-        whole = TrainingData(self.corpus, self.vocabulary, self.drop, self.seed, self.keep_ends, views=self.views)
+        whole = copy.copy(self)
+        whole.part, whole.parts = 0, 1
         batch = whole[0, np.arange(min(2, len(self.corpus.captions)))]
         if isinstance(batch, InputError):
             raise batch
         return batch
 
-    def _tokens(self, epoch: int, index: int, view: int = 0) -> np.ndarray:
-        if index not in self._ids:
-            self._ids[index] = self.vocabulary.encode_words(self.corpus.captions[index])
-            if self.keep_ends:
-                self._ids[index][1][[0, -1]] = -1
-        ids, words = self._ids[index]
-        if not len(ids):
+    def _tokens(self, epoch: int, captions: np.ndarray, views: np.ndarray) -> tuple[Tensor, Tensor]:
+        """The ids (n, longest) of views of captions, changed as in training, and their mask."""
+        places, lengths = self.flat.places(captions)
+        if not lengths.all():
+            index = int(captions[lengths.argmin()])
             raise InputError(f"{self.corpus.name}: caption {self.corpus.caption_ids[index]} has no tokens")
-        if self.drop == 0:
-            return ids
-        assert self.vocabulary.mask is not None  # the constructor has checked it
-        draw = index + view * len(self.corpus.captions)  # each view has draws of its own
-        rng = np.random.default_rng((_AUGMENT, self.seed, epoch, draw))
-        return augment(ids, words, self.drop, rng, self.vocabulary.mask, self.vocabulary.plain)
+        ids = self.ids[self.flat.tokens[places]]
+        if self.drop:
+            assert self.vocabulary.mask is not None  # the constructor has checked it
+            words = self.flat.words[places]
+            if self.keep_ends:
+                ends = np.cumsum(lengths)
+                words[ends - lengths] = words[ends - 1] = -1
+            seed = (_AUGMENT, self.seed, epoch)
+            mask, plain = self.vocabulary.mask, self.vocabulary.plain
+            draws = captions + views * len(self.corpus.captions)  # each view has draws of its own
+            ids, lengths = augment(ids, words, lengths, draws, self.drop, seed, mask, plain)
+        return pad_flat(ids, lengths)
 
 
-def make_loader(data: TrainingData, sampler: BatchSampler, workers: int, pin_memory: bool) -> DataLoader[Any]:
+class ThreadedLoader:
+    """Makes batches in threads of this process, in the order of the sampler.
+
+    Features only have to be copied, which threads do side by side; between processes they would be copied once more.
+
+    Args:
+        data: Makes the batches.
+        sampler: Chooses the captions of each batch.
+        threads: Number of threads; each is up to two batches ahead.
+        pin_memory: Whether to put batches into page-locked memory, from which a GPU copies faster.
+    """
+
+    def __init__(self, data: TrainingData, sampler: BatchSampler, threads: int, pin_memory: bool) -> None:
+        self.dataset, self.sampler, self.threads, self.pin_memory = data, sampler, threads, pin_memory
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield the batches of an epoch, or the error that a batch met."""
+        pool = ThreadPoolExecutor(self.threads)
+        ahead: deque[Future[Batch | InputError]] = deque()
+        try:
+            for key in self.sampler:
+                ahead.append(pool.submit(self._make, key))
+                if len(ahead) > _AHEAD * self.threads:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _make(self, key: tuple[int, np.ndarray]) -> Batch | InputError:
+        batch = self.dataset[key]
+        return batch.pin_memory() if self.pin_memory and isinstance(batch, Batch) else batch
+
+
+def make_loader(
+    data: TrainingData, sampler: BatchSampler, workers: int, pin_memory: bool, in_threads: bool = False
+) -> DataLoader[Any] | ThreadedLoader:
     """Make the loader of batches. It does not change the global random generators.
 
     Args:
         data: Makes the batches.
         sampler: Chooses the captions of each batch.
-        workers: Number of processes that make batches; with 0 this process makes them.
+        workers: Number of processes, or threads, that make batches; with 0 none beside the one that trains.
         pin_memory: Whether to put batches into page-locked memory, from which a GPU copies faster.
+        in_threads: Whether threads of this process make the batches.
 
     Returns:
         The loader.
     """
+    if in_threads and workers:
+        return ThreadedLoader(data, sampler, workers, pin_memory)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores: the user's choice
         return DataLoader(
@@ -235,29 +287,33 @@ def make_loader(data: TrainingData, sampler: BatchSampler, workers: int, pin_mem
             batch_size=None,
             sampler=sampler,
             num_workers=workers,
+            prefetch_factor=_AHEAD if workers else None,
             persistent_workers=workers > 0,
             pin_memory=pin_memory,
-            worker_init_fn=_leave_signals_to_the_parent,
+            worker_init_fn=leave_signals_to_the_parent,
             generator=torch.Generator(),
         )
 
 
-def _leave_signals_to_the_parent(_: int) -> None:
-    """Keep a worker alive when a signal goes to the whole process group: the parent saves, then ends the workers.
+def check_shared_memory(sample: Batch, images: int, workers: int, folder: str = "/dev/shm") -> None:
+    """Check that there is room for the batches that worker processes hand over; without it, a bus error ends them.
 
-    Not every system allows all of this. Windows has neither SIGHUP nor SIGUSR1. On Windows and macOS a process cannot
-    find out who sent a SIGTERM, so a worker there ends at once, whoever sent it.
+    Args:
+        sample: A small batch.
+        images: The largest number of images in a batch, of all processes on this machine.
+        workers: Number of worker processes of each.
+        folder: The folder that holds shared memory; systems other than Linux have none.
+
+    Raises:
+        InputError: The batches may need more room than there is.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for name in ("SIGHUP", "SIGUSR1"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_exit_when_the_parent_asks, daemon=True).start()
-
-
-def _exit_when_the_parent_asks() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
-    os._exit(0)
+    if not workers or not os.path.isdir(folder):
+        return
+    about = os.statvfs(folder)
+    free = about.f_bavail * about.f_frsize
+    needed = _AHEAD * workers * images * sample.images.nbytes // len(sample.images)
+    if needed > free:
+        raise InputError(
+            f"data.workers: {workers} processes put up to {needed / 1e9:.2f} GB of batches into {folder}, which has "
+            f"{free / 1e9:.2f} GB free; give it more (docker run --shm-size=...), or set data.workers=0"
+        )

@@ -1,17 +1,23 @@
 """The corpus and the protocol of its images."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
+from tqdm import tqdm
 
+from vse import cache
 from vse.data.reading import NOT_NPY
 from vse.errors import InputError, first_line
 
 if TYPE_CHECKING:
     from vse.data.transforms import Transform
+
+_LARGE = 1 << 26  # bytes of a file from which on it is remembered that its values are finite
+_BLOCK = 256  # rows that are checked at a time
 
 SPLITS = ("train", "dev", "test", "testall")
 Kind = Literal["features", "pictures", "frames"]
@@ -146,6 +152,23 @@ class Corpus:
         return np.arange(len(self.images))[:, None] == self.image_of_caption[None, :]
 
 
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """Size and time of a file, which tell whether it has changed; None if it is missing."""
+    try:
+        about = path.stat()
+    except OSError:
+        return None
+    return about.st_size, about.st_mtime_ns
+
+
+def _finite(array: np.ndarray) -> np.ndarray:
+    """What np.isfinite gives; of float16, which NumPy converts slowly, by the bits of the exponent."""
+    if array.dtype == np.float16:
+        finite: np.ndarray = (array.view(np.uint16) & 0x7C00) != 0x7C00
+        return finite
+    return np.isfinite(array)
+
+
 class Features:
     """Precomputed features in a memory-mapped .npy file (rows, regions, width).
 
@@ -156,7 +179,7 @@ class Features:
 
     Raises:
         InputError: The file is missing or truncated, or is not a 3-D array of floats; when reading, a row holds NaN or
-            Inf.
+            Inf, or the file has changed.
 
     >>> Features(Path("dev_ims.npy")).read(np.array([3, 1])).shape
     (2, 36, 2048)
@@ -168,6 +191,8 @@ class Features:
     def __init__(self, path: Path, rows: np.ndarray | None = None, ids: Sequence[Any] = ()) -> None:
         self.path = path
         self._array: np.ndarray | None = None
+        self._stamp = _stamp(path)
+        self._is_checked = False  # whether all its values are known to be finite
         array = self._open()
         if array.ndim != 3 or array.dtype not in (np.float32, np.float16) or 0 in array.shape:
             raise InputError(
@@ -176,7 +201,9 @@ class Features:
             )
         self.rows = np.arange(len(array)) if rows is None else rows
         self.ids = ids
+        self.shape, self.dtype, self.size = array.shape, array.dtype, array.nbytes  # of the file
         self.width: int | None = array.shape[2]
+        self._type: np.dtype = np.dtype(np.float32)  # that is read
 
     def _open(self) -> np.ndarray:
         if self._array is None:
@@ -207,18 +234,78 @@ class Features:
             epoch: The training epoch, which changes nothing here.
 
         Returns:
-            Features (n, regions, width) float32.
+            Features (n, regions, width) float32, or in the file's type if this is :meth:`as_stored`.
+
+        Raises:
+            InputError: The features of an image hold NaN or Inf, or the file has changed since it was opened.
+        """
+        self._check_unchanged()  # a file that became shorter would end the process
+        values = self._open()[self.rows[indices]].astype(self._type, copy=False)
+        self._check_unchanged()
+        if not self._is_checked:
+            bad = ~np.isfinite(values).all((1, 2))
+            if bad.any():
+                raise self._not_finite(int(indices[int(bad.argmax())]))
+        return values
+
+    def _check_unchanged(self) -> None:
+        if self._stamp is not None and _stamp(self.path) != self._stamp:
+            raise InputError(f"{self.path}: has changed while it was in use; start again when it is complete")
+
+    def _not_finite(self, index: int) -> InputError:
+        label = f"image {self.ids[index]}" if len(self.ids) else f"image {index}"
+        return InputError(f"{self.path}: NaN or Inf in the features of {label} (row {int(self.rows[index])})")
+
+    def checked(self) -> "Features":
+        """Check once that all values are finite.
+
+        The result of a large file is kept in the cache, under its size and time stamp.
+
+        Returns:
+            The same features, which are not checked again whenever they are read.
 
         Raises:
             InputError: The features of an image hold NaN or Inf.
         """
-        values = self._open()[self.rows[indices]].astype(np.float32, copy=False)
-        bad = ~np.isfinite(values).all((1, 2))
-        if bad.any():
-            index = int(indices[int(bad.argmax())])
-            label = f"image {self.ids[index]}" if len(self.ids) else f"image {index}"
-            raise InputError(f"{self.path}: NaN or Inf in the features of {label} (row {int(self.rows[index])})")
-        return values
+        key = repr((str(self.path.resolve()), self._stamp))
+        kept = cache.load("not-finite", key) if self.size >= _LARGE else None
+        bad = self._rows_not_finite() if kept is None else kept["rows"]
+        if kept is None and self.size >= _LARGE:
+            cache.save("not-finite", key, {"rows": bad})
+        damaged = np.isin(self.rows, bad)
+        if damaged.any():
+            raise self._not_finite(int(damaged.argmax()))
+        result = copy.copy(self)
+        result._is_checked = True
+        return result
+
+    def _rows_not_finite(self) -> np.ndarray:
+        """The rows of the file with a NaN or an Inf."""
+        array, found = self._open(), [np.empty(0, dtype=np.int64)]
+        title = f"checking {self.path.name}"
+        for start in tqdm(range(0, len(array), _BLOCK), desc=title, unit=" blocks", leave=False, delay=2):
+            bad = ~_finite(array[start : start + _BLOCK]).all((1, 2))
+            found.append(start + np.flatnonzero(bad))
+        self._check_unchanged()
+        return np.concatenate(found)
+
+    def as_stored(self) -> "Features":
+        """Return the same features, read in the type of the file: float16 takes half the memory and its way."""
+        result = copy.copy(self)
+        result._type = self.dtype
+        return result
+
+    def in_memory(self) -> "Features":
+        """Return the same features, read from memory; the whole file is read now.
+
+        Raises:
+            InputError: The file changes meanwhile.
+        """
+        result = copy.copy(self)
+        result._array = np.array(self._open())
+        self._check_unchanged()
+        result._stamp = None  # the file is not needed any more
+        return result
 
     def transformed(self, transform: "Transform", seed: int, threads: int) -> "Features":
         """Return this source: no transform applies to features of regions.

@@ -1,10 +1,14 @@
 """Captions as the subwords that a pretrained text model knows."""
 
+import hashlib
 import json
+from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 
+from vse.data.captions import FlatCaptions, flat_captions
 from vse.encoders.pretrained import read_tokenizer
 from vse.errors import InputError, first_line
 
@@ -77,8 +81,20 @@ class Subwords:
         """Return the ids (L,) int64 of a caption's subwords, with the model's special tokens around them."""
         return np.array(self.tokenizer.encode(caption).ids, dtype=np.int64)
 
-    def encode_words(self, caption: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return the ids (L,) int64 and the number of the word that each belongs to, -1 for specials."""
+    def split(self, caption: str) -> tuple[list[int], list[int]]:
+        """Return the ids of a caption's subwords and the number of the word that each belongs to, -1 for specials."""
         encoding = self.tokenizer.encode(caption)
-        words = [-1 if word is None else word for word in encoding.word_ids]
-        return np.array(encoding.ids, dtype=np.int64), np.array(words, dtype=np.int64)
+        return encoding.ids, [-1 if word is None else word for word in encoding.word_ids]
+
+    def encode_all(self, captions: Sequence[str]) -> tuple[FlatCaptions, np.ndarray]:
+        """Encode many captions at once, on all cores or from the cache.
+
+        Args:
+            captions: The captions.
+
+        Returns:
+            Their subwords as flat arrays, and the id (kinds,) int64 of each distinct one.
+        """
+        rules = hashlib.sha256(f"{self.max_length} {self.content}".encode()).hexdigest()
+        flat = flat_captions(captions, self.split, f"subwords 1, tokenizers {version('tokenizers')}, {rules}")
+        return flat, np.array(flat.kinds, dtype=np.int64)

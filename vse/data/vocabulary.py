@@ -4,47 +4,33 @@ import io
 import json
 import pickle
 from collections import Counter
-from collections.abc import Iterable
-from functools import lru_cache
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from tqdm import tqdm
 
+from vse.data.captions import FlatCaptions, flat_captions
+from vse.data.words import tokenise, tokeniser_version
 from vse.errors import InputError, first_line
 
 SPECIALS = ("<pad>", "<start>", "<end>", "<unk>", "<mask>")
 
-# Words whose full stop does not end a sentence. NLTK's English Punkt model is a download. The vocabularies that its
-# users published (SCAN's for Flickr30K and COCO) show these abbreviations, and close relatives, with their full stop.
-_ABBREVIATIONS = {"a", "mr", "mrs", "ms", "dr", "st", "jr", "sr", "u.s", "j.p", "a.m", "p.m", "d.c", "u.k", "vs"}
+
+def split_words(caption: str) -> tuple[list[str], range]:
+    """Split a caption into ``<start>``, its words and ``<end>``, and number them: here, each token is a word."""
+    words = ["<start>", *tokenise(caption), "<end>"]
+    return words, range(len(words))
 
 
-@lru_cache(maxsize=1)
-def _tokenisers() -> tuple[Any, Any]:
-    from nltk.tokenize.destructive import NLTKWordTokenizer
-    from nltk.tokenize.punkt import PunktParameters, PunktSentenceTokenizer
-
-    parameters = PunktParameters()
-    parameters.abbrev_types = set(_ABBREVIATIONS)
-    return PunktSentenceTokenizer(parameters), NLTKWordTokenizer()
-
-
-def tokenise(caption: str) -> list[str]:
-    """Split a caption into lower-cased words as NLTK's ``word_tokenize`` does, without any download.
-
-    >>> tokenise("Two dogs don't play.")
-    ['two', 'dogs', 'do', "n't", 'play', '.']
-    """
-    sentences, words = _tokenisers()
-    return [word for sentence in sentences.tokenize(caption.lower()) for word in words.tokenize(sentence)]
+def _flat(captions: Iterable[str]) -> FlatCaptions:
+    return flat_captions(list(captions), split_words, tokeniser_version())
 
 
 def _frequent_words(captions: Iterable[str], min_count: int) -> list[str]:
     """The words seen at least ``min_count`` times, specials excepted: the most frequent first, ties by spelling."""
-    bar = tqdm(captions, desc="building the vocabulary", unit=" captions", unit_scale=True, leave=False, delay=2)
-    counts = Counter(word for caption in bar for word in tokenise(caption))
+    flat = _flat(captions)
+    counts = dict(zip(flat.kinds, np.bincount(flat.tokens, minlength=len(flat.kinds)).tolist(), strict=True))
     kept = [word for word, count in counts.items() if count >= min_count and word not in SPECIALS]
     return sorted(kept, key=lambda word: (-counts[word], word))
 
@@ -161,10 +147,17 @@ class Vocabulary:
         words = [self.ids.get(word, self.unk) for word in tokenise(caption)]
         return np.array([self.start, *words, self.end], dtype=np.int64)
 
-    def encode_words(self, caption: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return the ids (L,) int64 and the number of the word that each belongs to: here, each token is a word."""
-        ids = self.encode(caption)
-        return ids, np.arange(len(ids))
+    def encode_all(self, captions: Sequence[str]) -> tuple[FlatCaptions, np.ndarray]:
+        """Encode many captions at once, on all cores or from the cache.
+
+        Args:
+            captions: The captions.
+
+        Returns:
+            Their tokens as flat arrays, and the id (kinds,) int64 of each distinct token.
+        """
+        flat = _flat(captions)
+        return flat, np.array([self.ids.get(word, self.unk) for word in flat.kinds], dtype=np.int64)
 
     @property
     def state(self) -> list[str]:
@@ -230,37 +223,3 @@ def _unpickle(content: bytes, path: Path) -> Any:
     except Exception as error:  # whatever an unpickler raises
         raise InputError(f"{path}: cannot be read as a pickled vocabulary ({first_line(error)})") from None
     return getattr(found, "__dict__", found)
-
-
-def augment(
-    ids: np.ndarray, words: np.ndarray, probability: float, rng: np.random.Generator, mask: int, plain: np.ndarray
-) -> np.ndarray:
-    """Change some words of a caption: the augmentation of VSE∞ (Chen et al. 2021, section 4.1).
-
-    A changed word becomes ``mask`` (50 %), becomes random words (10 %), or is removed (40 %); all its tokens are
-    treated alike. At least one token is kept.
-
-    Args:
-        ids: (L,) the caption's tokens.
-        words: (L,) the number of the word that each token belongs to; tokens numbered -1 are never changed.
-        probability: The probability that a word is changed.
-        rng: The random generator.
-        mask: The id of the mask.
-        plain: The ids that random words are drawn from.
-
-    Returns:
-        The tokens of the changed caption; ``ids`` itself is not changed.
-
-    >>> rng = np.random.default_rng(0)
-    >>> augment(np.array([1, 7, 8, 2]), np.array([-1, 0, 1, -1]), 0.5, rng, mask=4, plain=np.arange(5, 9)).tolist()
-    [1, 7, 6, 2]
-    """
-    draw = np.append(rng.random(words.max() + 1) / probability, 1.0)[words]  # in [0, 1) where the word is changed
-    out = np.where(draw < 0.5, mask, ids)
-    random_word = (draw >= 0.5) & (draw < 0.6)
-    if random_word.any() and len(plain):
-        out[random_word] = rng.choice(plain, int(random_word.sum()))
-    kept = (draw < 0.6) | (draw >= 1)
-    if not kept.any():
-        kept[rng.integers(len(ids))] = True
-    return out[kept]

@@ -1,14 +1,12 @@
 """Word vectors from GloVe's and fastText's text files."""
 
-import hashlib
-import os
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+from vse import cache
 from vse.errors import InputError
 
 
@@ -48,22 +46,12 @@ def read_vectors(path: str | Path, words: Sequence[str], dim: int) -> tuple[np.n
             f"nlp.stanford.edu/projects/glove, or run without by data.vocabulary.vectors=null"
         ) from None
     key = repr((str(path.resolve()), about.st_size, about.st_mtime_ns, dim, list(words)))
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vse"
-    cache = folder / f"vectors-{hashlib.sha256(key.encode()).hexdigest()[:24]}.npz"
-    try:
-        with np.load(cache) as known:
-            return known["vectors"], known["found"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # none yet, or damaged: read the file
-        pass
-    vectors, found = _read(path, words, dim, about.st_size)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = cache.with_suffix(f".{os.getpid()}.npz")
-        np.savez(temporary, vectors=vectors, found=found)
-        os.replace(temporary, cache)
-    except OSError:  # without a cache the file is read again next time
-        pass
-    return vectors, found
+    kept = cache.load("vectors", key)
+    if kept is None:
+        vectors, found = _read(path, words, dim, about.st_size)
+        kept = {"vectors": vectors, "found": found}
+        cache.save("vectors", key, kept)
+    return kept["vectors"], kept["found"]
 
 
 def _read(path: Path, words: Sequence[str], dim: int, size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -28,7 +28,7 @@ class Bert(nn.Module):
             ("mean"); or None.
         dropout: Probability of dropout on V. VSE∞, VSE-2AD and DivE have none (DivE's code creates it and never uses
             it). The dropout inside the text model is not affected.
-        drop: Probability with which the data changes each word of a caption, see :func:`vse.data.vocabulary.augment`.
+        drop: Probability with which the data changes each word of a caption, see :func:`vse.data.augmentation.augment`.
         architecture: The model's architecture from a checkpoint, which needs no folder; filled in.
         init: Initialisation of the linear layer: "torch" (VSE∞, VSE-2AD, DivE, CHAN), or "xavier" with a bias of 0
             (ESA).

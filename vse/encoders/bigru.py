@@ -28,7 +28,7 @@ class BiGRU(nn.Module):
             where the backward direction has read a single word (the released PVSE checkpoints); "max" or "mean" of the
             states.
         dropout: Probability of dropout on the word vectors and on the context (PVSE, DivE).
-        drop: Probability with which the data changes each word of a caption, see :func:`vse.data.vocabulary.augment`.
+        drop: Probability with which the data changes each word of a caption, see :func:`vse.data.augmentation.augment`.
         keep_ends: Whether that augmentation leaves ``<start>`` and ``<end>`` alone (VSE-2AD, DivE).
         freeze_words: Whether the word vectors are not trained.
         word_init: Initialisation of the word vectors: "uniform" in ±0.1 (VSE∞, VSE-2AD, DivE without GloVe); "xavier",

@@ -14,7 +14,8 @@ from vse import build, distributed, runtime
 from vse.checkpoints.load import load_weights
 from vse.checkpoints.native import RunState, TrainingState, evaluation_state
 from vse.config import Config
-from vse.data.batches import Batch, BatchSampler, TrainingData, make_loader
+from vse.data.batches import Batch, BatchSampler, TrainingData, check_shared_memory, make_loader
+from vse.data.resident import place
 from vse.encoders.base import traits_of
 from vse.errors import InputError
 from vse.evaluation.score import evaluate
@@ -85,24 +86,28 @@ class Training:
         self.train_corpus = build.build_corpus(config, "train")
         self.dev_corpus = build.build_corpus(config, "dev")
         self.in_dim = build.image_width(self.train_corpus, self.dev_corpus)
-        model, self.vocabulary, self.source = start(config, self.train_corpus, self.in_dim, state)
+        with distributed.first_on_each_machine():  # it splits the captions into words
+            model, self.vocabulary, self.source = start(config, self.train_corpus, self.in_dim, state)
+            text = traits_of(model.text.encoder)
+            placed = place(self.train_corpus.images, config.data.resident, self.device)
+            self.finish_images = placed.finish
+            data = TrainingData(
+                self.train_corpus,
+                self.vocabulary,
+                text.drop,
+                config.run.seed,
+                text.keep_ends,
+                distributed.rank(),
+                distributed.world_size(),
+                placed.read,
+                config.data.views,
+            )
         self.model = model.to(self.device)
         self.criterion = build.build_criterion(config).to(self.device)
         self.optimiser = build.build_optimiser(config, self.model, self.criterion)
         self.schedule = build.build_schedule(config)
         self.scaler = amp.GradScaler(self.device.type, enabled=config.run.precision == "fp16")
         self.monitor = HealthMonitor(self.model, self.criterion)
-        text = traits_of(self.model.text.encoder)
-        data = TrainingData(
-            self.train_corpus,
-            self.vocabulary,
-            text.drop,
-            config.run.seed,
-            text.keep_ends,
-            distributed.rank(),
-            distributed.world_size(),
-            config.data.views,
-        )
         self.sampler = BatchSampler(
             self.train_corpus.image_of_caption,
             len(self.train_corpus.images),
@@ -110,8 +115,12 @@ class Training:
             config.data.sampling,
             config.run.seed,
         )
-        self.loader = make_loader(data, self.sampler, config.data.workers, self.device.type == "cuda")
-        build.check_fit(config, self.model, self.criterion, data.sample().to(self.device))
+        sample, workers = data.sample(), config.data.workers
+        if not placed.in_threads:
+            images = self.sampler.batch_size * config.data.views
+            check_shared_memory(sample, distributed.share_of_machine(images), workers)
+        self.loader = make_loader(data, self.sampler, workers, self.device.type == "cuda", placed.in_threads)
+        build.check_fit(config, self.model, self.criterion, self.on_device(sample))
         self.check_micro_batch()
         self.epoch = 0  # place of the next step
         self.step = 0
@@ -210,7 +219,12 @@ class Training:
             if isinstance(batch, InputError):
                 raise batch
             distributed.agree(False)  # on a GPU, waiting for a process that has ended would take half an hour
-            yield batch.to(self.device)
+            yield self.on_device(batch)
+
+    def on_device(self, batch: Batch) -> Batch:
+        """Return a batch of the loader as the model takes it: on the device, its features in float32."""
+        batch = batch.to(self.device)
+        return batch._replace(images=self.finish_images(batch.images))
 
     def train_step(self, batch: Batch) -> dict[str, Tensor]:
         """Update the weights once. A logged step also sets ``health``.
