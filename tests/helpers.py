@@ -18,6 +18,8 @@ from vse.build import read_config
 from vse.checkpoints.native import load_checkpoint
 from vse.data.corpus import Corpus
 from vse.data.vocabulary import SPECIALS
+from vse.evaluation.blocks import blocks_of_matrix
+from vse.evaluation.folds import FoldRanks, fold_metrics, rank_folds
 from vse.model import VSEModel
 
 ROOT = Path(__file__).parents[1]
@@ -391,6 +393,16 @@ def slow_ranks(scores: Tensor, image_of_caption: np.ndarray, folds: int = 1) -> 
         column = values[first : first + size, caption]
         ranks["t2i"].append((image, int((column >= values[image, caption]).sum()) - 1))
     return ranks
+
+
+def ranks_of(scores: Tensor, image_of_caption: np.ndarray, folds: int = 1) -> list[FoldRanks]:
+    """The ranks that a score matrix gives."""
+    return rank_folds(blocks_of_matrix(scores), image_of_caption, folds)
+
+
+def metrics_of(scores: Tensor, image_of_caption: np.ndarray, folds: int = 1, clips: bool = False) -> dict[str, Any]:
+    """The metrics that a score matrix gives."""
+    return fold_metrics(ranks_of(scores, image_of_caption, folds), clips)
 
 
 def corpus_of_ids(image_of_caption: np.ndarray, clips: bool = False, **changes: Any) -> Corpus:

@@ -1,10 +1,12 @@
 """From a config to objects: what the parts are given, and one line for what does not fit together."""
 
+import copy
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import ROOT, write_precomp
+from torch import nn
 
 from vse.build import (
     build_criterion,
@@ -21,6 +23,7 @@ from vse.data.batches import Batch
 from vse.data.vocabulary import Vocabulary
 from vse.errors import InputError
 from vse.model import VSEModel
+from vse.similarity import cosine
 
 RECIPE = ROOT / "configs" / "vse_infty" / "f30k_region_bigru.yaml"
 SMALL = ("model.embed_dim=8", "model.text.encoder.word_dim=6")
@@ -185,6 +188,33 @@ def test_optimiser_and_schedule() -> None:
     wrong = read_config(RECIPE, [*SMALL, "optim.factors={text.gru: 0.1}"])
     with pytest.raises(InputError, match="^override .*: optim.factors: 'text.gru' begins no parameter's name"):
         build_optimiser(wrong, model, criterion)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
+def test_optimisers_are_fused(name: str) -> None:
+    """And give what torch's plain loop gives; whoever asks for another implementation gets it."""
+    model = VSEModel(nn.Linear(5, 4), nn.Linear(4, 3), cosine)  # type: ignore[arg-type]
+    start = copy.deepcopy(model.state_dict())
+    found = []
+    for more, fused in (([], True), (["optim.fused=false"], False), (["optim.foreach=true"], None)):
+        config = read_config(ROOT / "configs" / "demo.yaml", [f"optim.name={name}", "optim.factors={}", *more])
+        model.load_state_dict(start)
+        optimiser = build_optimiser(config, model, build_criterion(config))
+        assert optimiser.defaults["fused"] is fused
+        for step in range(3):
+            for parameter in model.parameters():
+                generator = torch.Generator().manual_seed(step)
+                parameter.grad = torch.randn(parameter.shape, generator=generator)
+            optimiser.step()
+        found.append([parameter.detach().clone() for parameter in model.parameters()])
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=1e-6, atol=1e-7)
+
+
+def test_an_optimiser_of_ones_own_need_not_be_fused() -> None:
+    config = read_config(ROOT / "configs" / "demo.yaml", ["optim.name=torch.optim:Rprop", "optim.factors={}"])
+    model = VSEModel(nn.Linear(5, 4), nn.Linear(4, 3), cosine)  # type: ignore[arg-type]
+    assert "fused" not in build_optimiser(config, model, build_criterion(config)).defaults
 
 
 def test_a_term_of_weight_0_is_left_out(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def test_numbers(minimal: Path, text: str, value: float) -> None:
         ("train.epochs=[1", "override 'train.epochs=.1', line 1: not valid YAML"),
         ("optim.lr=-1", "optim.lr: input should be greater than 0, got -1"),
         ("optim.lr=.nan", "optim.lr: input should be"),
-        ("run.precision=fp8", "run.precision: input should be 'fp32', 'bf16' or 'fp16', got 'fp8'"),
+        ("run.precision=fp8", "run.precision: input should be 'fp32', 'tf32', 'bf16' or 'fp16', got 'fp8'"),
         ("model.embed_dim=0", "model.embed_dim: input should be greater than or equal to 2, got 0"),
         ("data.sampling=pairs", "data.sampling: input should be 'pair' or 'image', got 'pairs'"),
         ("data.format=precom", r"data.format: unknown name 'precom' \(did you mean 'precomp'\?\)"),

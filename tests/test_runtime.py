@@ -1,13 +1,23 @@
 """Devices, precision, random states."""
 
+import os
 import random
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
 
 from vse.errors import InputError
-from vse.runtime import autocast, pick_device, random_states, restore_random_states, seed_everything
+from vse.runtime import (
+    autocast,
+    in_one_line,
+    pick_device,
+    random_states,
+    restore_random_states,
+    seed_everything,
+    set_algorithms,
+)
 
 
 def test_devices() -> None:
@@ -30,11 +40,85 @@ def test_a_numbered_gpu_becomes_the_current_one(
     assert pick_device(name) == torch.device(name) and chosen == current
 
 
-@pytest.mark.parametrize(("precision", "dtype"), [("fp32", None), ("bf16", torch.bfloat16), ("fp16", torch.float16)])
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", None), ("tf32", None), ("bf16", torch.bfloat16)])
 def test_autocast(precision: str, dtype: torch.dtype | None) -> None:
     with autocast(torch.device("cpu"), precision):
         product = torch.ones(2, 2) @ torch.ones(2, 2)
     assert product.dtype == (dtype or torch.float32)
+
+
+@pytest.mark.parametrize(("precision", "allowed"), [("fp32", False), ("tf32", True), ("bf16", True), ("fp16", True)])
+def test_fp32_is_exact_on_a_gpu(
+    precision: str, allowed: bool, monkeypatch: pytest.MonkeyPatch, restored: None, recwarn: pytest.WarningsRecorder
+) -> None:
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: None)  # would look for a GPU
+    autocast(torch.device("cuda"), precision)
+    assert torch.backends.cuda.matmul.allow_tf32 is torch.backends.cudnn.allow_tf32 is allowed
+    assert torch.get_float32_matmul_precision() == ("high" if allowed else "highest")
+    autocast(torch.device("cuda"), "fp32")
+    autocast(torch.device("cpu"), precision)  # leaves the setting alone
+    assert not torch.backends.cuda.matmul.allow_tf32 and not torch.backends.cudnn.allow_tf32
+    assert not recwarn.list
+
+
+@pytest.fixture
+def restored() -> Iterator[None]:
+    """A test that may change settings of the whole process."""
+    precision, allowed = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    workspace = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
+    yield
+    torch.set_float32_matmul_precision(precision)
+    torch.backends.cudnn.allow_tf32 = allowed
+    set_algorithms(deterministic=False, is_alike=False)
+    if workspace is None:
+        os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
+
+
+def test_deterministic_algorithms(restored: None) -> None:
+    set_algorithms(deterministic=True, is_alike=True)
+    assert torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] in (":4096:8", ":16:8")
+    for is_alike in (True, False):
+        set_algorithms(deterministic=False, is_alike=is_alike)
+        assert torch.backends.cudnn.benchmark is is_alike and not torch.are_deterministic_algorithms_enabled()
+
+
+def test_too_little_memory_is_one_line() -> None:
+    problem = "^cpu: out of memory: a batch of 128 does not fit; try less$"
+    with pytest.raises(InputError, match=problem), in_one_line(torch.device("cpu"), "a batch of 128", "try less"):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nMore")
+
+
+def test_an_operation_that_is_not_deterministic_is_one_line(restored: None) -> None:
+    def fail(text: str) -> None:
+        with in_one_line(torch.device("cpu"), "a batch", "try less"):
+            raise RuntimeError(text)
+
+    text = "upsample_bicubic2d_backward_out_cuda does not have a deterministic implementation, but you set ..."
+    with pytest.raises(RuntimeError, match="^upsample"):  # nobody asked for determinism: a bug
+        fail(text)
+    set_algorithms(deterministic=True, is_alike=False)
+    with pytest.raises(InputError, match="^run.deterministic: upsample_bicubic2d_backward_out_cuda does not have"):
+        fail(text)
+    with pytest.raises(RuntimeError, match="^shapes differ"):
+        fail("shapes differ")
+
+
+def test_a_gpu_without_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch, "zeros", fail)
+    with pytest.raises(InputError, match="run.device: 'cuda' has no free memory"):
+        pick_device("cuda")
+
+
+def test_states_of_a_gpu_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It can go on, and says that the draws are others."""
+    states = random_states()
+    assert restore_random_states(states)
+    elsewhere = [torch.zeros(16, dtype=torch.uint8)] if not torch.cuda.is_available() else []
+    assert not restore_random_states({**states, "cuda": elsewhere})
 
 
 def draw() -> list[float]:

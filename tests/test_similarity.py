@@ -98,7 +98,7 @@ def test_a_corpus_is_scored_in_chunks(name: str, monkeypatch: pytest.MonkeyPatch
     if isinstance(similarity, torch.nn.Module):
         similarity.float()
     whole = score(similarity, images, captions)
-    monkeypatch.setattr("vse.evaluation.score._BLOCK", 17 * size * size)
+    monkeypatch.setattr("vse.evaluation.blocks._BLOCK", 17 * size * size)
     monkeypatch.setattr("vse.similarity.pooled._BLOCK", 2 * size * 4 * size * 6)
     blocks = []
 
@@ -107,7 +107,7 @@ def test_a_corpus_is_scored_in_chunks(name: str, monkeypatch: pytest.MonkeyPatch
         return similarity(a, b)
 
     torch.testing.assert_close(score(watched, images, captions), whole)
-    assert blocks == [(rows, columns) for rows in (4, 4, 3) for columns in (4, 4, 4, 1)]
+    assert blocks == [(rows, columns) for rows in (3, 4, 4) for columns in (3, 3, 3, 4)]
 
 
 @every

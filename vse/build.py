@@ -37,6 +37,7 @@ from vse.errors import InputError, close_match, first_line
 from vse.losses import LOSSES, REGULARISERS, Criterion
 from vse.model import Tower, VSEModel
 from vse.optim import OPTIMISERS, SCHEDULES, Schedule, parameter_groups
+from vse.runtime import keep_random_state
 from vse.sets import Aggregated
 from vse.similarity import SIMILARITIES, check_takes_masks, compare
 
@@ -403,7 +404,7 @@ def check_fit(config: Config, model: VSEModel, criterion: Criterion, batch: Batc
     """
     similarity, ranking = config.model.similarity, config.loss.ranking
     model.eval()
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):  # a loss may draw random numbers
+    with torch.no_grad(), keep_random_state(batch.images.device):  # a loss may draw random numbers
         with errors_at(config, "model.image"):
             image = _embed_images(model, batch)
             _check_embeddings(config, image.embeddings, len(batch.images))
@@ -425,7 +426,7 @@ def _embed_images(model: VSEModel, batch: Batch) -> Aggregated:
     try:
         result: Aggregated = model.image(batch.images, batch.image_mask)
     except RuntimeError as error:
-        if batch.images.dim() < 4:
+        if batch.images.dim() < 4 or isinstance(error, torch.OutOfMemoryError):
             raise
         height, width = batch.images.shape[-2:]
         raise ValueError(f"cannot read pictures of {height} x {width} ({first_line(error)})") from None
@@ -507,6 +508,9 @@ def build_optimiser(config: Config, model: VSEModel, criterion: Criterion) -> to
     except ValueError as error:
         raise config.error("optim.factors", str(error)) from None
     settings = {"params": groups, "lr": config.optim.lr, "weight_decay": config.optim.weight_decay}
+    others = {"foreach", "capturable", "differentiable"} & set(config.optim.arguments)
+    if model.device.type in ("cpu", "cuda") and not others:
+        settings["fused"] = True  # one pass over the parameters, where the optimiser has it
     optimiser: torch.optim.Optimizer = build_component(config, OPTIMISERS, "optim", settings)
     return optimiser
 

@@ -58,7 +58,9 @@ class RunConfig(Section):
     dir: Annotated[FilePath, MAY_CHANGE]
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 1
     device: Annotated[str, MAY_CHANGE] = "auto"
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"  # tf32: float32 with fast products on a GPU
+    deterministic: Annotated[bool, MAY_CHANGE] = False  # whether a GPU must repeat its results to the bit; slower
+    compile: Annotated[bool, MAY_CHANGE] = False  # whether torch.compile makes the towers faster, after some minutes
     resume: Annotated[Literal["auto", "never"], MAY_CHANGE] = "auto"
     save_minutes: Annotated[PositiveFloat, MAY_CHANGE] = 10.0  # how often last.pt is written, besides after each epoch
     log_steps: Annotated[PositiveInt, MAY_CHANGE] = 50
@@ -141,7 +143,7 @@ class EvalConfig(Section):
     """Evaluation."""
 
     batch_size: Annotated[PositiveInt, MAY_CHANGE] = 256
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of encoding; the papers' numbers are in fp32
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"  # of encoding; the papers' numbers are in fp32
 
 
 class Config(Section):
@@ -314,8 +316,10 @@ def merge(base: Any, new: Any, origin: dict[str, str], source: str | None, key: 
     return merged
 
 
-# Arguments that name published weights. They may change because a resumed run has weights of its own.
+# Arguments that may change when a run is resumed: those that name published weights, since the run has weights of its
+# own, and what changes memory and time alone.
 _READ_AT_THE_START = {"model.image.encoder.weights", "model.image.encoder.backbone", "model.text.encoder.model"}
+_SAME_RESULTS = {"model.image.encoder.recompute"}
 
 
 def config_changes(saved: dict[str, Any], config: Config) -> list[str]:
@@ -338,7 +342,7 @@ def _may_change(key: str, kinds: set[type]) -> bool:
     """Whether a setting may change when a run is resumed; ``kinds`` are its types before and after."""
     if key.startswith("data.options."):  # an option that is a text names a file or folder
         return kinds <= {str, type(None)}
-    if key in _READ_AT_THE_START:
+    if key in _READ_AT_THE_START | _SAME_RESULTS:
         return True
     section: type[BaseModel] = Config
     *sections, name = key.split(".")

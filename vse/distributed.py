@@ -77,6 +77,8 @@ def _together(work: Callable[[], Result]) -> Result:
     """Do what needs all processes. Raises ProcessLost when one of them cannot be reached."""
     try:
         return work()
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         raise ProcessLost(first_line(error)) from None
 

@@ -90,6 +90,21 @@ def retrieval_metrics(scores: Any, positives: Any) -> dict[str, Any]:
     600.0
     """
     scores, positives = torch.as_tensor(scores), torch.as_tensor(positives)
-    i2t = summarise_ranks(query_ranks(scores, positives))
-    t2i = summarise_ranks(query_ranks(scores.T, positives.T))
+    return metrics_of_ranks(query_ranks(scores, positives), query_ranks(scores.T, positives.T))
+
+
+def metrics_of_ranks(i2t_ranks: Tensor, t2i_ranks: Tensor) -> dict[str, Any]:
+    """Compute the metrics of both directions from the ranks of their queries.
+
+    Args:
+        i2t_ranks: The 0-based rank (images,) of each image that is a query.
+        t2i_ranks: The 0-based rank (captions,) of each caption that is a query.
+
+    Returns:
+        The dict of :func:`retrieval_metrics`.
+
+    >>> metrics_of_ranks(torch.tensor([0, 7]), torch.tensor([0, 0]))["rsum"]
+    500.0
+    """
+    i2t, t2i = summarise_ranks(i2t_ranks), summarise_ranks(t2i_ranks)
     return {"i2t": i2t, "t2i": t2i, "rsum": sum(side[k] for side in (i2t, t2i) for k in ("r1", "r5", "r10"))}

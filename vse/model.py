@@ -15,7 +15,7 @@ from vse.encoders.base import EncoderTraits
 from vse.encoders.base import traits_of as traits_of_encoder
 from vse.errors import check_at_least
 from vse.ragged import Collector, Sets, padded
-from vse.sets import Aggregated, pad
+from vse.sets import Aggregated, check_mask, pad
 
 if TYPE_CHECKING:
     from vse.data.subwords import Subwords
@@ -322,7 +322,9 @@ class VSEModel(nn.Module):
         """What a tower makes of one batch, on the model's device and in its precision."""
         if inputs.is_floating_point():
             inputs = inputs.to(next(self.parameters()).dtype)
-        mask = None if mask is None else mask.to(self.device)
+        if mask is not None:
+            check_mask(mask, mask.shape)  # on an accelerator nothing looks at its values
+            mask = mask.to(self.device)
         result: Aggregated = tower(inputs.to(self.device), mask)
         return result
 

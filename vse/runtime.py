@@ -1,16 +1,20 @@
-"""Device, precision, seeds and the states of random generators."""
+"""Device, precision, deterministic algorithms, memory, seeds and the states of random generators."""
 
 import contextlib
+import os
 import random
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 
 from vse.distributed import world_size
-from vse.errors import InputError
+from vse.errors import InputError, first_line
 
-_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_GIB = 1 << 30
 
 
 def pick_device(name: str) -> torch.device:
@@ -27,6 +31,8 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
+    except torch.OutOfMemoryError:
+        raise InputError(f"run.device: {name!r} has no free memory; another process may hold it") from None
     except (RuntimeError, AssertionError, NotImplementedError, ModuleNotFoundError):
         raise InputError(f"run.device: {name!r} is not available here; expected auto, cpu, cuda or cuda:N") from None
     if device.index is not None and world_size() > 1:
@@ -37,16 +43,75 @@ def pick_device(name: str) -> torch.device:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Return the context in which the towers run in mixed precision.
+    """Return the context in which the towers run in mixed precision, and set how a GPU multiplies float32.
+
+    With "fp32" a GPU multiplies float32 exactly as IEEE 754 has it; by default, torch would leave cuDNN (convolutions,
+    GRUs) in TF32 and not the rest. With any other precision all products of float32 are in TF32, with 10 bits of
+    mantissa. This is a setting of the whole process, which lasts until the next call, so that a backward pass has it.
 
     Args:
         device: The towers' device.
-        precision: "bf16" or "fp16"; "fp32" changes nothing.
+        precision: "bf16" or "fp16" for mixed precision; "fp32" or "tf32" for none.
 
     Returns:
         The context manager.
     """
-    return torch.autocast(device.type, dtype=_DTYPES[precision], enabled=precision != "fp32")
+    if device.type == "cuda":
+        _allow_tf32(precision != "fp32")
+    return torch.autocast(device.type, dtype=_DTYPES.get(precision), enabled=precision in _DTYPES)
+
+
+def _allow_tf32(is_allowed: bool) -> None:
+    """Multiply float32 in TF32 on a GPU, or not."""
+    with warnings.catch_warnings():  # some versions of torch recommend settings that others do not have
+        warnings.filterwarnings("ignore", "Please use the new API settings")
+        torch.set_float32_matmul_precision("high" if is_allowed else "highest")
+        torch.backends.cudnn.allow_tf32 = is_allowed
+
+
+def set_algorithms(deterministic: bool, is_alike: bool) -> None:
+    """Choose between algorithms that repeat to the bit and the fastest ones; a setting of the whole process.
+
+    Args:
+        deterministic: Whether every operation must give the same bits again. An operation that cannot raises an error.
+        is_alike: Whether all batches have the same shape, so that it pays to try which convolution is fastest.
+    """
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs, before its first product
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.benchmark = is_alike and not deterministic
+
+
+@contextlib.contextmanager
+def in_one_line(device: torch.device, what: str, remedies: str) -> Iterator[None]:
+    """A block in which a lack of memory, or of a deterministic algorithm, is a mistake of the user's.
+
+    Args:
+        device: The device of the work.
+        what: What may be too large, such as "a batch of 128".
+        remedies: What may help.
+
+    Raises:
+        InputError: The device has too little memory, or ``run.deterministic`` asks for what torch does not have.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        peak = describe_memory(device)
+        used = f" ({peak})" if peak else ""
+        raise InputError(f"{device}: out of memory{used}: {what} does not fit; {remedies}") from None
+    except RuntimeError as error:
+        if not torch.are_deterministic_algorithms_enabled() or "deterministic" not in str(error):
+            raise
+        raise InputError(f"run.deterministic: {first_line(error)}") from None
+
+
+def describe_memory(device: torch.device) -> str:
+    """Describe the most memory that tensors of this process have taken on a GPU at once; "" for another device."""
+    if device.type != "cuda":
+        return ""
+    most, size = torch.cuda.max_memory_allocated(device), torch.cuda.mem_get_info(device)[1]
+    return f"peak memory {most / _GIB:.1f} of {size / _GIB:.1f} GiB"
 
 
 def seed_everything(seed: int) -> None:
@@ -67,8 +132,12 @@ def random_states() -> dict[str, Any]:
     }
 
 
-def restore_random_states(states: dict[str, Any]) -> None:
-    """Put all global random generators back into the states that :func:`random_states` returned."""
+def restore_random_states(states: dict[str, Any]) -> bool:
+    """Put all global random generators back into the states that :func:`random_states` returned.
+
+    Returns:
+        Whether all draws go on as they would have; not so with a GPU where there was none, or the other way round.
+    """
     version, keys, gauss = states["python"]
     random.setstate((version, tuple(keys), gauss))
     kind, numbers, *rest = states["numpy"]
@@ -76,6 +145,7 @@ def restore_random_states(states: dict[str, Any]) -> None:
     torch.set_rng_state(states["torch"])
     if torch.cuda.is_available() and states["cuda"]:
         torch.cuda.set_rng_state(states["cuda"][0])
+    return torch.cuda.is_available() == bool(states["cuda"])
 
 
 def keep_random_state(device: torch.device) -> contextlib.AbstractContextManager[None]:

@@ -83,15 +83,33 @@ def test_position_codes() -> None:
         torch.testing.assert_close(codes[k], torch.tensor(expected))
 
 
-def test_it_computes_its_weights_once_per_distinct_count() -> None:
+def test_it_computes_its_weights_once_per_count() -> None:
+    """A large batch takes them from a table of all counts, a small one has a row of its own for each sample."""
     gpo = GPO()
     rows = []
     gpo.gru.register_forward_pre_hook(lambda _, inputs: rows.append(int(inputs[0].batch_sizes[0])))
     features = torch.randn(64, 5, DIM)
     mask = torch.arange(5) < torch.tensor([2, 5]).repeat(32)[:, None]
     gpo(features, mask)
+    gpo(features[:4], mask[:4])
     gpo(features)
-    assert rows == [2, 1]
+    assert rows == [5, 4, 1]
+
+
+@pytest.mark.parametrize("design", [name for name in DESIGNS if not DESIGNS[name].get("conditioned")])
+def test_the_table_of_all_counts_gives_the_weights_of_each_sample(design: str) -> None:
+    """Values and gradients are those of one set after the other."""
+    torch.manual_seed(0)
+    gpo = GPO(position_dim=8, hidden_dim=5, **DESIGNS[design]).double()
+    features = torch.randn(12, 5, DIM, dtype=torch.float64)
+    mask = torch.arange(5) < torch.randint(1, 6, (12, 1))
+    results = []
+    one_by_one = [gpo(features[i : i + 1], mask[i : i + 1]).embeddings for i in range(12)]
+    for found in (gpo(features, mask).embeddings, torch.cat(one_by_one)):
+        gpo.zero_grad()
+        found.square().sum().backward()
+        results.append([found.detach(), *(parameter.grad for parameter in gpo.parameters())])
+    torch.testing.assert_close(*results)
 
 
 def test_its_table_is_kept_in_evaluation_until_a_parameter_changes() -> None:

@@ -5,6 +5,7 @@ import pytest
 import torch
 from aggregator_cases import DIM, make, sets, valid
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vse.aggregators import MeanPool, SetPrediction
 from vse.aggregators.set_prediction import SlotBlock
@@ -155,3 +156,23 @@ def test_context_widths() -> None:
 def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make("set_prediction", **arguments)
+
+
+@pytest.mark.parametrize("position", ["none", "sine"])
+def test_mixed_precision_converts_the_inputs_once(position: Any) -> None:
+    """However many rounds read them: once for the keys and once for the values."""
+    features, context = torch.randn(3, 7, 8), torch.randn(3, 6)
+    sizes: list[int] = []
+
+    class Conversions(TorchDispatchMode):
+        def __torch_dispatch__(self, operation: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if operation.name() == "aten::_to_copy":
+                sizes.append(args[0].numel())
+            return operation(*args, **(kwargs or {}))
+
+    for depth in (1, 4):
+        sizes.clear()
+        slots = SetPrediction(8, 6, 2, depth, heads=2, head_dim=5, position=position)
+        with Conversions(), torch.autocast("cpu", torch.bfloat16):
+            slots(features, context=context)
+        assert sizes.count(features.numel()) == 2

@@ -10,6 +10,7 @@ import transformers
 from helpers import SMALL, write_transformer
 from torch import Tensor, nn
 
+from vse.encoders import backbones
 from vse.encoders.backbones import (
     SPLIT,
     Normalise,
@@ -294,3 +295,60 @@ def test_models_whose_tokens_are_not_the_patches(kind: str, tmp_path: Path) -> N
     folder = write_transformer(tmp_path / kind, getattr(transformers, f"{kind}Config")(**sizes))
     with pytest.raises(ValueError, match="tokens for 16 patches; they cannot be told apart"):
         TransformerBackbone(str(folder), None)(torch.zeros(1, 3, 32, 32))
+
+
+@pytest.mark.parametrize("train_norm", [True, False])
+def test_recomputed_activations_change_nothing(train_norm: bool) -> None:
+    """Cells, gradients and running statistics are those of a plain step, and fewer bytes are kept for it."""
+    torch.manual_seed(0)
+    plain = ResNetBackbone("resnet18", train_norm).train()
+    frugal = ResNetBackbone("resnet18", train_norm, recompute=True).train()
+    frugal.load_state_dict(plain.state_dict())
+    pictures = torch.randn(3, 3, 64, 64)
+    kept = []
+    for backbone in (plain, frugal):
+        sizes: list[int] = []
+
+        def keep(tensor: Tensor, sizes: list[int] = sizes) -> Tensor:
+            sizes.append(tensor.nbytes)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            cells = backbone(pictures)
+        kept.append(sum(sizes))
+        cells.square().sum().backward()
+    for own, other in zip(plain.parameters(), frugal.parameters(), strict=True):
+        assert own.grad is not None and other.grad is not None and torch.equal(own.grad, other.grad)
+    for buffer, twin in zip(plain.buffers(), frugal.buffers(), strict=True):
+        assert torch.equal(buffer, twin)
+    assert kept[1] < kept[0] / 3
+
+
+def test_nothing_is_recomputed_without_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not in evaluation, and not while the backbone is frozen."""
+    monkeypatch.setattr(backbones, "run_and_forget", None)
+    backbone = ResNetBackbone("resnet18", recompute=True).train()
+    with torch.no_grad():
+        backbone(torch.randn(1, 3, 32, 32))
+    backbone.requires_grad_(False)
+    backbone(torch.randn(1, 3, 32, 32))
+
+
+def test_a_transformer_recomputes_its_layers(tiny_vit: Path) -> None:
+    pictures = torch.randn(2, 3, 32, 32)
+    gradients, sizes = [], []
+    for recompute in (False, True):
+        backbone = TransformerBackbone(str(tiny_vit), recompute=recompute).train()
+        kept: list[int] = []
+
+        def keep(tensor: Tensor, kept: list[int] = kept) -> Tensor:
+            kept.append(tensor.nbytes)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            patches = backbone(pictures)
+        sizes.append(sum(kept))
+        patches.square().sum().backward()
+        gradients.append([parameter.grad for parameter in backbone.parameters()])
+    torch.testing.assert_close(gradients[1], gradients[0])
+    assert sizes[1] < sizes[0] / 2

@@ -2,15 +2,14 @@ import json
 from pathlib import Path
 
 import pytest
-from helpers import random_scores
+from helpers import metrics_of, random_scores
 
 from vse.errors import InputError
-from vse.evaluation.folds import fold_metrics
 from vse.evaluation.json_file import check_json_file, write_json
 
 
 def test_metrics_replace_metrics(tmp_path: Path) -> None:
-    metrics, path = fold_metrics(*random_scores(10)), tmp_path / "test.json"
+    metrics, path = metrics_of(*random_scores(10)), tmp_path / "test.json"
     path.touch()  # an empty file may be replaced, too
     for content in (metrics, {"a": metrics, "ensemble of 2": metrics}, {"coco_1k": metrics, "coco_5k": metrics}):
         write_json(path, content)

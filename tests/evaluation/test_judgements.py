@@ -20,6 +20,7 @@ from torch import Tensor
 from vse.data.corpus import Corpus
 from vse.errors import InputError
 from vse.evaluation import judgements as module
+from vse.evaluation.blocks import blocks_of_matrix
 from vse.evaluation.encode import CorpusEmbeddings
 from vse.evaluation.ensemble import ensemble
 from vse.evaluation.judgements import (
@@ -95,7 +96,7 @@ def test_ids_that_do_not_fit_are_named(coco: Corpus) -> None:
     ):
         for judge in (cxc_metrics, eccv_metrics):
             with pytest.raises(InputError, match=message):
-                judge(scores, args[0], args[1], of)
+                judge(blocks_of_matrix(scores), args[0], args[1], of)
     with pytest.raises(InputError, match="small: image id 'x.jpg' is no COCO id; expected a number"):
         check_protocol(
             PROTOCOLS["eccv"], Corpus("small", coco.images, coco.captions, of, ["x.jpg", *images[1:]], captions)
@@ -105,7 +106,7 @@ def test_ids_that_do_not_fit_are_named(coco: Corpus) -> None:
 def test_the_package_is_asked_for(coco: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "eccv_caption", None)
     with pytest.raises(InputError, match="need the package eccv_caption: pip install eccv_caption"):
-        eccv_metrics(torch.zeros(1, 1), [1], [1], np.array([0]))
+        eccv_metrics(blocks_of_matrix(torch.zeros(1, 1)), [1], [1], np.array([0]))
 
 
 SIZE = 600  # more than what is ranked at a time
@@ -161,7 +162,7 @@ def test_recalls_are_those_of_sorted_lists(group: np.ndarray | None) -> None:
     positives = partners(places, group, SIZE)
     scores = middling_scores(positives, 2.5)
     ids = (rng.permutation(10_000)[:SIZE]).tolist()
-    found = cxc_within(lambda rows: scores[rows], ids, np.array(ids)[np.array(places)], group)
+    found = cxc_within(blocks_of_matrix(scores), ids, np.array(ids)[np.array(places)], group)
     assert_in_the_middle(found)
     assert found == pytest.approx(slow_recalls(scores, positives))
     assert bool((scores.diagonal() == 9.0).all())  # the caller's scores are as they were
@@ -172,7 +173,7 @@ def test_each_pair_counts_both_ways() -> None:
     scores = torch.zeros(30, 30)
     scores[3, 20], scores[20, 3] = 1.0, -1.0
     for pair in ([3, 20], [20, 3]):
-        found = cxc_within(lambda rows: scores[rows], range(30), np.array([pair]))
+        found = cxc_within(blocks_of_matrix(scores), range(30), np.array([pair]))
         assert found == {"r1": 50.0, "r5": 50.0, "r10": 50.0}
 
 
@@ -180,17 +181,15 @@ def test_an_item_is_neither_its_own_answer_nor_in_its_own_way() -> None:
     scores = torch.eye(30) * 5
     for place, other in ((2, 9), (9, 2)):
         scores[place, other] = 1.0  # second to the item itself
-    assert cxc_within(lambda rows: scores[rows], range(30), np.array([[2, 9]]))["r1"] == 100
+    assert cxc_within(blocks_of_matrix(scores), range(30), np.array([[2, 9]]))["r1"] == 100
     scores[9, 2] = scores[2, 9] = -1.0
     group = np.arange(30)
     group[9] = 2
-    assert cxc_within(lambda rows: scores[rows], range(30), np.zeros((0, 2), dtype=int), group)["r10"] == 0
+    assert cxc_within(blocks_of_matrix(scores), range(30), np.zeros((0, 2), dtype=int), group)["r10"] == 0
 
 
 def test_ids_of_other_items() -> None:
-    def equal(rows: slice) -> Tensor:
-        return torch.zeros(30, 30)[rows]
-
+    equal = blocks_of_matrix(torch.zeros(30, 30))
     with pytest.raises(InputError, match="CxC judges no two items of this corpus alike"):
         cxc_within(equal, range(30), np.array([[4, 4]]))
     with pytest.raises(InputError, match="CxC judges item 31, which is not in this corpus"):
@@ -352,7 +351,7 @@ def test_only_cxc_with_judgements_and_embeddings_has_them(monkeypatch: pytest.Mo
     for protocol, given, own, sides in (
         ("cxc", judgements, member, {"i2t", "t2i", "i2i", "t2t"}),
         ("cxc", None, member, {"i2t", "t2i"}),
-        ("cxc", judgements, member._replace(embeddings=()), {"i2t", "t2i"}),
+        ("cxc", judgements, replace(member, embeddings=()), {"i2t", "t2i"}),
         ("eccv", judgements, member, {"i2t", "t2i"}),
     ):
         anywhere = replace(PROTOCOLS[protocol], images=None, captions=None)

@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import ROOT, Outcome, corpus_of_ids, random_scores
+from helpers import ROOT, Outcome, corpus_of_ids, metrics_of, random_scores
 
 from vse.data.corpus import Corpus
 from vse.errors import InputError
 from vse.evaluation import tables
-from vse.evaluation.folds import fold_metrics
 from vse.evaluation.protocols import PROTOCOLS, Protocol, check_split, find_protocol, own_pairs, report
 from vse.evaluation.score import CorpusScores
 
@@ -43,17 +42,17 @@ def test_metrics_under_each_of_cocos_protocols(monkeypatch: pytest.MonkeyPatch) 
     scores, of = random_scores(50, per_image=2)
     member = CorpusScores("a", scores, sets={"image_slots_used": 1.0})
     found = report(member, corpus(50, 2), PROTOCOLS["coco"])
-    expected = {"coco_1k": fold_metrics(scores, of, folds=5), "coco_5k": fold_metrics(scores, of)}
+    expected = {"coco_1k": metrics_of(scores, of, folds=5), "coco_5k": metrics_of(scores, of)}
     assert found == {**expected, "sets": member.sets} and found["coco_1k"]["rsum"] > found["coco_5k"]["rsum"]
     for name, metrics in expected.items():
-        assert report(member._replace(sets={}), corpus(50, 2), PROTOCOLS[name]) == metrics
+        assert report(replace(member, sets={}), corpus(50, 2), PROTOCOLS[name]) == metrics
 
 
 def test_clips_have_their_metric_under_any_protocol() -> None:
     scores, of = random_scores(20, per_image=2)
     for name in ("retrieval", "video"):
         found = report(CorpusScores("a", scores), corpus(20, 2, clips=True), PROTOCOLS[name])
-        assert found == fold_metrics(scores, of, clips=True) and "nmr" in found["i2t"]
+        assert found == metrics_of(scores, of, clips=True) and "nmr" in found["i2t"]
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import corpus_of_ids, random_scores
+from helpers import corpus_of_ids, metrics_of, random_scores
 
 from vse.data.corpus import Corpus
 from vse.errors import InputError
-from vse.evaluation.folds import fold_metrics
 from vse.evaluation.protocols import PROTOCOLS
 from vse.evaluation.published import PUBLISHED, published_results, published_rows
 from vse.evaluation.tables import COLUMNS, Row, format_rows
@@ -42,7 +41,7 @@ def test_a_protocol_of_parts_shows_each_parts_results() -> None:
     rows, left_out = published_rows(published_results(protocol, "karpathy"), protocol, clips(1))
     numbers = [(part, metrics.get("rsum")) for row in rows for part, metrics in row.metrics.items()]
     assert ("coco_1k", 520.8) in numbers and ("coco_5k", 421.9) in numbers and left_out == ""
-    own: dict[str, Any] = fold_metrics(*random_scores(20))
+    own: dict[str, Any] = metrics_of(*random_scores(20))
     table = format_rows([Row("own", {"coco_1k": own, "coco_5k": own}, "single"), *rows])
     assert table.count("(published, ensemble of 2)") == 6 and table.count("521") + table.count("520.8") == 1
 
@@ -53,7 +52,7 @@ def test_sums_on_clips(data: str, rsum: float) -> None:
     results = published_results(PROTOCOLS["video"], data)
     rows, left_out = published_rows(results, PROTOCOLS["video"], clips(20))
     assert [row.metrics for row in rows] == [{"rsum": rsum}] and rows[0].name.startswith("VSE∞") and left_out == ""
-    own: dict[str, Any] = fold_metrics(*random_scores(20), clips=True)
+    own: dict[str, Any] = metrics_of(*random_scores(20), clips=True)
     assert format_rows([Row("own", own, "single"), *rows]).split("\n")[-1].endswith(str(rsum))
 
 

@@ -15,7 +15,9 @@ from vse.data.formats import precomp
 from vse.data.vocabulary import SPECIALS, Vocabulary
 from vse.encoders import BiGRU, Regions
 from vse.errors import InputError
+from vse.evaluation.blocks import NaNScores
 from vse.evaluation.encode import CorpusEmbeddings
+from vse.evaluation.protocols import PROTOCOLS, report
 from vse.evaluation.score import (
     CorpusScores,
     embed_corpus,
@@ -34,10 +36,10 @@ OF = np.array([3, 0, 0, 6, 1, 2, 4, 5, 6, 6, 2])
 
 
 def score_corpus(
-    model: VSEModel, corpus: Corpus, batch_size: int, precision: str = "fp32", progress: bool = True, name: str = ""
+    model: VSEModel, corpus: Corpus, batch_size: int, precision: str = "fp32", name: str = ""
 ) -> CorpusScores:
     """The scores of a corpus, encoded and scored as the commands do it."""
-    return score_embeddings(embed_corpus(model, corpus, batch_size, precision, progress), corpus, progress, name)
+    return score_embeddings(embed_corpus(model, corpus, batch_size, precision, progress=False), corpus, name)
 
 
 class Images:
@@ -77,7 +79,7 @@ def test_scores_are_those_of_each_alone(model: VSEModel, batch_size: int) -> Non
     corpus = small_corpus(images)
     alone = [torch.cat([model.encode_images([torch.from_numpy(image)]) for image in images.sets])]
     alone.append(torch.cat([model.encode_texts([caption]) for caption in corpus.captions]))
-    member = score_corpus(model.train(), corpus, batch_size, progress=False, name="run")
+    member = score_corpus(model.train(), corpus, batch_size, name="run")
     expected = torch.stack([torch.stack([(a @ b.T).max() for b in alone[1]]) for a in alone[0]])
     torch.testing.assert_close(member.scores, expected)
     assert member.name == "run" and member.models == 1 and len(member.embeddings) == 1 and model.training
@@ -94,29 +96,36 @@ def test_scores_are_those_of_each_alone(model: VSEModel, batch_size: int) -> Non
 def test_precision_is_the_encoders(model: VSEModel) -> None:
     """Half precision rounds the embeddings a little; the scores are float32 all the same."""
     corpus = small_corpus(Images())
-    full, half = (score_corpus(model, corpus, 4, precision, progress=False).scores for precision in ("fp32", "bf16"))
+    full, half = (score_corpus(model, corpus, 4, precision).scores for precision in ("fp32", "bf16"))
     assert half.dtype == torch.float32 and not torch.equal(half, full)
     torch.testing.assert_close(half, full, atol=0.05, rtol=0.05)
 
 
 def test_one_nan_is_enough(model: VSEModel) -> None:
+    """Wherever the scores are computed: in validation, under a protocol, and for the matrix."""
     corpus = small_corpus(Images())
 
     def similarity(a: Any, b: Any) -> Any:
         scores = max_cosine(a, b)
-        scores[2, 5] = torch.nan
+        if scores.shape == (7, 11):  # all images and captions
+            scores[2, 5] = torch.nan
         return scores
 
     model.similarity = similarity
     with pytest.raises(InputError, match="small: the model gives NaN; its weights have diverged"):
-        score_corpus(model, corpus, 4, progress=False)
+        evaluate(model, corpus, 4, progress=False)
+    scored = score_corpus(model, corpus, 4)
+    with pytest.raises(InputError, match="small: the model gives NaN; its weights have diverged"):
+        report(scored, corpus, PROTOCOLS["retrieval"])
+    with pytest.raises(NaNScores, match="the model gives NaN"):
+        scored.scores  # noqa: B018
 
 
 def test_a_model_that_gives_nan(model: VSEModel) -> None:
     with torch.no_grad():
         next(model.text.parameters()).fill_(torch.nan)
     with pytest.raises(InputError, match="small: the model gives NaN; its weights have diverged"):
-        score_corpus(model, small_corpus(Images()), 4, progress=False)
+        evaluate(model, small_corpus(Images()), 4, progress=False)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -134,9 +143,9 @@ def test_half_precision_embeddings_are_scored_in_float32(dtype: torch.dtype) -> 
 
 def test_blocks_change_nothing(make_run: MakeRun, data_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, corpus = vse.load(make_run()), precomp(str(data_folder), "dev")
-    scored = score_corpus(model, corpus, 256, progress=False, name="a")
-    monkeypatch.setattr("vse.evaluation.score._BLOCK", 100)
-    torch.testing.assert_close(score_corpus(model, corpus, 3, progress=False).scores, scored.scores)
+    scored = score_corpus(model, corpus, 256, name="a")
+    monkeypatch.setattr("vse.evaluation.blocks._BLOCK", 100)
+    torch.testing.assert_close(score_corpus(model, corpus, 3).scores, scored.scores)
     (embeddings,) = scored.embeddings
     assert scored.name == "a" and scored.sets == {} and scored.models == 1
     torch.testing.assert_close(scored.scores, model.similarity(embeddings.images, embeddings.captions))
@@ -160,7 +169,7 @@ def test_embeddings_that_do_not_fit_the_similarity(make_run: MakeRun, data_folde
     model, corpus = vse.load(make_run("pvse")), precomp(str(data_folder), "dev")
     model.similarity = vse.similarity.cosine
     with pytest.raises(InputError, match="dev.*: cosine compares single embeddings, got K = 2"):
-        score_corpus(model, corpus, 256, progress=False)
+        score_corpus(model, corpus, 256)
 
 
 def slow_rsum(images: Tensor, captions: Tensor, of: np.ndarray) -> float:

@@ -1,9 +1,8 @@
 from typing import Any
 
 import pytest
-from helpers import random_scores
+from helpers import metrics_of, random_scores
 
-from vse.evaluation.folds import fold_metrics
 from vse.evaluation.tables import Row, format_rows, format_table, label, mark, parts_of
 
 LEFT = {"r1": 12.34, "r5": 45.06, "r10": 100.0, "medr": 6.0, "meanr": 17.25}
@@ -128,7 +127,7 @@ def test_each_embedding_of_a_set_alone() -> None:
 
 @pytest.fixture
 def metrics() -> dict[str, Any]:
-    return fold_metrics(*random_scores(20))
+    return metrics_of(*random_scores(20))
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """What a run logs, and what is not finite."""
 
+import json
 import math
 import re
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from helpers import Outcome, read_jsonl, small_config
 import vse
 from vse.checkpoints.native import load_checkpoint
 from vse.training import trainer
+from vse.training.log import RunLog
 
 Cli = Callable[..., Outcome]
 
@@ -81,3 +83,15 @@ def test_logged_metrics_are_the_models_own(cli: Cli, tiny: list[str], tmp_path: 
     last = [r["dev"] for r in read_jsonl(tmp_path / "run" / "metrics.jsonl") if "dev" in r][-1]
     cli("eval", tmp_path / "run" / "last.pt", "--split", "dev", "--json", tmp_path / "dev.json")
     assert yaml.safe_load((tmp_path / "dev.json").read_text()) == last
+
+
+def test_infinities_are_null(tmp_path: Path) -> None:
+    """JSON has none; in fp16 the plateau and other numbers may overflow."""
+    with RunLog(tmp_path, 0, 0) as log:
+        log.write(1, 3, {"train": {"plateau": math.inf, "ranking": 2.0, "lr": math.nan}})
+    line = (tmp_path / "metrics.jsonl").read_text()
+    assert json.loads(line, parse_constant=lambda name: pytest.fail(name))["train"] == {
+        "plateau": None,
+        "ranking": 2.0,
+        "lr": None,
+    }

@@ -10,16 +10,18 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from helpers import ROOT, Outcome, read_jsonl, same_weights, small_config, weights_of, write_precomp
+from helpers import ROOT, Outcome, read_jsonl, same_weights, small_config, weights_of, write_pictures, write_precomp
 from torch import nn
 
 import vse
 from vse.aggregators import AGGREGATORS, MeanPool
 from vse.build import read_config
 from vse.checkpoints.native import load_checkpoint
+from vse.data.batches import Batch
 from vse.data.formats import precomp
 from vse.evaluation.score import evaluate
 from vse.training import trainer
+from vse.training.run import Training
 
 Cli = Callable[..., Outcome]
 
@@ -92,7 +94,48 @@ def test_a_dry_run_writes_nothing(cli: Cli, tiny: list[str], tmp_path: Path) -> 
     assert "no folder" in cli("train", *tiny, f"data.root={tmp_path / 'none'}", "--dry-run").error
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_dry_run_sees_the_unfrozen_step(
+    cli: Cli, tmp_path: Path, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of the last epoch, which needs the most memory; what it took is told where it is known."""
+    settings = {
+        "run": f"{{dir: {tmp_path / 'run'}, device: cpu}}",
+        "data.root": write_pictures(tmp_path / "pictures"),
+        "data.workers": 0,
+        "data.transform.size": 64,
+        "model.embed_dim": 8,
+        "model.image.encoder.backbone": "resnet18",
+        "model.text.encoder.model": tiny_bert,
+        "train.batch_size": 4,
+    }
+    trained: list[int] = []
+    step = Training.train_step
+
+    def noted(self: Training, batch: Batch) -> dict[str, torch.Tensor]:
+        trained.append(self.count_trained())
+        return step(self, batch)
+
+    monkeypatch.setattr(Training, "train_step", noted)
+    monkeypatch.setattr(trainer, "describe_memory", lambda _: "peak memory 3.1 of 79.2 GiB")
+    arguments = ["vse_infty/coco_grid_wsl_bert", "--dry-run", "model.image.encoder.weights=null"]
+    outcome = cli("train", *arguments, *(f"{key}={value}" for key, value in settings.items()))
+    assert outcome.code == 0, outcome.err
+    assert len(trained) == 2 and trained[1] > trained[0] + 11_000_000
+    assert re.search(r"first loss [\d.]+; a step of the last epoch, .*, works too; peak memory 3.1 of 79", outcome.out)
+
+
+def test_too_little_memory_is_one_line(cli: Cli, tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    monkeypatch.setattr(Training, "train_step", fail)
+    for more in ([], ["--dry-run"]):
+        error = cli("train", *tiny, *more).error
+        assert "cpu: out of memory: a batch of 16 does not fit; what may help: train.micro_batch or" in error
+        assert error.endswith("train.batch_size, run.precision=bf16")
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "tf32"])
 def test_mixed_precision(cli: Cli, tiny: list[str], tmp_path: Path, precision: str) -> None:
     outcome = cli("train", *tiny, f"run.precision={precision}")
     assert outcome.code == 0, outcome.err
@@ -232,5 +275,5 @@ def test_evaluation_with_several_blocks_and_batch_sizes(
     cli("train", *tiny, "train.epochs=1")
     model, corpus = vse.load(tmp_path / "run"), precomp(str(corpus_folder), "dev")
     expected = evaluate(model, corpus, 256, progress=False)
-    monkeypatch.setattr("vse.evaluation.score._BLOCK", 100)
+    monkeypatch.setattr("vse.evaluation.blocks._BLOCK", 100)
     assert evaluate(model, corpus, 3, progress=False) == expected

@@ -6,10 +6,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from vse.errors import check_at_least, check_choice
-from vse.sets import Aggregated, check_set, lengths_to_mask, masked_softmax, masked_sort
+from vse.sequences import read_both_ways
+from vse.sets import Aggregated, check_set, count_elements, lengths_to_mask, masked_softmax, masked_sort
 
 Decoder = Literal["gru", "transformer", "mlp"]
 
@@ -19,8 +19,8 @@ class GPO(nn.Module):
 
     VSE∞, Chen et al. 2021 (arXiv 2011.04305), section 3.2: for a set of n elements, e_d = sum_k theta_k x_(k)d, where
     x_(1)d >= x_(2)d >= ... and theta = softmax_k(s_k / 0.1); the scores s_k come from a sinusoidal code of k, a BiGRU
-    whose directions are averaged, and a linear map. theta depends on n alone, so it is computed once per distinct n;
-    in evaluation without gradients the table of all n is kept until a parameter changes.
+    whose directions are averaged, and a linear map. theta depends on n alone, so a batch of sets of different sizes
+    takes it from a table of n = 1..N; in evaluation on a CPU this table is kept until a parameter changes.
 
     The defaults are the operator of the paper. The other settings are for the ablations of its supplement (tables 3, 6,
     7 and 8), whose code is not released; their exact form is our reading, the plainest one:
@@ -114,61 +114,69 @@ class GPO(nn.Module):
         """
         size = ranked.shape[1]
         if self.condition is not None:
-            counts = torch.full((len(ranked),), size) if mask is None else mask.sum(1)
-            return self._weights(counts, size, ranked)
-        if self.training or torch.is_grad_enabled() or self.per_dimension:  # a table per dimension would be large
-            if mask is None:
-                return self._weights(torch.tensor([size]), size)
-            distinct, row = mask.sum(1).unique(return_inverse=True)
-            return self._weights(distinct, size)[row]
-        table = self._cached_table(size)
-        if mask is None:
-            return table[size - 1 : size, :size]
-        return table[:, :size][mask.sum(1) - 1]
+            return self._weights(count_elements(ranked, mask), size, ranked)
+        counts = count_elements(ranked[:1], None) if mask is None else mask.sum(1)
+        if self._keeps_table():
+            return self._kept_table(size)[:, :size][counts - 1]
+        if self.per_dimension or len(counts) <= size:
+            return self._weights(counts, size)
+        return self._table_of(size)[counts - 1]
+
+    def _table_of(self, size: int) -> Tensor:
+        """Weights theta (size, size) of sets of 1..size elements."""
+        return self._weights(torch.arange(1, size + 1, device=self.linear.weight.device), size)
 
     def _weights(self, counts: Tensor, size: int, ranked: Tensor | None = None) -> Tensor:
         """Weights theta (R, size) or (R, size, D) of sets with ``counts`` (R,) elements."""
         # float32 whatever the surrounding precision: the table is tiny and its softmax is sharp.
         with torch.autocast(self.linear.weight.device.type, enabled=False):
-            codes = position_codes(size, self.position_dim).to(self.linear.weight).expand(len(counts), -1, -1)
+            codes = position_codes(size, self.position_dim, counts.device).to(self.linear.weight)
+            codes = codes.expand(len(counts), -1, -1)
             if self.condition is not None and ranked is not None:
                 codes = codes + self.condition(ranked.to(codes.dtype))
-            real = lengths_to_mask(counts.to(codes.device), size)
-            scores = self.linear(self._decode(codes, real, counts)) / self.temperature
+            real = lengths_to_mask(counts, size)
+            scores = self.linear(self._decode(codes, real)) / self.temperature
             weights = masked_softmax(scores, real.unsqueeze(-1), dim=1)
         return weights if self.per_dimension else weights.squeeze(-1)
 
-    def _decode(self, codes: Tensor, real: Tensor, counts: Tensor) -> Tensor:
-        """States (R, size, width) of the ranks' codes (R, size, position_dim); ``real`` marks the first ``counts``."""
+    def _decode(self, codes: Tensor, real: Tensor) -> Tensor:
+        """States (R, size, width) of the ranks' codes (R, size, position_dim); ``real`` (R, size) marks the ranks."""
         if self.decoder == "mlp":
             return self.mlp(codes)
         if self.decoder == "transformer":
             return self.transformer(codes, src_key_padding_mask=~real)
-        packed = pack_padded_sequence(codes, counts.cpu(), batch_first=True, enforce_sorted=False)
-        states, _ = pad_packed_sequence(self.gru(packed)[0], batch_first=True, total_length=codes.shape[1])
-        forward, backward = states.chunk(2, dim=-1)
+        forward, backward = read_both_ways(self.gru, codes, real)
         return (forward + backward) / 2
 
-    def _cached_table(self, size: int) -> Tensor:
+    def _keeps_table(self) -> bool:
+        """Whether the table of all counts is kept for later batches.
+
+        It is not kept on an accelerator, which would have to be waited for to see whether a parameter has changed, nor
+        for weights per dimension, with which it would be large.
+        """
+        is_training = self.training or torch.is_grad_enabled() or torch.compiler.is_compiling()
+        return not is_training and not self.per_dimension and self.linear.weight.device.type == "cpu"
+
+    def _kept_table(self, size: int) -> Tensor:
         """Weights theta of every count 1..S with S >= size, computed once for the present parameters."""
         # By value: fused optimisers and writes to .data change parameters without raising their version.
         key = parameters_to_vector(self.parameters())
         known = self._table_key
-        if known is None or (known.dtype, known.device) != (key.dtype, key.device) or not torch.equal(known, key):
+        if known is None or known.dtype != key.dtype or not torch.equal(known, key):
             self._table = None
         if self._table is None or len(self._table) < size:
-            size = max(64, 1 << (size - 1).bit_length())  # grow in powers of two: few recomputations
-            self._table = self._weights(torch.arange(1, size + 1), size)
+            self._table = self._table_of(max(64, 1 << (size - 1).bit_length()))  # in powers of two: few recomputations
             self._table_key = key.clone()
         return self._table
 
 
-def position_codes(size: int, dim: int) -> Tensor:
+def position_codes(size: int, dim: int, device: torch.device | None = None) -> Tensor:
     """Compute sinusoidal codes of the numbers from 0, with base 10000: sine on even channels, cosine on odd ones.
 
     Args:
         size: How many numbers are coded, 0 to size - 1.
         dim: Width of a code, even.
+        device: Where they are computed; torch's default device if it is not given.
 
     Returns:
         Codes (size, dim), float32.
@@ -176,6 +184,6 @@ def position_codes(size: int, dim: int) -> Tensor:
     >>> position_codes(3, 2)[0].tolist()
     [0.0, 1.0]
     """
-    rate = torch.exp(torch.arange(0, dim, 2) * (-math.log(10000.0) / dim))
-    angle = torch.arange(size).unsqueeze(1) * rate
+    rate = torch.exp(torch.arange(0, dim, 2, device=device) * (-math.log(10000.0) / dim))
+    angle = torch.arange(size, device=device).unsqueeze(1) * rate
     return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)

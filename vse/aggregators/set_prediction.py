@@ -265,7 +265,9 @@ class SetPrediction(nn.Module):
         for block in self.blocks:
             assert isinstance(block, SlotBlock)
             inputs = block.input_norm(features)
-            keyed, products = inputs if codes is None else inputs + codes, block.products()
+            keyed = inputs if codes is None else inputs + codes
+            keyed, inputs = for_products(keyed), for_products(inputs)  # once, and not again in every round
+            products = block.products()
             for _ in range(self.repeats):
                 slots, attention = block(slots, keyed, inputs, mask, products)
         residual, shared = self.slot_norm(slots), self.context_norm(context)
@@ -301,6 +303,12 @@ class SetPrediction(nn.Module):
         )
         codes = torch.cat([rows.repeat_interleave(width, 0), columns.repeat(height, 1)], dim=-1)
         return codes.unsqueeze(0).to(features.dtype)
+
+
+def for_products(features: Tensor) -> Tensor:
+    """Convert features to the type in which autocast multiplies; without autocast they stay as they are."""
+    kind = features.device.type
+    return features.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else features
 
 
 def sine_codes(places: Tensor, dim: int) -> Tensor:

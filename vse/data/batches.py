@@ -40,6 +40,7 @@ class Batch(NamedTuple):
         tokens: (C, length) ids of the captions' words or subwords.
         token_mask: (C, length) bool, True for real tokens.
         positives: (A, C) bool, True where the caption describes the image.
+        pairs: Rows and columns (2, P) of the positives, which the losses need; None when they are not known.
     """
 
     images: Tensor
@@ -47,6 +48,7 @@ class Batch(NamedTuple):
     tokens: Tensor
     token_mask: Tensor
     positives: Tensor
+    pairs: Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """Copy to a device.
@@ -190,7 +192,7 @@ class TrainingData(Dataset[Batch | InputError]):
             features, image_mask = torch.from_numpy(read), None
         else:  # clips of different lengths
             features, image_mask = pad([torch.from_numpy(clip) for clip in read])
-        return Batch(features, image_mask, tokens, mask, positives)
+        return Batch(features, image_mask, tokens, mask, positives, positives.nonzero().T.contiguous())
 
     def sample(self) -> Batch:
         """Return a small whole batch, always the same one.

@@ -1,13 +1,16 @@
 """Backbones turn a picture into the cells of a CNN's last feature map or a vision transformer's patches."""
 
+import contextlib
 import inspect
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from vse.distributed import world_size
 from vse.encoders.pretrained import load_transformer, read_pixels
@@ -121,9 +124,14 @@ class Unfreezing:
 class SharedBatchNorm2d(nn.BatchNorm2d):
     """torch's BatchNorm of pictures; across processes, with the statistics of the global batch, also on a CPU.
 
+    Attributes:
+        repeats: Whether the maps are those of an earlier call, so that the running statistics know them already.
+
     >>> SharedBatchNorm2d(4)(torch.randn(2, 4, 3, 3)).shape
     torch.Size([2, 4, 3, 3])
     """
+
+    repeats = False
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise a batch of feature maps (B, C, height, width).
@@ -131,12 +139,46 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
         Returns:
             The normalised maps, of the same shape.
         """
-        if not self.training or world_size() == 1:
+        if not self.training or (world_size() == 1 and not self.repeats):
             return super().forward(input)
+        if world_size() == 1:
+            assert self.running_mean is not None and self.running_var is not None
+            running = self.running_mean.clone(), self.running_var.clone()  # what is kept for the backward pass is alike
+            return nn.functional.batch_norm(input, *running, self.weight, self.bias, True, 0.0, self.eps)
         cells = input.flatten(2).transpose(1, 2)
         statistics = join_statistics([set_statistics(cells, None)])
-        update_running(self, statistics)
+        if not self.repeats:
+            update_running(self, statistics)
         return normalise(self, cells, statistics).transpose(1, 2).reshape(input.shape)
+
+
+@contextlib.contextmanager
+def _repeating(module: nn.Module) -> Iterator[None]:
+    """A block in which a module computes once more what it has computed: running statistics stay as they are."""
+    norms = [norm for norm in module.modules() if isinstance(norm, SharedBatchNorm2d)]
+    for norm in norms:
+        norm.repeats = True
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.repeats = False
+
+
+def run_and_forget(block: nn.Module, maps: Tensor) -> Tensor:
+    """Run a block that forgets its activations and computes them again in the backward pass (Chen et al. 2016).
+
+    Args:
+        block: The block. Its BatchNorm layers are :class:`SharedBatchNorm2d`.
+        maps: What it reads.
+
+    Returns:
+        What the block gives. Gradients and running statistics are those of a plain call.
+    """
+    found: Tensor = checkpoint(
+        block, maps, use_reentrant=False, context_fn=lambda: (contextlib.nullcontext(), _repeating(block))
+    )
+    return found
 
 
 class ResNetBackbone(nn.Module):
@@ -150,6 +192,8 @@ class ResNetBackbone(nn.Module):
             padding but keeps incomplete windows.
         train_norm: Whether BatchNorm runs in training mode when the backbone does. Otherwise it always uses its running
             statistics.
+        recompute: Whether each block's activations are computed again in the backward pass. That takes a third more
+            time and a fraction of the memory.
 
     Inputs are pictures (B, 3, height, width); the result is their cells (B, h * w, dim), row by row.
 
@@ -162,11 +206,11 @@ class ResNetBackbone(nn.Module):
 
     architecture = None  # the name is enough to build it
 
-    def __init__(self, name: str, train_norm: bool = False) -> None:
+    def __init__(self, name: str, train_norm: bool = False, recompute: bool = False) -> None:
         super().__init__()
         import torchvision
 
-        self.train_norm = train_norm
+        self.train_norm, self.recompute = train_norm, recompute
         plain, known = name.removeprefix(_CAFFE), resnets()
         if plain not in known:
             raise ValueError(f"backbone must be a torchvision ResNet, got {name!r} ({close_match(plain, known)})")
@@ -205,10 +249,19 @@ class ResNetBackbone(nn.Module):
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Cells of a batch of pictures."""
+        if pictures.is_cuda:
+            pictures = pictures.contiguous(memory_format=torch.channels_last)
         x = self.maxpool(self.relu(self.bn1(self.conv1(pictures))))
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = stage(x)
+            for block in stage:
+                forgets = self.recompute and torch.is_grad_enabled() and _is_trained(block, x)
+                x = run_and_forget(block, x) if forgets else block(x)
         return x.flatten(2).transpose(1, 2)
+
+
+def _is_trained(block: nn.Module, maps: Tensor) -> bool:
+    """Whether a block takes part in the backward pass."""
+    return maps.requires_grad or any(parameter.requires_grad for parameter in block.parameters())
 
 
 class TransformerBackbone(nn.Module):
@@ -222,12 +275,14 @@ class TransformerBackbone(nn.Module):
         weights: As in :func:`vse.encoders.pretrained.load_transformer`.
         architecture: As in :func:`vse.encoders.pretrained.load_transformer`.
         cls: Whether the result begins with the [CLS] token. Registers and a distillation token are always left out.
+        recompute: As in :class:`ResNetBackbone`, for each layer.
 
     Inputs are pictures (B, 3, height, width); the result is their patches (B, N, dim), row by row, after [CLS] with
     ``cls``.
 
     Raises:
-        ValueError: The model has no [CLS] token although ``cls`` is True. In the call: the model does not take
+        ValueError: The model has no [CLS] token although ``cls`` is True, or cannot compute activations again although
+            ``recompute`` is True. In the call: the model does not take
             pictures of that size, or its tokens are not a few special ones followed by the patches.
 
     >>> TransformerBackbone("google/vit-base-patch16-224")(torch.randn(2, 3, 224, 224)).shape
@@ -240,9 +295,16 @@ class TransformerBackbone(nn.Module):
         weights: Literal["pretrained"] | None = "pretrained",
         architecture: dict[str, Any] | None = None,
         cls: bool = False,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
         self.net, self.architecture = load_transformer(name, weights, architecture, "vision")
+        if recompute:
+            net: Any = self.net
+            if not net.supports_gradient_checkpointing:
+                raise ValueError(f"recompute: {net.config.model_type} cannot compute its activations again")
+            name = "activation_checkpointing_enable"  # older versions have the other name alone
+            getattr(net, name if hasattr(net, name) else "gradient_checkpointing_enable")({"use_reentrant": False})
         self.cls = cls
         config: Any = self.net.config
         self.dim: int = config.hidden_size
@@ -286,6 +348,7 @@ def make_backbone(
     train_norm: bool,
     pixels: Pixels,
     cls: bool = False,
+    recompute: bool = False,
 ) -> ResNetBackbone | TransformerBackbone:
     """Make a backbone by name, and warn if ``pixels`` is not the normalisation that the model was published with.
 
@@ -297,6 +360,7 @@ def make_backbone(
         train_norm: Whether a ResNet's BatchNorm runs in training mode.
         pixels: How the pictures are normalised, see :class:`Normalise`.
         cls: Whether a transformer's [CLS] token comes before the patches.
+        recompute: Whether activations are computed again in the backward pass.
 
     Returns:
         The backbone, with its weights.
@@ -308,14 +372,14 @@ def make_backbone(
     if _is_resnet(name, architecture):
         if cls:
             raise ValueError(f"cls is for a vision transformer's [CLS] token, and {name} has none")
-        return _make_resnet(name, weights, train_norm)
+        return _make_resnet(name, weights, train_norm, recompute)
     if weights not in ("pretrained", None):
         raise ValueError(f"weights of {name}, a model of transformers, must be pretrained or null, got {weights!r}")
     if train_norm:
         raise ValueError(f"train_norm is for the BatchNorm of torchvision's backbones, not for {name}")
     if architecture is None:
         _compare_pixels(name, pixels)
-    return TransformerBackbone(name, "pretrained" if weights else None, architecture, cls)
+    return TransformerBackbone(name, "pretrained" if weights else None, architecture, cls, recompute)
 
 
 def _is_resnet(name: str, architecture: dict[str, Any] | None) -> bool:
@@ -325,9 +389,9 @@ def _is_resnet(name: str, architecture: dict[str, Any] | None) -> bool:
     return architecture is None and "/" not in name and not Path(name).is_dir()
 
 
-def _make_resnet(name: str, weights: str | None, train_norm: bool) -> ResNetBackbone:
+def _make_resnet(name: str, weights: str | None, train_norm: bool, recompute: bool) -> ResNetBackbone:
     """A ResNet with its published weights."""
-    backbone = ResNetBackbone(name, train_norm)
+    backbone = ResNetBackbone(name, train_norm, recompute)
     if weights == "pretrained":
         raise ValueError(f"weights of the torchvision backbone {name} must be a file, imagenet or null")
     if weights == "imagenet":

@@ -2,10 +2,9 @@
 
 from typing import Any, Literal, get_args
 
-import torch
 from torch import Tensor, nn
 
-from vse.encoders.pretrained import load_transformer, longest_input
+from vse.encoders.pretrained import attention_mask, load_transformer, longest_input
 from vse.encoders.regions import Init
 from vse.encoders.tokens import clean_tokens
 from vse.errors import check_choice, check_probability
@@ -92,7 +91,7 @@ class Bert(nn.Module):
         tokens = clean_tokens(inputs, mask)
         if self.max_length is not None and tokens.shape[1] > self.max_length:
             raise ValueError(f"tokens must be at most {self.max_length} for this text model, got {tokens.shape[1]}")
-        attention = torch.ones_like(tokens) if mask is None else mask.long()
+        attention = attention_mask(self.bert, tokens, mask)
         hidden = self.bert(input_ids=tokens, attention_mask=attention, return_dict=True).last_hidden_state
         projected = self.dropout(self.linear(hidden))
         if self.context is None:

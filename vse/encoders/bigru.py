@@ -101,7 +101,5 @@ class BiGRU(nn.Module):
             ValueError: A caption is empty, or the mask is not a prefix.
         """
         words = self.dropout(self.embedding(clean_tokens(inputs, mask)))
-        average = self.directions == "average"
-        states, context = read_sequence(self.gru, words, mask, self.context, average, self.features == "states")
-        features = words if states is None or self.features == "words" else states
-        return FeatureSet(features, mask, self.dropout(context))
+        states, context = read_sequence(self.gru, words, mask, self.context, self.directions == "average")
+        return FeatureSet(words if self.features == "words" else states, mask, self.dropout(context))

@@ -23,6 +23,9 @@ _LEFT_OUT = {
     *("_experts_implementation", "_attn_implementation_internal", "return_dict"),
 }
 
+# Models that attend everywhere, so that the mask of their attention is the mask of the tokens.
+_TAKE_FINISHED_MASK = {"albert", "bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta"}
+
 
 def load_transformer(
     name: str, weights: Literal["pretrained"] | None, architecture: dict[str, Any] | None, side: Side
@@ -174,6 +177,27 @@ def longest_input(model: nn.Module) -> int | None:
             return module.num_embeddings - module.padding_idx - 1  # RoBERTa and similar models count from there on
     positions = getattr(model.config, "max_position_embeddings", None)
     return positions if isinstance(positions, int) and positions > 0 else None
+
+
+def attention_mask(model: nn.Module, tokens: Tensor, mask: Tensor | None) -> Tensor:
+    """Make the attention mask of a text model, so that a GPU need not be waited for where that is possible.
+
+    Given which tokens are real, the library asks whether all of them are, and waits for the answer. A model in which
+    every token attends to every real one also takes the finished mask.
+
+    Args:
+        model: The text model.
+        tokens: Token ids (B, L).
+        mask: (B, L), True on real tokens; None when all are real.
+
+    Returns:
+        The finished mask (B, 1, L, L), bool, or (B, L), 1 on real tokens and 0 elsewhere.
+    """
+    real = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask
+    config: Any = model.config
+    if config.model_type in _TAKE_FINISHED_MASK and config._attn_implementation == "sdpa":
+        return real[:, None, None].expand(-1, 1, tokens.shape[1], -1)
+    return real.long()
 
 
 def local_path(name: str) -> str:

@@ -4,16 +4,16 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from vse.sets import masked_max, masked_mean
+from vse.sequences import read_both_ways
+from vse.sets import count_elements, masked_max, masked_mean
 
 Context = Literal["last", "last_step", "max", "mean"]
 
 
 def read_sequence(
-    gru: nn.GRU, sequence: Tensor, mask: Tensor | None, context: Context, average: bool, states: bool
-) -> tuple[Tensor | None, Tensor]:
+    gru: nn.GRU, sequence: Tensor, mask: Tensor | None, context: Context, average: bool
+) -> tuple[Tensor, Tensor]:
     """Run a bidirectional GRU; padding is never read.
 
     Args:
@@ -23,30 +23,20 @@ def read_sequence(
         context: The vector of the whole sequence: "last", the last state of each direction; "last_step", the output at
             the last real step, where the backward direction has read one step only; "max" or "mean" of the states.
         average: Whether the two directions are averaged; otherwise they are concatenated.
-        states: Whether the states are needed. Without them there is less to do when ``context`` is "last".
 
     Returns:
-        The states (B, L, H), or None if they were not computed, and the vector of the whole sequence (B, H).
+        The states (B, L, H), and the vector of the whole sequence (B, H).
     """
-    if mask is None:
-        lengths = torch.full((len(sequence),), sequence.shape[1])
-    else:
-        lengths = mask.sum(1).cpu()
 
     def join(forward: Tensor, backward: Tensor) -> Tensor:
         return (forward + backward) / 2 if average else torch.cat([forward, backward], dim=-1)
 
-    packed, last = gru(pack_padded_sequence(sequence, lengths, batch_first=True, enforce_sorted=False))
-    if context == "last" and not states:
-        return None, join(*last)
-    output, _ = pad_packed_sequence(packed, batch_first=True, total_length=sequence.shape[1])
-    output = join(*output.chunk(2, dim=-1))
+    forward, backward = read_both_ways(gru, sequence, mask)
+    states = join(forward, backward)
+    if context in ("max", "mean"):
+        return states, masked_max(states, mask) if context == "max" else masked_mean(states, mask)
+    rows = torch.arange(len(states), device=states.device)
+    last = count_elements(states, mask) - 1
     if context == "last":
-        vector = join(*last)
-    elif context == "last_step":
-        vector = output[torch.arange(len(output)), lengths - 1]
-    elif context == "max":
-        vector = masked_max(output, mask)
-    else:
-        vector = masked_mean(output, mask)
-    return output, vector
+        return states, join(forward[rows, last], backward[:, 0])
+    return states, states[rows, last]

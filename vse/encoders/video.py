@@ -2,7 +2,6 @@
 
 from typing import Any, Literal, get_args
 
-import torch
 from torch import Tensor, nn
 
 from vse.encoders.backbones import Normalise, Pixels, Unfreezing, make_backbone
@@ -32,6 +31,7 @@ class Video(nn.Module):
         train_norm: As in :class:`vse.encoders.Grid`. PVSE trains with True.
         pixels: As in :class:`vse.encoders.Grid`.
         architecture: As in :class:`vse.encoders.Grid`.
+        recompute: As in :class:`vse.encoders.Grid`.
 
     Inputs are frames (B, T, 3, height, width), or features (B, T, in_dim), and a prefix mask (B, T). The features are
     (B, T, channels), the context is (B, dim).
@@ -60,6 +60,7 @@ class Video(nn.Module):
         train_norm: bool = False,
         pixels: Pixels = "imagenet",
         architecture: dict[str, Any] | None = None,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
         if dim < 2 or dim % 2:
@@ -71,7 +72,7 @@ class Video(nn.Module):
         if in_dim is None:
             self.unfreezing = Unfreezing(freeze_epochs, stage_epochs)
             self.normalise = Normalise(pixels)
-            self.backbone = make_backbone(backbone, weights, architecture, train_norm, pixels)
+            self.backbone = make_backbone(backbone, weights, architecture, train_norm, pixels, recompute=recompute)
             self.architecture = self.backbone.architecture
         self.dim = self.backbone.dim if in_dim is None else in_dim
         self.context_dim = dim
@@ -101,7 +102,7 @@ class Video(nn.Module):
             frames = fill_masked(inputs, mask)
         else:
             frames = self._encode_frames(inputs, mask)
-        _, context = read_sequence(self.gru, frames, mask, self.context, average=False, states=False)
+        _, context = read_sequence(self.gru, frames, mask, self.context, average=False)
         return FeatureSet(frames, mask, self.dropout(context))
 
     def _encode_frames(self, frames: Tensor, mask: Tensor | None) -> Tensor:
@@ -112,7 +113,7 @@ class Video(nn.Module):
             pooled = self.backbone(self.normalise(frames.flatten(0, 1))).mean(1)
             return pooled.unflatten(0, frames.shape[:2])
         check_mask(mask, frames.shape[:2], prefix=True)
-        pooled = self.backbone(self.normalise(frames[mask])).mean(1)
-        features = torch.zeros(*frames.shape[:2], self.dim, dtype=pooled.dtype, device=pooled.device)
-        features[mask] = pooled
-        return features
+        places = mask.flatten().nonzero().squeeze(1)  # a GPU is waited for once: how many frames there are to encode?
+        pooled = self.backbone(self.normalise(frames.flatten(0, 1)[places])).mean(1)
+        empty = pooled.new_zeros(mask.numel(), self.dim)
+        return empty.index_copy(0, places, pooled).unflatten(0, mask.shape)

@@ -4,18 +4,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from vse.errors import InputError
-from vse.evaluation.folds import split_folds
-from vse.metrics import query_ranks
+from vse.evaluation.folds import FoldRanks
 
 _MOST_SAMPLES = 10_000  # more take much memory and change no printed digit
 
 
-def bootstrap(
-    members: Sequence[Tensor], image_of_caption: np.ndarray, folds: int = 1, samples: int = 1000, seed: int = 0
-) -> list[dict[str, Any]]:
+def bootstrap(members: Sequence[Sequence[FoldRanks]], samples: int = 1000, seed: int = 0) -> list[dict[str, Any]]:
     """95 % intervals of R@K and RSUM, by resampling the images.
 
     A sample draws as many images as there are, with replacement, and takes their captions with them: these are the
@@ -23,9 +19,7 @@ def bootstrap(
     members share the samples, so their differences are paired.
 
     Args:
-        members: Score matrices (images, captions) of several models on one corpus.
-        image_of_caption: Index (captions,) of each caption's image.
-        folds: The number of folds, see :func:`vse.evaluation.folds.split_folds`.
+        members: The ranks of several models on one corpus, by folds, see :func:`vse.evaluation.folds.rank_folds`.
         samples: The number of samples, 1 to 10,000.
         seed: The seed of the draws.
 
@@ -36,18 +30,18 @@ def bootstrap(
     Raises:
         InputError: The number of samples is out of range.
 
-    >>> bootstrap([torch.eye(9)], np.arange(9), samples=100)[0]["rsum"]
+    >>> bootstrap([rank_folds(blocks_of_matrix(torch.eye(9)), np.arange(9))], samples=100)[0]["rsum"]
     [600.0, 600.0]
     """
     check_samples(samples)
-    images = len(members[0])
+    images = sum(len(fold.images) for fold in members[0])
     draws = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=samples)
     results: list[dict[str, Any]] = []
     sums: list[np.ndarray] = []
-    for scores in members:
+    for folds in members:
         result: dict[str, Any] = {"samples": samples}
         total = np.zeros(samples)
-        for side, (ranks, queries) in _ranks_of_queries(scores, image_of_caption, folds).items():
+        for side, (ranks, queries) in _ranks_of_queries(folds).items():
             weights = draws[:, queries]
             weights = weights / weights.sum(1, keepdims=True)
             result[side] = {}
@@ -76,19 +70,17 @@ def check_samples(samples: int) -> None:
         raise InputError(f"bootstrap needs 1 to {_MOST_SAMPLES:,} samples, got {samples}")
 
 
-def _ranks_of_queries(
-    scores: Tensor, image_of_caption: np.ndarray, folds: int
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def _ranks_of_queries(folds: Sequence[FoldRanks]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """For both directions, the rank of each query, and the index of the image that it is or describes."""
-    i2t, t2i, images, captions = [], [], [], []
-    for fold in split_folds(scores, image_of_caption, folds):
-        i2t.append(query_ranks(fold.scores, fold.positives).numpy())
-        t2i.append(query_ranks(fold.scores.T, fold.positives.T).numpy())
-        images.append(np.unique(fold.image_of_caption))  # an image without a caption is no query
-        captions.append(fold.image_of_caption)
+    i2t = np.concatenate([fold.i2t.numpy() for fold in folds])
+    images = np.concatenate([fold.images for fold in folds])
+    asked = i2t >= 0  # an image without a caption is no query
     return {
-        "i2t": (np.concatenate(i2t), np.concatenate(images)),
-        "t2i": (np.concatenate(t2i), np.concatenate(captions)),
+        "i2t": (i2t[asked], images[asked]),
+        "t2i": (
+            np.concatenate([fold.t2i.numpy() for fold in folds]),
+            np.concatenate([fold.image_of_caption for fold in folds]),
+        ),
     }
 
 

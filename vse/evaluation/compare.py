@@ -1,6 +1,7 @@
 """Evaluate several runs, checkpoints or files of scores on one corpus: each of them, and their ensemble."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from vse.evaluation.json_file import check_json_file, write_json
 from vse.evaluation.judgements import read_judgements
 from vse.evaluation.protocols import PROTOCOLS, Protocol, check_protocol, find_protocol, parts_of_protocol, report
 from vse.evaluation.published import Published, published_results, published_rows
-from vse.evaluation.score import CorpusScores, embed_corpus, score_embeddings, single_embedding_rsums
+from vse.evaluation.score import CorpusScores, embed_corpus, nan_names, score_embeddings, single_embedding_rsums
 from vse.evaluation.tables import Row, format_rows, format_table, label, mark, parts_of
 from vse.runtime import pick_device
 
@@ -107,14 +108,15 @@ def compare(
     embeddings = {one.run: _encode(one) for one in trained}
     if not is_main():
         return Comparison({}, "", "", ())
-    members = _score_members(runs, trained, embeddings, corpus)
-    if len(members) > 1:
-        members.append(ensemble(members))
+    with nan_names(corpus):
+        members = _score_members(runs, trained, embeddings, corpus)
+        if len(members) > 1:
+            members.append(ensemble(members))
+        if scores_file is not None:  # before they are ranked, which then uses the same matrix
+            save_scores(scores_file, members[-1], corpus)
     results = {member.name: report(member, corpus, rules, judgements) for member in members}
     if samples is not None:
         _add_intervals(results, members, corpus, rules, samples)
-    if scores_file is not None:
-        save_scores(scores_file, members[-1], corpus)
 
     title = f"{split}: {len(corpus.images):,} images, {len(corpus.captions):,} captions"
     if padding == "released":
@@ -215,7 +217,7 @@ def _score_model(trained: _Trained, embeddings: CorpusEmbeddings) -> CorpusScore
     """Score a model's corpus, look at each embedding of its sets alone, and recall how the sets were at the start."""
     scored = score_embeddings(embeddings, trained.corpus, name=str(trained.loaded.file))
     sets = {**scored.sets, **single_embedding_rsums(embeddings, trained.corpus.image_of_caption)}
-    return scored._replace(sets={**sets, "start": trained.loaded.start} if trained.loaded.start else sets)
+    return replace(scored, sets={**sets, "start": trained.loaded.start} if trained.loaded.start else sets)
 
 
 def _add_intervals(
@@ -226,9 +228,8 @@ def _add_intervals(
     samples: int,
 ) -> None:
     """Put bootstrap intervals beside the metrics of each member, for each part of the protocol."""
-    matrices = [member.scores for member in members]
     for name, part in parts_of_protocol(protocol).items():
-        intervals = bootstrap(matrices, corpus.image_of_caption, part.folds, samples)
+        intervals = bootstrap([member.ranks(corpus.image_of_caption, part.folds) for member in members], samples)
         for member, own in zip(members, intervals, strict=True):
             parts_of(results[member.name])[name]["bootstrap"] = own
 

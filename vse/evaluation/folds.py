@@ -4,77 +4,85 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from vse.metrics import retrieval_metrics
+from vse.evaluation.blocks import ScoreBlocks
+from vse.evaluation.ranks import rank
+from vse.metrics import metrics_of_ranks
 
 
-class Fold(NamedTuple):
-    """Images and captions that are ranked among themselves."""
+class FoldRanks(NamedTuple):
+    """The ranks of images and captions that are ranked among themselves.
 
-    scores: Tensor  # (images, captions) of the fold
-    positives: np.ndarray  # (images, captions) bool
-    image_of_caption: np.ndarray  # (captions,) index of each caption's image among all images of the corpus
+    Attributes:
+        i2t: The 0-based rank of each image of the fold, -1 for an image without a caption.
+        t2i: The 0-based rank of each caption of the fold.
+        images: The index of each of these images among all images of the corpus.
+        image_of_caption: The index of each of these captions' image among all images of the corpus.
+    """
+
+    i2t: Tensor
+    t2i: Tensor
+    images: np.ndarray
+    image_of_caption: np.ndarray
 
 
-def split_folds(scores: Tensor, image_of_caption: np.ndarray, folds: int = 1) -> list[Fold]:
-    """Cut a score matrix into equal slices of the images in their order, each with its own captions.
+def rank_folds(
+    scores: ScoreBlocks, image_of_caption: np.ndarray, folds: int = 1, progress: bool = False
+) -> list[FoldRanks]:
+    """Rank within equal slices of the images in their order, each with its own captions.
 
     Args:
         scores: Scores (images, captions).
         image_of_caption: Index (captions,) of each caption's image.
         folds: The number of slices.
+        progress: Whether to show progress bars.
 
     Returns:
-        The slices.
+        The ranks of each slice, see :func:`vse.evaluation.ranks.rank`.
 
     Raises:
-        ValueError: The images cannot be divided into that many equal slices.
+        ValueError: The images cannot be divided into that many equal slices, or a slice has no caption.
+        NaNScores: A score is NaN.
 
-    >>> [fold.scores.tolist() for fold in split_folds(torch.eye(4), np.arange(4), folds=2)]
-    [[[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [0.0, 1.0]]]
+    >>> [fold.t2i.tolist() for fold in rank_folds(blocks_of_matrix(torch.eye(4)), np.arange(4), folds=2)]
+    [[0, 0], [0, 0]]
     """
-    if len(scores) % folds:
-        raise ValueError(f"expected images that can be divided into {folds} folds, got {len(scores)}")
-    size = len(scores) // folds
+    if scores.images % folds:
+        raise ValueError(f"expected images that can be divided into {folds} folds, got {scores.images}")
+    size = scores.images // folds
+    pairs = np.stack([image_of_caption, np.arange(len(image_of_caption))], 1)
     result = []
-    for first in range(0, len(scores), size):
+    for first in range(0, scores.images, size):
         captions = np.flatnonzero((image_of_caption >= first) & (image_of_caption < first + size))
-        own = image_of_caption[captions]
-        positives = np.arange(first, first + size)[:, None] == own[None, :]
-        part = scores if folds == 1 else scores[first : first + size, torch.from_numpy(captions)]
-        result.append(Fold(part, positives, own))
+        images = np.arange(first, first + size)
+        ranks = rank(scores, pairs, images, captions, progress)
+        result.append(FoldRanks(ranks.i2t, ranks.t2i, images, image_of_caption[captions]))
     return result
 
 
-def fold_metrics(scores: Tensor, image_of_caption: np.ndarray, folds: int = 1, clips: bool = False) -> dict[str, Any]:
+def fold_metrics(folds: Sequence[FoldRanks], clips: bool = False) -> dict[str, Any]:
     """Retrieval metrics of a corpus, averaged over folds: each fold counts the same.
 
     Args:
-        scores: Scores (images, captions).
-        image_of_caption: Index (captions,) of each caption's image.
-        folds: The number of folds, see :func:`split_folds`.
+        folds: The ranks of each fold, from :func:`rank_folds`.
         clips: Whether the images are clips. Their metrics also have "nmr", the normalised median rank: the median rank
             divided by the number of candidates (PVSE, Song & Soleymani 2019).
 
     Returns:
         The dict of :func:`vse.metrics.retrieval_metrics`; with several folds, also "folds", their number.
 
-    Raises:
-        ValueError: As :func:`split_folds` and :func:`vse.metrics.retrieval_metrics`.
-
-    >>> fold_metrics(torch.eye(10), np.arange(10), folds=5)["rsum"]
+    >>> fold_metrics(rank_folds(blocks_of_matrix(torch.eye(10)), np.arange(10), folds=5))["rsum"]
     600.0
     """
     found = []
-    for fold in split_folds(scores, image_of_caption, folds):
-        metrics = retrieval_metrics(fold.scores, fold.positives)
+    for fold in folds:
+        metrics = metrics_of_ranks(fold.i2t[fold.i2t >= 0], fold.t2i)
         if clips:
-            metrics["i2t"]["nmr"] = metrics["i2t"]["medr"] / fold.scores.shape[1]
-            metrics["t2i"]["nmr"] = metrics["t2i"]["medr"] / fold.scores.shape[0]
+            metrics["i2t"]["nmr"] = metrics["i2t"]["medr"] / len(fold.t2i)
+            metrics["t2i"]["nmr"] = metrics["t2i"]["medr"] / len(fold.i2t)
         found.append(metrics)
-    return found[0] if folds == 1 else {**_mean(found), "folds": folds}
+    return found[0] if len(folds) == 1 else {**_mean(found), "folds": len(folds)}
 
 
 def _mean(trees: Sequence[Any]) -> Any:

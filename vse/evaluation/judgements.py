@@ -9,21 +9,22 @@ import re
 import sys
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from vse.data.corpus import Corpus
 from vse.errors import InputError, first_line
-from vse.evaluation.score import CorpusScores, score
-from vse.metrics import query_ranks, summarise_ranks
+from vse.evaluation.blocks import ScoreBlocks, blocks_of_embeddings, mean_of_blocks, score_rows, transpose
+from vse.evaluation.ranks import rank, rank_within
+from vse.evaluation.score import CorpusScores
+from vse.metrics import summarise_ranks
 
-_ROWS = 512  # queries ranked at a time
+_ROWS = 512  # queries sorted at a time
 _KS = (1, 5, 10)
 _HINT = "; precomp and id_mapping read the captions' ids from {split}_capids.txt"
 
@@ -50,11 +51,11 @@ _CAPTIONS = _JudgementFile("sts_test.csv", ("caption1", "caption2"), r":(\d{1,18
 
 
 def eccv_metrics(
-    scores: Tensor, image_ids: Sequence[Any], caption_ids: Sequence[Any], image_of_caption: np.ndarray
+    scores: ScoreBlocks, image_ids: Sequence[Any], caption_ids: Sequence[Any], image_of_caption: np.ndarray
 ) -> dict[str, Any]:
     """ECCV Caption's mAP@R, R-Precision and R@1 (Chun et al., ECCV 2022), by the ``eccv_caption`` package.
 
-    A tie counts against the model.
+    A tie counts against the model. Only the judged images and captions are scored, 2,593 of the 30,000.
 
     Args:
         scores: Scores (5,000 images, 25,000 captions) of COCO's 5K test.
@@ -69,7 +70,10 @@ def eccv_metrics(
         InputError: The package is missing, or an id is not the test's; the first such id is named.
     """
     metrics, ids = check_ids(image_ids, caption_ids, image_of_caption)
-    ranked = _retrieved(scores, ids, metrics.eccv_gts)
+    ranked = (
+        _best(scores, ids.images, ids.captions, metrics.eccv_gts["i2t"]),
+        _best(transpose(scores), ids.captions, ids.images, metrics.eccv_gts["t2i"]),
+    )
     names = {"map_at_r": "eccv_map_at_r", "rprecision": "eccv_rprecision", "r1": "eccv_r1"}
     with contextlib.redirect_stderr(io.StringIO()):  # the package's progress bars
         found = metrics.compute_all_metrics(*ranked, target_metrics=tuple(names.values()))
@@ -77,11 +81,11 @@ def eccv_metrics(
 
 
 def cxc_metrics(
-    scores: Tensor, image_ids: Sequence[Any], caption_ids: Sequence[Any], image_of_caption: np.ndarray
+    scores: ScoreBlocks, image_ids: Sequence[Any], caption_ids: Sequence[Any], image_of_caption: np.ndarray
 ) -> dict[str, Any]:
     """R@1, R@5 and R@10 between images and captions with CxC's positives (Parekh et al., EACL 2021).
 
-    Computed by the ``eccv_caption`` package; a tie counts against the model.
+    The positives are those of the ``eccv_caption`` package; a tie counts against the model.
 
     Args:
         scores: Scores (5,000 images, 25,000 captions) of COCO's 5K test.
@@ -96,20 +100,21 @@ def cxc_metrics(
         InputError: The package is missing, or an id is not the test's; the first such id is named.
     """
     metrics, ids = check_ids(image_ids, caption_ids, image_of_caption)
-    ranked = _retrieved(scores, ids, metrics.cxc_gts)
-    found = metrics.compute_all_metrics(*ranked, target_metrics=("cxc_recalls",), Ks=_KS)
-    return {side: {f"r{k}": 100 * float(found[f"cxc_r{k}"][side]) for k in _KS} for side in ("i2t", "t2i")}
+    images, captions = ({label: i for i, label in enumerate(side)} for side in ids)
+    truth = metrics.cxc_gts["i2t"].items()  # the pairs of "t2i" are the same ones
+    ranks = rank(scores, np.array([(images[image], captions[label]) for image, found in truth for label in found]))
+    return {"i2t": _recalls(ranks.i2t), "t2i": _recalls(ranks.t2i)}
 
 
 def cxc_within(
-    score_rows: Callable[[slice], Tensor], ids: Sequence[Any], pairs: np.ndarray, group: np.ndarray | None = None
+    scores: ScoreBlocks, ids: Sequence[Any], pairs: np.ndarray, group: np.ndarray | None = None
 ) -> dict[str, float]:
     """R@1, R@5 and R@10 among images, or among captions, with CxC's positives.
 
     An item is never its own answer, and an item without a positive is no query.
 
     Args:
-        score_rows: Gives the scores (n, N) of a slice of the N items against all of them.
+        scores: Scores (N, N) of the N items among themselves; the row is the query.
         ids: The ids (N,) of the items.
         pairs: The ids (pairs, 2) of positives; each pair counts both ways.
         group: The group (N,) of each item, when items of one group (the captions of an image) are positives of each
@@ -124,26 +129,30 @@ def cxc_within(
     place = {int(label): i for i, label in enumerate(ids)}
     if lost := [label for label in pairs.ravel().tolist() if label not in place]:
         raise InputError(f"CxC judges item {lost[0]}, which is not in this corpus")
-    first, second = (np.array([place[label] for label in column.tolist()], dtype=np.int64) for column in pairs.T)
-    rows, columns = np.concatenate([first, second]), np.concatenate([second, first])
-    ranks = []
-    for start in tqdm(range(0, len(ids), _ROWS), desc="ranking", leave=False, delay=2):
-        own = torch.arange(start, min(start + _ROWS, len(ids)))
-        here = (rows >= start) & (rows < start + _ROWS)
-        positives = torch.zeros(len(own), len(ids), dtype=torch.bool)
-        positives[rows[here] - start, columns[here]] = True
-        if group is not None:
-            groups = torch.from_numpy(group)
-            positives |= groups[own][:, None] == groups
-        positives[torch.arange(len(own)), own] = False
-        asked = positives.any(1)
-        if asked.any():
-            found = score_rows(slice(start, start + len(own))).clone()
-            found[torch.arange(len(own)), own] = float("-inf")
-            ranks.append(query_ranks(found[asked], positives[asked]))
-    if not ranks:
+    positives = np.array([place[label] for label in pairs.ravel().tolist()], dtype=np.int64).reshape(-1, 2)
+    if group is not None:
+        positives = np.concatenate([positives, _pairs_in_groups(group)])
+    if not (positives[:, 0] != positives[:, 1]).any():
         raise InputError("CxC judges no two items of this corpus alike")
-    summary = summarise_ranks(torch.cat(ranks))
+    return _recalls(rank_within(scores, np.concatenate([positives, positives[:, ::-1]])))
+
+
+def _pairs_in_groups(group: np.ndarray) -> np.ndarray:
+    """The places (pairs, 2) of any two items of one group, in one order of the two."""
+    order = np.argsort(group, kind="stable")
+    found = [np.empty((0, 2), dtype=np.int64)]
+    for distance in range(1, len(group)):
+        first, second = order[:-distance], order[distance:]
+        same = group[first] == group[second]
+        if not same.any():
+            break
+        found.append(np.stack([first[same], second[same]], 1))
+    return np.concatenate(found)
+
+
+def _recalls(ranks: Tensor) -> dict[str, float]:
+    """R@1, R@5 and R@10 in percent of the items that are queries."""
+    summary = summarise_ranks(ranks[ranks >= 0])
     return {f"r{k}": summary[f"r{k}"] for k in _KS}
 
 
@@ -163,17 +172,13 @@ def within_metrics(scored: CorpusScores, corpus: Corpus, judgements: Judgements)
     Raises:
         InputError: CxC judges an item that is not in the corpus.
     """
-
-    def mean_scores(side: str) -> Callable[[slice], Tensor]:
-        sets = [(of_model.similarity, getattr(of_model, side)) for of_model in scored.embeddings]
-        return lambda rows: torch.stack([score(f, a[rows], a, progress=False) for f, a in sets]).mean(0)
-
+    images = [blocks_of_embeddings(model.similarity, model.images, model.images) for model in scored.embeddings]
+    captions = [blocks_of_embeddings(model.similarity, model.captions, model.captions) for model in scored.embeddings]
+    groups = corpus.image_of_caption
     with errors_name(corpus):
         return {
-            "i2i": cxc_within(mean_scores("images"), corpus.image_ids, judgements.images),
-            "t2t": cxc_within(
-                mean_scores("captions"), corpus.caption_ids, judgements.captions, corpus.image_of_caption
-            ),
+            "i2i": cxc_within(mean_of_blocks(images), corpus.image_ids, judgements.images),
+            "t2t": cxc_within(mean_of_blocks(captions), corpus.caption_ids, judgements.captions, groups),
         }
 
 
@@ -326,15 +331,7 @@ def check_ids(image_ids: Sequence[Any], caption_ids: Sequence[Any], image_of_cap
     return metrics, ids
 
 
-def _retrieved(scores: Tensor, ids: _Ids, truth: dict[str, dict[int, list[int]]]) -> tuple[Ranked, Ranked]:
-    """For both directions, rank the items for each query in ``truth``, as far down as the metrics look."""
-    return (
-        _best(scores, ids.images, ids.captions, truth["i2t"]),
-        _best(scores.T, ids.captions, ids.images, truth["t2i"]),
-    )
-
-
-def _best(scores: Tensor, queries: list[int], items: list[int], truth: Ranked) -> Ranked:
+def _best(scores: ScoreBlocks, queries: list[int], items: list[int], truth: Ranked) -> Ranked:
     """The best items for each query in ``truth``; among equal scores, a positive comes last."""
     count = min(len(items), max(10, *(len(set(positives)) for positives in truth.values())))
     place, labels = {label: i for i, label in enumerate(items)}, np.array(items)
@@ -342,7 +339,7 @@ def _best(scores: Tensor, queries: list[int], items: list[int], truth: Ranked) -
     result: Ranked = {}
     for start in range(0, len(rows), _ROWS):
         part = rows[start : start + _ROWS]
-        found = scores[part].double()
+        found = score_rows(scores, torch.tensor(part, device=scores.device)).cpu().double()
         pairs = [(i, place[label]) for i, row in enumerate(part) for label in truth[queries[row]] if label in place]
         i, j = torch.tensor(pairs).T
         # A positive's score becomes the next smaller float64, so that it loses every tie and nothing else.

@@ -12,7 +12,7 @@ from vse.data.corpus import Corpus
 from vse.errors import InputError, close_match
 from vse.evaluation.folds import fold_metrics
 from vse.evaluation.judgements import Judgements, check_ids, cxc_metrics, eccv_metrics, errors_name, within_metrics
-from vse.evaluation.score import CorpusScores
+from vse.evaluation.score import CorpusScores, nan_names
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def own_pairs(
     Raises:
         ValueError: The images cannot be divided into equal folds, or the scores hold NaN.
     """
-    return fold_metrics(scored.scores, corpus.image_of_caption, protocol.folds, corpus.video)
+    return fold_metrics(scored.ranks(corpus.image_of_caption, protocol.folds), corpus.video)
 
 
 def all_parts(
@@ -107,7 +107,7 @@ def cxc(scored: CorpusScores, corpus: Corpus, protocol: Protocol, judgements: Ju
             in the corpus.
     """
     with errors_name(corpus):
-        metrics = cxc_metrics(scored.scores, corpus.image_ids, corpus.caption_ids, corpus.image_of_caption)
+        metrics = cxc_metrics(scored.blocks, corpus.image_ids, corpus.caption_ids, corpus.image_of_caption)
     if judgements is not None and scored.embeddings:
         metrics |= within_metrics(scored, corpus, judgements)
     return metrics
@@ -129,7 +129,7 @@ def eccv(scored: CorpusScores, corpus: Corpus, protocol: Protocol, judgements: J
         InputError: The ``eccv_caption`` package is missing, or an id is not the test's.
     """
     with errors_name(corpus):
-        return eccv_metrics(scored.scores, corpus.image_ids, corpus.caption_ids, corpus.image_of_caption)
+        return eccv_metrics(scored.blocks, corpus.image_ids, corpus.caption_ids, corpus.image_of_caption)
 
 
 _ALL = (
@@ -226,7 +226,8 @@ def report(
         The protocol's metrics, and for embedding sets also "sets", what is known of them.
 
     Raises:
-        InputError: The protocol is not for this corpus.
+        InputError: The protocol is not for this corpus, or the model gives NaN.
     """
     check_split(protocol, len(corpus.images), len(corpus.captions), corpus.video)
-    return scored.with_sets(protocol.evaluate(scored, corpus, protocol, judgements))
+    with nan_names(corpus):
+        return scored.with_sets(protocol.evaluate(scored, corpus, protocol, judgements))

@@ -1,9 +1,11 @@
 """Score a corpus: every image against every caption, in blocks of bounded memory."""
 
 import contextlib
-import math
+import functools
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from itertools import pairwise, product
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,30 +15,69 @@ from tqdm import tqdm
 from vse.data.corpus import Corpus
 from vse.distributed import broadcast, is_main
 from vse.errors import InputError
+from vse.evaluation.blocks import NaNScores, ScoreBlocks, blocks_of_embeddings, blocks_of_matrix, bounds, check_not_nan
 from vse.evaluation.encode import CorpusEmbeddings, check_corpus, encode_corpus
-from vse.evaluation.folds import fold_metrics
+from vse.evaluation.folds import FoldRanks, fold_metrics, rank_folds
 from vse.model import VSEModel
 from vse.set_health import set_health
 
-_BLOCK = 1 << 25  # pairs of embeddings compared at a time
 
-
-class CorpusScores(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class CorpusScores:
     """The scores that one model, or an ensemble, gives to a corpus.
+
+    A model's scores are computed in blocks from its embeddings where they are needed. The matrix of all of them is made
+    only where it is asked for.
 
     Attributes:
         name: What reports call the model or the ensemble.
-        scores: Scores (images, captions), float32 on the CPU.
+        matrix: Scores (images, captions), float32 on the CPU, of an ensemble or from a file; None for a single model.
         sets: What is known of the embedding sets; empty for single embeddings and ensembles.
         embeddings: The embeddings of each of its models; empty for scores that come from a file.
         models: The number of models.
     """
 
     name: str
-    scores: Tensor
-    sets: dict[str, Any] = {}
+    matrix: Tensor | None = None
+    sets: dict[str, Any] = field(default_factory=dict)
     embeddings: tuple[CorpusEmbeddings, ...] = ()
     models: int = 1
+    _ranks: dict[tuple[int, bytes], list[FoldRanks]] = field(default_factory=dict, init=False, repr=False)
+
+    @functools.cached_property
+    def scores(self) -> Tensor:
+        """Scores (images, captions), float32 on the CPU; they are computed at the first call, and kept.
+
+        Raises:
+            NaNScores: The model gives NaN.
+        """
+        return score(*self.embeddings[0]) if self.matrix is None else self.matrix
+
+    @property
+    def blocks(self) -> ScoreBlocks:
+        """The same scores in blocks, from the matrix if it is there and else from the embeddings."""
+        if self.matrix is None and "scores" not in self.__dict__:
+            return blocks_of_embeddings(*self.embeddings[0])
+        return blocks_of_matrix(self.scores)
+
+    def ranks(self, image_of_caption: np.ndarray, folds: int = 1, progress: bool = True) -> list[FoldRanks]:
+        """Rank within folds; the ranks are kept, so that metrics and their intervals need one pass.
+
+        Args:
+            image_of_caption: Index (captions,) of each caption's image.
+            folds: The number of folds.
+            progress: Whether to show a progress bar.
+
+        Returns:
+            The ranks of each fold, see :func:`vse.evaluation.folds.rank_folds`.
+
+        Raises:
+            ValueError: As :func:`vse.evaluation.folds.rank_folds`; NaNScores is one.
+        """
+        key = folds, image_of_caption.tobytes()
+        if key not in self._ranks:
+            self._ranks[key] = rank_folds(self.blocks, image_of_caption, folds, progress)
+        return self._ranks[key]
 
     def with_sets(self, metrics: dict[str, Any]) -> dict[str, Any]:
         """Add what is known of the embedding sets to metrics.
@@ -65,15 +106,21 @@ def score(
     Returns:
         Scores (images, captions), float32 on the CPU.
 
+    Raises:
+        NaNScores: A score is NaN.
+
     >>> score(cosine, torch.eye(2)[:, None], torch.eye(2)[:, None]).tolist()
     [[1.0, 0.0], [0.0, 1.0]]
     """
-    side = max(1, math.isqrt(_BLOCK // (images.shape[1] * captions.shape[1])))
-    scores = torch.empty(len(images), len(captions))
-    corners = [(i, j) for i in range(0, len(images), side) for j in range(0, len(captions), side)]
-    for i, j in tqdm(corners, desc="scoring", unit=" blocks", leave=False, delay=2, disable=not progress):
-        rows, columns = slice(i, i + side), slice(j, j + side)
-        scores[rows, columns] = similarity(images[rows].float(), captions[columns].float())
+    blocks = blocks_of_embeddings(similarity, images, captions)
+    scores, peaks = torch.empty(len(images), len(captions)), []
+    sides = [[slice(*part) for part in pairwise(bounds(total, blocks.side).tolist())] for total in scores.shape]
+    corners = list(product(*sides))
+    for rows, columns in tqdm(corners, desc="scoring", unit=" blocks", leave=False, delay=2, disable=not progress):
+        block = blocks.block(rows, columns)
+        peaks.append(block.amax())
+        scores[rows, columns] = block
+    check_not_nan(torch.stack(peaks))
     return scores
 
 
@@ -100,31 +147,27 @@ def embed_corpus(
         return encode_corpus(model, corpus, batch_size, precision, progress)
 
 
-def score_embeddings(
-    embeddings: CorpusEmbeddings, corpus: Corpus, progress: bool = True, name: str = ""
-) -> CorpusScores:
-    """Score all images against all captions of a corpus by their embeddings.
+def score_embeddings(embeddings: CorpusEmbeddings, corpus: Corpus, name: str = "") -> CorpusScores:
+    """Prepare the scores of all images against all captions of a corpus, by their embeddings.
 
     Args:
         embeddings: The embeddings, from :func:`embed_corpus`.
         corpus: The corpus that they belong to.
-        progress: Whether to show a progress bar.
         name: What reports call the model.
 
     Returns:
-        The scores, the embeddings, and the health of embedding sets (:func:`vse.set_health.set_health`).
+        The scores, which are computed where they are needed, the embeddings, and the health of embedding sets
+        (:func:`vse.set_health.set_health`).
 
     Raises:
-        InputError: The embeddings do not fit the similarity, or the model gives NaN.
+        InputError: The embeddings do not fit the similarity.
     """
-    with _mistakes_of(corpus):
-        scores = score(embeddings.similarity, embeddings.images, embeddings.captions, progress)
-    if scores.isnan().any():
-        raise InputError(f"{corpus.name}: the model gives NaN; its weights have diverged")
-    image_of_caption = torch.from_numpy(corpus.image_of_caption).to(embeddings.images.device)
-    similarity, images, captions = embeddings.similarity, embeddings.images.float(), embeddings.captions.float()
-    health = set_health(images, captions, image_of_caption, similarity)
-    return CorpusScores(name, scores, {key: float(value) for key, value in health.items()}, (embeddings,))
+    similarity, images, captions = embeddings
+    with _mistakes_of(corpus), torch.no_grad():
+        similarity(images[:1].float(), captions[:1].float())
+    image_of_caption = torch.from_numpy(corpus.image_of_caption).to(images.device)
+    health = set_health(images.float(), captions.float(), image_of_caption, similarity)
+    return CorpusScores(name, sets={key: float(value) for key, value in health.items()}, embeddings=(embeddings,))
 
 
 def evaluate(
@@ -146,13 +189,15 @@ def evaluate(
         (:func:`vse.set_health.set_health`).
 
     Raises:
-        InputError: As :func:`embed_corpus` and :func:`score_embeddings`.
+        InputError: As :func:`embed_corpus` and :func:`score_embeddings`, or the model gives NaN.
     """
     embeddings = embed_corpus(model, corpus, batch_size, precision, progress)
     metrics: dict[str, Any] = {}
     if is_main():
-        scored = score_embeddings(embeddings, corpus, progress)
-        metrics = scored.with_sets(fold_metrics(scored.scores, corpus.image_of_caption, clips=corpus.video))
+        scored = score_embeddings(embeddings, corpus)
+        with nan_names(corpus):
+            ranks = scored.ranks(corpus.image_of_caption, progress=progress)
+        metrics = scored.with_sets(fold_metrics(ranks, corpus.video))
     result: dict[str, Any] = broadcast(metrics)
     return result
 
@@ -165,6 +210,22 @@ def _mistakes_of(corpus: Corpus) -> Iterator[None]:
     except InputError:
         raise
     except ValueError as error:
+        raise InputError(f"{corpus.name}: {error}") from None
+
+
+@contextlib.contextmanager
+def nan_names(corpus: Corpus) -> Iterator[None]:
+    """Name the corpus on which a model gives NaN, which shows only while the scores are computed.
+
+    Args:
+        corpus: The corpus.
+
+    Raises:
+        InputError: A score that the block computed is NaN.
+    """
+    try:
+        yield
+    except NaNScores as error:
         raise InputError(f"{corpus.name}: {error}") from None
 
 
@@ -197,6 +258,6 @@ def single_embedding_rsums(
     result: dict[str, list[float]] = {}
     bar = tqdm(pairs, desc="single embeddings", unit=" embeddings", leave=False, delay=2, disable=not progress)
     for name, some_images, some_captions in bar:
-        scores = score(similarity, some_images, some_captions, progress=False)
-        result.setdefault(name, []).append(float(fold_metrics(scores, image_of_caption)["rsum"]))
+        ranks = rank_folds(blocks_of_embeddings(similarity, some_images, some_captions), image_of_caption)
+        result.setdefault(name, []).append(float(fold_metrics(ranks)["rsum"]))
     return result

@@ -52,12 +52,13 @@ class AdaptiveContrastiveLoss(nn.Module):
         self.gamma, self.margin, self.temperature = gamma, margin, temperature
         self.negatives, self.released = negatives, released
 
-    def forward(self, scores: Tensor, positives: Tensor) -> Tensor:
+    def forward(self, scores: Tensor, positives: Tensor, pairs: Tensor | None = None) -> Tensor:
         """Judge a batch.
 
         Args:
             scores: Scores (A, C), images by captions.
             positives: (A, C) bool, True where image and caption belong together.
+            pairs: Rows and columns (2, P) of the positive pairs; found in ``positives`` if they are not given.
 
         Returns:
             The loss, a scalar.
@@ -65,7 +66,7 @@ class AdaptiveContrastiveLoss(nn.Module):
         Raises:
             ValueError: A shape or type is wrong, or no pair is positive.
         """
-        rows, columns = positive_pairs(scores, positives)
+        rows, columns = positive_pairs(scores, positives, pairs)
         scores = at_least_float32(scores)
         left = self._direction(scores, positives, rows, columns)
         return (left + self._direction(scores.T, positives.T, columns, rows)) / 2
@@ -83,7 +84,7 @@ class AdaptiveContrastiveLoss(nn.Module):
         """
         size = scores.shape[1]
         if self.negatives == "random":
-            return torch.randint(1, max(2, size), ()).to(scores.device)
+            return torch.randint(1, max(2, size), (), device=scores.device)
         if self.negatives != "adaptive":
             return torch.full((), min(int(self.negatives), size), device=scores.device)
         alignment = scores.masked_fill(~positives, 0.0).sum() / positives.sum()

@@ -1,5 +1,6 @@
 """The sum of a ranking loss and weighted terms."""
 
+import inspect
 from collections.abc import Callable
 
 from torch import Tensor, nn
@@ -26,12 +27,14 @@ class Criterion(nn.Module):
 
     def __init__(
         self,
-        ranking: Callable[[Tensor, Tensor], Tensor],
+        ranking: Callable[..., Tensor],
         terms: dict[str, tuple[float, Callable[[Aggregated, Aggregated], Tensor]]] | None = None,
         ramp_epoch: int | None = None,
     ) -> None:
         super().__init__()
         self.ranking = ranking
+        called = ranking.forward if isinstance(ranking, nn.Module) else ranking
+        self.takes_pairs = "pairs" in inspect.signature(called).parameters
         self.ramp_epoch = ramp_epoch
         self.ramp = 1.0
         self.terms = dict(terms or {})
@@ -42,7 +45,24 @@ class Criterion(nn.Module):
         rising = self.ramp_epoch is not None and self.ramp_epoch <= time < self.ramp_epoch + 1
         self.ramp = time % 1 if rising else 1.0
 
-    def forward(self, scores: Tensor, positives: Tensor, image: Aggregated, text: Aggregated) -> dict[str, Tensor]:
+    def rank(self, scores: Tensor, positives: Tensor, pairs: Tensor | None = None) -> Tensor:
+        """Compute the ranking loss alone.
+
+        Args:
+            scores: Scores (A, C), images by captions.
+            positives: (A, C) bool, True where image and caption belong together.
+            pairs: Rows and columns (2, P) of the positive pairs, if they are known.
+
+        Returns:
+            The loss, a scalar.
+        """
+        if pairs is not None and self.takes_pairs:
+            return self.ranking(scores, positives, pairs)
+        return self.ranking(scores, positives)
+
+    def forward(
+        self, scores: Tensor, positives: Tensor, image: Aggregated, text: Aggregated, pairs: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Judge a batch.
 
         Args:
@@ -50,11 +70,12 @@ class Criterion(nn.Module):
             positives: (A, C) bool, True where image and caption belong together.
             image: What the image tower returns.
             text: What the text tower returns.
+            pairs: Rows and columns (2, P) of the positive pairs, if they are known.
 
         Returns:
             The loss as "total"; for the logs also "ranking" and each term by its name, without its weight.
         """
-        parts = {"ranking": self.ranking(scores, positives)}
+        parts = {"ranking": self.rank(scores, positives, pairs)}
         total = parts["ranking"]
         for name, (weight, term) in self.terms.items():
             parts[name] = term(image, text)

@@ -36,12 +36,13 @@ class InfoNCELoss(nn.Module):
         check_at_least("temperature", temperature, self.lowest)
         self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)), requires_grad=learnable)
 
-    def forward(self, scores: Tensor, positives: Tensor) -> Tensor:
+    def forward(self, scores: Tensor, positives: Tensor, pairs: Tensor | None = None) -> Tensor:
         """Judge a batch.
 
         Args:
             scores: Scores (A, C), images by captions.
             positives: (A, C) bool, True where image and caption belong together.
+            pairs: Rows and columns (2, P) of the positive pairs; found in ``positives`` if they are not given.
 
         Returns:
             The loss, a scalar.
@@ -49,7 +50,7 @@ class InfoNCELoss(nn.Module):
         Raises:
             ValueError: A shape or type is wrong, or no pair is positive.
         """
-        rows, columns = positive_pairs(scores, positives)
+        rows, columns = positive_pairs(scores, positives, pairs)
         with torch.no_grad():  # on the parameter itself: a clamp in the graph would leave it without a gradient there
             self.log_temperature.clamp_(min=math.log(self.lowest))
         scaled = at_least_float32(scores) / self.log_temperature.exp()

@@ -5,12 +5,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def positive_pairs(scores: Tensor, positives: Tensor) -> tuple[Tensor, Tensor]:
+def positive_pairs(scores: Tensor, positives: Tensor, pairs: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Find the positive pairs of a batch.
 
     Args:
         scores: Scores (A, C), images by captions.
         positives: (A, C) bool, True where image and caption belong together.
+        pairs: The rows and columns (2, P) of the positive pairs, where they are known. Without them they are looked
+            for, and a GPU has to be waited for: how many are there?
 
     Returns:
         Rows (P,) and columns (P,) of the P positive pairs.
@@ -27,7 +29,7 @@ def positive_pairs(scores: Tensor, positives: Tensor) -> tuple[Tensor, Tensor]:
         )
     if positives.dtype != torch.bool:
         raise ValueError(f"positives must be bool, got {positives.dtype}")
-    rows, columns = positives.nonzero(as_tuple=True)
+    rows, columns = positives.nonzero(as_tuple=True) if pairs is None else pairs
     if not len(rows):
         raise ValueError("the batch has no positive pair")
     return rows, columns

@@ -72,12 +72,13 @@ class TripletLoss(nn.Module):
         """Use all negatives in the first ``warmup_epochs`` epochs; epochs count from 0."""
         self.warming_up = epoch < self.warmup_epochs
 
-    def forward(self, scores: Tensor, positives: Tensor) -> Tensor:
+    def forward(self, scores: Tensor, positives: Tensor, pairs: Tensor | None = None) -> Tensor:
         """Judge a batch.
 
         Args:
             scores: Scores (A, C), images by captions.
             positives: (A, C) bool, True where image and caption belong together.
+            pairs: Rows and columns (2, P) of the positive pairs; found in ``positives`` if they are not given.
 
         Returns:
             The loss, a scalar.
@@ -85,7 +86,7 @@ class TripletLoss(nn.Module):
         Raises:
             ValueError: A shape or type is wrong, or no pair is positive.
         """
-        rows, columns = positive_pairs(scores, positives)
+        rows, columns = positive_pairs(scores, positives, pairs)
         scores = at_least_float32(scores)
         return self._direction(scores, positives, rows, columns) + self._direction(scores.T, positives.T, columns, rows)
 

@@ -21,19 +21,20 @@ _NEAR = 0.01  # relative distance to the loss of equal scores
 
 
 @torch.no_grad()
-def plateau_loss(criterion: Criterion, scores: Tensor, positives: Tensor) -> Tensor:
+def plateau_loss(criterion: Criterion, scores: Tensor, positives: Tensor, pairs: Tensor | None = None) -> Tensor:
     """Compute the ranking loss of equal scores, at which training stays when nothing is learned.
 
     Args:
         criterion: The criterion, whose ranking loss is used.
         scores: Scores (A, C); all are replaced by their mean.
         positives: (A, C) bool, True where image and caption belong together.
+        pairs: Rows and columns (2, P) of the positive pairs, if they are known.
 
     Returns:
         The loss, a scalar.
     """
     with keep_random_state(scores.device):  # a loss may draw random numbers
-        return criterion.ranking(scores.mean().expand_as(scores), positives)
+        return criterion.rank(scores.mean().expand_as(scores), positives, pairs)
 
 
 def batch_health(similarity: Similarity, positives: Tensor, image: Aggregated, text: Aggregated) -> dict[str, Tensor]:

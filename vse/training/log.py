@@ -119,11 +119,13 @@ class RunLog:
             return
         try:
             with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps({"epoch": epoch, "step": total_steps, **record}) + "\n")
+                line = json.dumps({"epoch": epoch, "step": total_steps, **_finite(record)}, allow_nan=False)
+                file.write(line + "\n")
         except OSError as error:
             raise InputError(f"{self.path}: cannot be written ({error.strerror}); what was saved is kept") from None
-        for name, value in flatten(record).items():
-            self.board.add_scalar(name.replace(".", "/"), value, total_steps)
+        for name, value in flatten(_finite(record)).items():
+            if value is not None:
+                self.board.add_scalar(name.replace(".", "/"), value, total_steps)
         self.board.flush()
 
 
@@ -149,6 +151,13 @@ def describe_epoch(epoch: int, epochs: int, metrics: dict[str, Any], is_better: 
 def describe_best(best: dict[str, Any]) -> str:
     """Describe the best validation so far."""
     return f"best dev RSUM {best['rsum']:.1f} at epoch {best['epoch']}" if best["epoch"] else "no validation yet"
+
+
+def _finite(value: Any) -> Any:
+    """A record with None for each number that is not finite: JSON has no infinity."""
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _is_before(line: bytes, epochs: int, total_steps: int) -> bool:

@@ -23,6 +23,7 @@ from vse.model import Tower
 from vse.sets import Aggregated, at_least_float32, widen
 from vse.similarity import compare
 from vse.training.chunks import check_chunks, encode_in_chunks
+from vse.training.compiled import CompiledTower, pad_captions
 from vse.training.health import HealthMonitor, batch_health, plateau_loss
 from vse.training.scheduled import set_epoch
 from vse.training.start import start
@@ -83,6 +84,7 @@ class Training:
         runtime.seed_everything(config.run.seed)
         self.config = config
         self.device = runtime.pick_device(config.run.device)
+        runtime.set_algorithms(config.run.deterministic, is_alike=config.model.image.encoder.name == "grid")
         self.train_corpus = build.build_corpus(config, "train")
         self.dev_corpus = build.build_corpus(config, "dev")
         self.in_dim = build.image_width(self.train_corpus, self.dev_corpus)
@@ -103,6 +105,8 @@ class Training:
                 config.data.views,
             )
         self.model = model.to(self.device)
+        if self.device.type == "cuda":  # its tensor cores take channels last
+            self.model.to(memory_format=torch.channels_last)
         self.criterion = build.build_criterion(config).to(self.device)
         self.optimiser = build.build_optimiser(config, self.model, self.criterion)
         self.schedule = build.build_schedule(config)
@@ -120,8 +124,10 @@ class Training:
             images = self.sampler.batch_size * config.data.views
             check_shared_memory(sample, distributed.share_of_machine(images), workers)
         self.loader = make_loader(data, self.sampler, workers, self.device.type == "cuda", placed.in_threads)
-        build.check_fit(config, self.model, self.criterion, self.on_device(sample))
+        with self.in_one_line():
+            build.check_fit(config, self.model, self.criterion, self.on_device(sample))
         self.check_micro_batch()
+        self.compiled = self.compile_towers(self.on_device(sample)) if config.run.compile else {}
         self.epoch = 0  # place of the next step
         self.step = 0
         self.best: dict[str, Any] = {"rsum": -1.0, "epoch": None}
@@ -184,13 +190,28 @@ class Training:
         self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
         self.schedule.history, self.monitor.start = state["history"], state["start"]
         if len(state["random"]) == distributed.world_size():
-            runtime.restore_random_states(state["random"][distributed.rank()])
+            if not runtime.restore_random_states(state["random"][distributed.rank()]):
+                print(f"{file}: saved with a GPU or without one, other than now: random draws such as dropout differ")
         else:
             runtime.seed_everything(step_seed(self.config.run.seed, self.total_steps, distributed.rank()))
             print(
                 f"{file}: {len(state['random'])} processes saved it and {distributed.world_size()} go on: weights and "
                 f"batches are the same, random draws such as dropout are not"
             )
+
+    def count_trained(self) -> int:
+        """Count the numbers that are trained in the present epoch."""
+        return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+
+    def in_one_line(self) -> contextlib.AbstractContextManager[None]:
+        """A block in which a lack of memory is an InputError, with the settings that may help."""
+        remedies = ["train.micro_batch or train.batch_size"]
+        if self.config.run.precision in ("fp32", "tf32"):
+            remedies.append("run.precision=bf16")
+        if self.config.model.image.encoder.arguments.get("recompute") is False:
+            remedies.append("model.image.encoder.recompute=true")
+        batch = f"a batch of {self.config.train.batch_size}"
+        return runtime.in_one_line(self.device, batch, f"what may help: {', '.join(remedies)}")
 
     def describe(self) -> str:
         """Describe the sizes of data and model."""
@@ -243,7 +264,7 @@ class Training:
         self.criterion.set_time(now)
         image, text, scores = self.forward(batch)
         with self.shared_draws():
-            losses: dict[str, Tensor] = self.criterion(scores, batch.positives, image, text)
+            losses: dict[str, Tensor] = self.criterion(scores, batch.positives, image, text, batch.pairs)
         self.optimiser.zero_grad(set_to_none=True)
         self.scaler.scale(losses["total"]).backward()
         parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
@@ -252,7 +273,7 @@ class Training:
         norm = nn.utils.clip_grad_norm_(parameters, self.config.train.clip_norm or math.inf)
         if self.is_logged or self.total_steps == 0:
             with self.shared_draws():
-                self.health = {"plateau": plateau_loss(self.criterion, scores, batch.positives)}
+                self.health = {"plateau": plateau_loss(self.criterion, scores, batch.positives, batch.pairs)}
             if image.embeddings.shape[1] > 1 or text.embeddings.shape[1] > 1:
                 self.health |= self.set_health(batch)
         self.scaler.step(self.optimiser)
@@ -291,8 +312,34 @@ class Training:
             What the tower gives for the share: embeddings (B, K, H) and what belongs to them.
         """
         size = self.config.train.micro_batch
-        result: Aggregated = tower(inputs, mask) if size is None else encode_in_chunks(tower, inputs, mask, size)
+        if size is not None:
+            return encode_in_chunks(tower, inputs, mask, size)
+        if self.compiled and tower.training:
+            if mask is not None and tower is self.model.text:
+                inputs, mask = pad_captions(inputs, mask, traits_of(tower.encoder).max_length)
+            return self.compiled[tower](inputs, mask)
+        result: Aggregated = tower(inputs, mask)
         return result
+
+    def compile_towers(self, batch: Batch) -> dict[nn.Module, CompiledTower]:
+        """Compile both towers, and try them on a few samples.
+
+        Args:
+            batch: A small batch, on the device.
+
+        Returns:
+            The compiled towers by the towers that they are made of.
+        """
+        self.model.train()
+        set_epoch(self.model.modules(), 0)
+        tokens, mask = pad_captions(batch.tokens, batch.token_mask, traits_of(self.model.text.encoder).max_length)
+        inputs = {"image": (batch.images, batch.image_mask), "text": (tokens, mask)}
+        compiled: dict[nn.Module, CompiledTower] = {}
+        for side, tower in (("image", self.model.image), ("text", self.model.text)):
+            compiled[tower] = CompiledTower(tower, side)
+            with self.in_one_line(), runtime.autocast(self.device, self.config.run.precision):
+                compiled[tower].try_out(*inputs[side])
+        return compiled
 
     def check_micro_batch(self) -> None:
         """Check that chunks of a batch would give the whole batch's gradients.

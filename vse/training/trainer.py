@@ -16,6 +16,7 @@ from vse.config import Config
 from vse.distributed import agree, broadcast, is_first_to_report, is_main
 from vse.errors import InputError, ProcessLost
 from vse.files import claim_folder, write_file
+from vse.runtime import describe_memory
 from vse.training.log import RunLog, describe_best, describe_epoch
 from vse.training.run import Training
 from vse.training.start import saved_state
@@ -52,7 +53,7 @@ def train(config: Config) -> None:
             settings = yaml.safe_dump(config.model_dump(), sort_keys=False)
             write_file(folder / "config.yaml", lambda file: file.write(settings.encode()))
         done, may_overflow = (training.epoch, training.total_steps), config.run.precision == "fp16"
-        with StopSignal() as stop, RunLog(folder, *done, may_overflow) as log:
+        with StopSignal() as stop, RunLog(folder, *done, may_overflow) as log, training.in_one_line():
             try:
                 while training.epoch < config.train.epochs:
                     _train_epoch(training, folder, log, stop)
@@ -82,7 +83,10 @@ def _shared_state(config: Config, folder: Path) -> TrainingState | None:
 
 
 def dry_run(config: Config) -> None:
-    """Build everything and take one training step, without writing a file.
+    """Build everything and take training steps, without writing a file.
+
+    The first step is that of a new run. If the model unfreezes later, another one is taken as in the last epoch, since
+    that is when a step needs the most memory. On a GPU the line that is printed tells how much it took.
 
     Args:
         config: The run's config.
@@ -92,11 +96,21 @@ def dry_run(config: Config) -> None:
     """
     training = Training(config)
     training.start_epoch()
-    loss = float(training.train_step(next(training.batches()))["total"])
-    training.monitor.check_parameters()
-    if not math.isfinite(loss):
-        raise InputError(f"dry run: the first loss is {loss}")
-    print(f"dry run: {training.describe()}; first loss {loss:.4f}")
+    batch = next(training.batches())
+    with training.in_one_line():
+        loss = float(training.train_step(batch)["total"])
+        training.monitor.check_parameters()
+        if not math.isfinite(loss):
+            raise InputError(f"dry run: the first loss is {loss}")
+        trained = training.count_trained()
+        training.epoch = config.train.epochs - 1
+        training.start_epoch()
+        unfreezes = training.count_trained() > trained
+        if unfreezes:
+            training.train_step(batch)
+    steps = "; a step of the last epoch, in which more parameters are trained, works too" if unfreezes else ""
+    memory = describe_memory(training.device)
+    print(f"dry run: {training.describe()}; first loss {loss:.4f}{steps}" + (f"; {memory}" if memory else ""))
 
 
 def _train_epoch(training: Training, folder: Path, log: RunLog, stop: StopSignal) -> None:

@@ -1,0 +1,142 @@
+"""Compiled towers: the results of plain ones, few compilations, and one line where the compiler fails."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import Outcome, read_jsonl
+from torch import Tensor
+
+from vse.aggregators import GPO, MeanPool
+from vse.encoders import BiGRU, Regions
+from vse.model import Tower
+from vse.training.compiled import CompiledTower, pad_captions
+
+Cli = Callable[..., Outcome]
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> None:
+    torch._dynamo.reset()
+
+
+def counting(graphs: list[torch.fx.GraphModule]) -> Any:
+    """A backend that notes the graphs and runs them as they are."""
+
+    def compile_graph(graph: torch.fx.GraphModule, _: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    return compile_graph
+
+
+def captions(count: int, length: int) -> tuple[Tensor, Tensor]:
+    mask = torch.arange(length) < torch.randint(1, length + 1, (count, 1))
+    return torch.randint(0, 9, (count, length)), mask
+
+
+def test_captions_have_few_lengths() -> None:
+    for length, longest, expected in ((1, None, 8), (8, None, 8), (9, None, 16), (9, 12, 12), (12, 12, 12)):
+        tokens, mask = captions(3, length)
+        padded, padded_mask = pad_captions(tokens, mask, longest)
+        assert padded.shape == padded_mask.shape == (3, expected)
+        assert torch.equal(padded[:, :length], tokens) and torch.equal(padded_mask[:, :length], mask)
+        assert not padded_mask[:, length:].any()
+
+
+@pytest.mark.parametrize("drop", [0.0, 0.3])
+def test_results_are_those_of_the_tower(drop: float) -> None:
+    """Embeddings, random draws, gradients and running statistics; batches of other sizes compile nothing anew."""
+    torch.manual_seed(0)
+    tower = Tower(Regions(6, 8, drop=drop), MeanPool())
+    graphs: list[torch.fx.GraphModule] = []
+    compiled = CompiledTower(tower, "image", counting(graphs))
+    start = {name: value.clone() for name, value in tower.state_dict().items()}
+    compiled.try_out(torch.randn(2, 5, 6), None)
+    assert graphs and all(torch.equal(value, start[name]) for name, value in tower.state_dict().items())
+    compiled(torch.randn(3, 5, 6))
+    first = len(graphs)
+    for size in (4, 7, 9):
+        features = torch.randn(size, 5, 6)
+        results = []
+        for call in (tower, compiled):
+            tower.load_state_dict(start)
+            tower.zero_grad()
+            torch.manual_seed(size)
+            found = call(features).embeddings
+            found.sin().sum().backward()
+            results.append([found.detach(), *(p.grad for p in tower.parameters()), *map(torch.clone, tower.buffers())])
+        torch.testing.assert_close(*results)
+    assert compiled.works and len(graphs) == first
+
+
+def test_a_gru_stays_outside() -> None:
+    graphs: list[torch.fx.GraphModule] = []
+    tower = Tower(BiGRU(9, 8, 4), GPO())
+    compiled = CompiledTower(tower, "text", counting(graphs))
+    tokens, mask = captions(4, 8)
+    torch.testing.assert_close(compiled(tokens, mask).embeddings, tower(tokens, mask).embeddings)
+    assert compiled.works and len(graphs) > 1
+    assert not any("gru" in str(node.target) for graph in graphs for node in graph.graph.nodes)
+
+
+def fails(*_: Any) -> Any:
+    raise RuntimeError("no C++ compiler\nand more lines")
+
+
+def test_a_compiler_that_fails_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    tower = Tower(Regions(6, 8), MeanPool()).eval()
+    compiled = CompiledTower(tower, "image", fails)
+    features = torch.randn(2, 5, 6)
+    for _ in range(2):
+        torch.testing.assert_close(compiled(features).embeddings, tower(features).embeddings)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("warning: run.compile: the image tower cannot be compiled (")
+    assert lines[0].endswith("it runs as it is, with the same results")
+
+
+def test_a_mistake_of_the_caller_stays_an_error() -> None:
+    compiled = CompiledTower(Tower(Regions(6, 8), MeanPool()), "image", "eager")
+    with pytest.raises(ValueError, match="features must be 6 wide, got 5"):
+        compiled(torch.randn(2, 5, 5))
+
+
+def test_a_backward_pass_that_does_not_compile(capsys: pytest.CaptureFixture[str]) -> None:
+    class Fails(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Tensor) -> Tensor:
+            raise RuntimeError("lowering failed")
+
+    compiled = CompiledTower(Tower(Regions(6, 8), MeanPool()), "image", "eager")
+    plain = compiled.call
+
+    def call(*inputs: Any) -> Any:
+        found = plain(*inputs)
+        return found._replace(embeddings=Fails.apply(found.embeddings))
+
+    compiled.call = call  # type: ignore[assignment]
+    compiled.try_out(torch.randn(2, 5, 6), None)
+    assert not compiled.works and "cannot be compiled (lowering failed)" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler, and there is no g++")
+def test_a_compiled_run(cli: Cli, tiny: list[str], tmp_path: Path) -> None:
+    """Losses of a plain run, and a run folder that a plain run continues."""
+    logged = []
+    settings = ["run.log_steps=1", "model.image.aggregator.name=mean", "model.text.aggregator.name=global"]
+    for name in ("plain", "compiled"):
+        own = [f"run.dir={tmp_path / name}", "train.epochs=1", f"run.compile={str(name == 'compiled').lower()}"]
+        outcome = cli("train", *tiny, *settings, *own)
+        assert outcome.code == 0 and "warning" not in outcome.err, outcome.err
+        lines = [line["train"] for line in read_jsonl(tmp_path / name / "metrics.jsonl") if "train" in line]
+        logged.append([line["total"] for line in lines])
+    assert logged[1] == pytest.approx(logged[0], rel=1e-4)
+    assert cli("train", *tiny, *settings, f"run.dir={tmp_path / 'compiled'}", "train.epochs=2").code == 0
