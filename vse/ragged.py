@@ -68,14 +68,12 @@ def take(sets: Sets, rows: slice | Tensor) -> Aggregated:
         rows: A slice, or the numbers (n,) of the sets.
 
     Returns:
-        Embeddings (n, K, H) in float32 at least, and a mask (n, K) where the sets of the corpus differ in size.
+        Embeddings (n, K, H), and a mask (n, K) where the sets of the corpus differ in size.
 
     >>> take(torch.randn(5, 1, 8), slice(2)).embeddings.shape
     torch.Size([2, 1, 8])
     """
-    taken = Aggregated(sets[rows]) if isinstance(sets, Tensor) else sets[rows]
-    embeddings = taken.embeddings
-    return taken if embeddings.dtype == torch.float64 else taken._replace(embeddings=embeddings.float())
+    return Aggregated(sets[rows]) if isinstance(sets, Tensor) else sets[rows]
 
 
 def places_of(sets: Sets) -> int:
@@ -111,7 +109,7 @@ class Collector:
             self._sizes.append(mask.sum(1).cpu())
 
     def sets(self, order: Sequence[int]) -> Sets:
-        """Return all sets.
+        """Return all sets, once.
 
         Args:
             order: The number of each added set among the sets that are returned.
@@ -122,8 +120,11 @@ class Collector:
         places = torch.empty(len(order), dtype=torch.long)
         places[torch.tensor(order)] = torch.arange(len(order))
         sizes, embeddings = torch.cat(self._sizes), torch.cat(self._embeddings)
+        self._embeddings.clear()
         if bool((sizes == sizes[0]).all()):
-            return embeddings.view(len(sizes), int(sizes[0]), -1)[places.to(embeddings.device)]
+            whole = embeddings.view(len(sizes), int(sizes[0]), -1)
+            is_sorted = bool((places == torch.arange(len(places))).all())
+            return whole if is_sorted else whole[places.to(whole.device)]
         starts = sizes.cumsum(0) - sizes
         return RaggedSets(embeddings, sizes[places], starts[places])
 
