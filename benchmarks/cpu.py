@@ -8,6 +8,7 @@ The parts are steps, parts, ranking, loading and starting. docs/PERFORMANCE.md k
 """
 
 import argparse
+import inspect
 import json
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from workload import (
     SYSTEMS,
     Row,
     Sizes,
+    after_first_step,
     make_training,
     operations,
     print_table,
@@ -32,7 +34,10 @@ from workload import (
 )
 
 from vse.aggregators import AGGREGATORS
+from vse.build import read_config
+from vse.encoders.recurrent import read_sequence
 from vse.losses import LOSSES, REGULARISERS
+from vse.optim import OPTIMISERS
 from vse.sets import Aggregated, lengths_to_mask
 from vse.similarity import SIMILARITIES
 
@@ -54,7 +59,7 @@ def steps(folder: Path) -> list[Row]:
                 training = make_training(
                     system, data, sizes, CPU, f"run.precision={precision}", "run.log_steps=1000000"
                 )
-                batch = next(training.batches())
+                batch = after_first_step(training)
                 found.append((training, batch))
             works = [lambda t=training, b=batch: t.train_step(b) for training, batch in found]  # type: ignore[misc]
             count = operations(works[0])
@@ -67,16 +72,12 @@ def steps(folder: Path) -> list[Row]:
 
 def recurrent_row(sizes: Sizes) -> Row:
     """Time the captions' BiGRU as the text encoder runs it, beside a packed one of torch."""
-    from vse.encoders.recurrent import read_sequence
-
     gru = nn.GRU(300, sizes.embedding, batch_first=True, bidirectional=True)
     lengths = torch.randint(6, 24, (sizes.batch,))
     words, mask = torch.randn(sizes.batch, int(lengths.max()), 300), lengths_to_mask(lengths)
 
     def ours() -> None:
-        states, _ = read_sequence(gru, words, mask, "last", average=True, states=True)
-        assert states is not None
-        states.sum().backward()
+        read_sequence(gru, words, mask, "last", average=True)[0].sum().backward()
 
     def packed() -> None:
         gru(pack_padded_sequence(words, lengths, batch_first=True, enforce_sorted=False))[0].data.sum().backward()
@@ -87,14 +88,10 @@ def recurrent_row(sizes: Sizes) -> Row:
 
 def optimiser_row() -> Row:
     """Time an update of AdamW as a config has it, beside a copy of as many numbers."""
-    from vse.build import read_config
-
     config = read_config("vse_infty/f30k_region_bigru")
     parameters = [nn.Parameter(torch.randn(1 << 20)) for _ in range(8)]
     for parameter in parameters:
         parameter.grad = torch.randn_like(parameter)
-    from vse.optim import OPTIMISERS
-
     optimiser = OPTIMISERS[config.optim.name](parameters, lr=1e-4)
     copies = [torch.empty_like(parameter) for parameter in parameters]
 
@@ -143,8 +140,6 @@ def parts(folder: Path) -> list[Row]:
 
 def _make(make: Callable[..., Any], arguments: dict[str, Any]) -> Any:
     """A component with the widths of the benchmark, as the build fills them in."""
-    import inspect
-
     widths = {"in_dim": 1024, "out_dim": 1024, "dim": 1024, "num_embeddings": 4}
     known = inspect.signature(make).parameters
     needed = {n: w for n, w in widths.items() if n in known and known[n].default in (inspect.Parameter.empty, None)}

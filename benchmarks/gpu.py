@@ -30,6 +30,7 @@ from workload import (
     SYSTEMS,
     Row,
     Sizes,
+    after_first_step,
     gradients,
     make_training,
     operations,
@@ -193,10 +194,8 @@ def check_evaluation(bench: Bench, system: str) -> None:
 def check_waits(bench: Bench, system: str) -> None:
     """Count where a step makes the CPU wait for the GPU."""
     training = bench.training(system, "run.precision=bf16", "run.log_steps=1000000")
-    batch = next(training.batches())
-    for _ in range(2):
-        training.train_step(batch)
-        training.step += 1
+    batch = after_first_step(training)
+    training.train_step(batch)
     with waits_as_warnings() as found:
         training.train_step(batch)
     places = sorted({f"{Path(w.filename).name}:{w.lineno}" for w in found})
@@ -221,12 +220,15 @@ def measure_step(bench: Bench, system: str) -> None:
     dtype = torch.bfloat16
     rate = product_rate(bench.device, dtype, 8192 if bench.on_gpu else 128)
     plain = bench.training(system, "run.precision=bf16", "run.log_steps=1000000")
-    batch = next(plain.batches())
+    batch = after_first_step(plain)
     floor = operations(lambda: plain.train_step(batch)) / rate
     variants = {"a step": plain}
-    for name, setting in (("a compiled step", "run.compile=true"), ("a step in fp32", "run.precision=fp32")):
-        precision = () if "precision" in setting else ("run.precision=bf16",)
-        variants[name] = bench.training(system, "run.log_steps=1000000", *precision, setting)
+    settings = {"a step in fp32": ["run.precision=fp32"]}
+    if bench.on_gpu and system in ("vse_infty", "dive"):  # it takes a minute to compile one
+        settings["a compiled step"] = ["run.precision=bf16", "run.compile=true"]
+    for name, setting in settings.items():
+        variants[name] = bench.training(system, "run.log_steps=1000000", *setting)
+        after_first_step(variants[name])
     works = [lambda t=training: t.train_step(batch) for training in variants.values()]  # type: ignore[misc]
     for name, found in zip(variants, seconds_of(works, bench.device, repeats=15), strict=True):
         bench.rows.append(Row(f"{system}, {name}", 1000 * found, "its operations at a product's rate", 1000 * floor))
@@ -253,7 +255,7 @@ def host_time(bench: Bench, work: Callable[[], object]) -> tuple[float, float]:
 def measure_loading(bench: Bench) -> None:
     """Time the loading of a batch, from each kind of file and place, beside a step."""
     training = bench.training("vse_infty", "run.precision=bf16", "run.log_steps=1000000")
-    batch = next(training.batches())
+    batch = after_first_step(training)
     step = seconds(lambda: training.train_step(batch), bench.device)
     places = ["disk", "memory", *(["gpu"] if bench.on_gpu else [])]
     for kind, folder in (("float32", bench.folder), ("float16", bench.half_folder)):
@@ -285,12 +287,12 @@ def measure_pictures(bench: Bench) -> None:
     for name, epoch, more in (
         ("frozen", 0, ()),
         ("trained", 1, ()),
-        ("trained, checkpointed", 1, ("model.image.encoder.checkpoint=true",)),
+        ("trained, recomputed", 1, ("model.image.encoder.recompute=true",)),
     ):
         training = make_training("vse_infty", bench.folder, sizes, bench.device, *settings, *more)
         training.epoch = epoch
         training.start_epoch()
-        batch = next(training.batches())
+        batch = after_first_step(training)
         if bench.on_gpu:
             torch.cuda.reset_peak_memory_stats()
         count = operations(lambda t=training, b=batch: t.train_step(b))  # type: ignore[misc]

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from vse.build import read_config
+from vse.data.batches import Batch
 from vse.training.run import Training
 
 SYSTEMS = ("vse_infty", "vse_2ad", "pvse", "dive")
@@ -96,6 +97,14 @@ def make_training(system: str, folder: Path, sizes: Sizes, device: torch.device,
     return training
 
 
+def after_first_step(training: Training) -> Batch:
+    """Do the first step, which also measures the untrained model; return its batch, for more steps like any other."""
+    batch = next(training.batches())
+    training.train_step(batch)
+    training.step = 1
+    return batch
+
+
 def stop_dropout(training: Training) -> None:
     """Switch off what is random in a model's training mode, so that two devices can be compared."""
     for module in training.model.modules():
@@ -142,11 +151,11 @@ def product_rate(device: torch.device, dtype: torch.dtype, size: int) -> float:
     return 2 * size**3 / seconds(lambda: a @ b, device)
 
 
-def gradients(training: Training, batch: object) -> tuple[Tensor, Tensor]:
+def gradients(training: Training, batch: Batch) -> tuple[Tensor, Tensor]:
     """Return the loss of a batch and its whole gradient as one vector, both in float64 on the CPU."""
-    image, text, scores = training.forward(batch)  # type: ignore[arg-type]
+    image, text, scores = training.forward(batch)
     with training.shared_draws():
-        loss = training.criterion(scores, batch.positives, image, text)["total"]  # type: ignore[attr-defined]
+        loss = training.criterion(scores, batch.positives, image, text, batch.pairs)["total"]
     training.optimiser.zero_grad(set_to_none=True)
     training.scaler.scale(loss).backward()
     training.scaler.unscale_(training.optimiser)
