@@ -25,6 +25,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "in_dim": DIM,
         "decoder": "transformer",
     },
+    "softmax_pool, torch": {"init": "torch"},
+    "tokens, projected": {"in_dim": DIM, "out_dim": 9, "project": True},
     "self_attention, deep": {"depth": 2, "heads": 2},
     "gcn, deep": {"depth": 2},
     "seq2seq, wide": {"out_dim": 9},
@@ -43,7 +45,21 @@ SMALL: dict[str, dict[str, Any]] = {"self_attention": {"heads": 3, "ff_mult": 2}
 # The result depends on the elements' order, so there is no permutation invariance.
 POSITIONAL = {"first", "seq2seq", "seq2seq, wide", "set_prediction, sine"}
 # They take features of any width.
-ANY_WIDTH = {"global", "first", "mean", "max", "kmax", "gem", "gem, strong", "gpo", "gpo, transformer", "gpo, mlp"}
+ANY_WIDTH = {
+    "global",
+    "first",
+    "mean",
+    "max",
+    "kmax",
+    "gem",
+    "gem, strong",
+    "gpo",
+    "gpo, transformer",
+    "gpo, mlp",
+    "tokens",
+}
+# Every element stays an embedding: their order is that of the elements, and masked places stay.
+KEEPS_ELEMENTS = {"tokens", "tokens, projected"}
 EVERY = [*AGGREGATORS, *VARIANTS]
 
 
@@ -65,6 +81,12 @@ def sets(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
     for row, count in enumerate((7, 3, 1, 4)):
         mask[row, torch.randperm(7, generator=generator)[:count]] = True
     return features.to(dtype), mask
+
+
+def embed(aggregator: nn.Module, features: Tensor, mask: Tensor | None = None) -> list[Tensor]:
+    """The real embeddings (n, H) of each set."""
+    result = aggregator(features, mask)
+    return list(result.embeddings) if result.mask is None else valid(result.embeddings, result.mask)
 
 
 def valid(features: Tensor, mask: Tensor) -> list[Tensor]:

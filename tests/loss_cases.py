@@ -31,11 +31,13 @@ def random_batch(seed: int) -> tuple[Tensor, Tensor]:
 
 
 def sides(image_size: int = 3, text_size: int = 2) -> tuple[Aggregated, Aggregated]:
-    """Four images and six captions, with this many embeddings and residuals each."""
+    """Four images and six captions, with this many embeddings and residuals each, and a context."""
     torch.manual_seed(2)
     image, image_residual = (torch.randn(4, image_size, 5, dtype=torch.float64) for _ in range(2))
     text, text_residual = (torch.randn(6, text_size, 5, dtype=torch.float64) for _ in range(2))
-    return Aggregated(image, residual=image_residual), Aggregated(text, residual=text_residual)
+    contexts = torch.randn(4, 5, dtype=torch.float64), torch.randn(6, 5, dtype=torch.float64)
+    image_side = Aggregated(image, residual=image_residual, context=contexts[0])
+    return image_side, Aggregated(text, residual=text_residual, context=contexts[1])
 
 
 def slow_contrastive(

@@ -11,13 +11,27 @@ from vse.losses import LOSSES, REGULARISERS
 from vse.similarity import SIMILARITIES
 
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "loss triplet": {"margin": 0.2, "mining": "hardest", "reduction": "sum", "warmup_epochs": 0},
+    "loss triplet": {"margin": 0.2, "mining": "hardest", "reduction": "sum", "warmup_epochs": 0, "positives": "each"},
     "loss adaptive_contrastive": {"gamma": 1.25, "margin": 0.2, "temperature": 0.05, "negatives": "adaptive"},
     "loss info_nce": {"temperature": 0.07, "learnable": True},
     "term mmd": {"kernel": "rbf", "gamma": 0.5},
     "similarity smooth_chamfer": {"temperature": 16.0},
+    "similarity max_sim": {"query": "text", "reduction": "sum"},
+    "similarity chan": {
+        **{"coding": "hard_words", "pooling": "lse", "coding_temperature": 0.1, "pooling_temperature": 0.1},
+    },
+    "similarity assignment": {"value": "cosine"},
     "similarity match_probability": {"scale": 1.0, "shift": 0.0},
-    "encoder regions": {"mlp": "input", "features": "projected", "context": None, "dropout": 0.0, "drop": 0.0},
+    "encoder regions": {
+        "mlp": "input",
+        "features": "projected",
+        "context": None,
+        "dropout": 0.0,
+        "drop": 0.0,
+        "drop_after": False,
+        "self_attention": False,
+        "heads": 8,
+    },
     "encoder bigru": {
         **{"word_dim": 300, "directions": "average", "features": "states", "context": "last", "dropout": 0.0},
         **{"drop": 0.0, "keep_ends": False, "freeze_words": False},
@@ -27,7 +41,9 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         **{"freeze_epochs": 0, "stage_epochs": None, "train_norm": False, "pixels": "imagenet"},
     },
     "encoder video": {"context": "last", "dropout": 0.0, "freeze_epochs": 0, "train_norm": False},
-    "encoder bert": {"weights": "pretrained", "context": None, "dropout": 0.0, "drop": 0.0},
+    "encoder bert": {"weights": "pretrained", "context": None, "dropout": 0.0, "drop": 0.0, "init": "torch"},
+    "aggregator softmax_pool": {"init": "xavier"},
+    "aggregator tokens": {"project": False},
     "aggregator gpo": {"position_dim": 32, "hidden_dim": 32},
     "aggregator gem": {"power": 3.0, "eps": 1e-6},
     "aggregator fspool": {"pieces": 20},

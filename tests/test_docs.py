@@ -126,8 +126,9 @@ def test_the_page_on_data_says_which_configs_read_glove() -> None:
     shipped = [file for folder in (ROOT / "configs").iterdir() if folder.name[0] != "_" for file in folder.glob("*")]
     names = {f"{file.parent.name}/{file.stem}" for file in shipped if read_config(file).data.vocabulary.vectors}
     text = section(read("docs/data.md"), "Captions, vocabularies and word vectors")
-    assert "`pvse/`" in text and "`dive/*_region_bigru`" in text
-    assert names == {
-        *(f"pvse/{file.stem}" for file in (ROOT / "configs" / "pvse").iterdir()),
-        *(f"dive/{file.stem}" for file in (ROOT / "configs" / "dive").glob("*_region_bigru.yaml")),
-    }
+    assert "`pvse/`" in text
+    expected = {f"pvse/{file.stem}" for file in (ROOT / "configs" / "pvse").iterdir()}
+    for system in ("dive", "esa", "chan"):
+        assert f"`{system}/*_region_bigru`" in text
+        expected |= {f"{system}/{file.stem}" for file in (ROOT / "configs" / system).glob("*_region_bigru.yaml")}
+    assert names == expected

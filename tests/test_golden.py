@@ -5,16 +5,17 @@ import tempfile
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 from golden_numbers import GOLDEN, fill, fill_all, load, official_tokens, recipe
 from torch import Tensor
+from torch.nn import functional as F
 
 import vse
-from vse.aggregators import GPO, AdaptivePool, FSPool, GeM, PIENet, SetPrediction
+from vse.aggregators import GPO, AdaptivePool, FSPool, GeM, PIENet, SetPrediction, SoftmaxPool
 from vse.checkpoints.official import PIE_NET, ReleasedAdaptivePool, ReleasedSetPrediction, rename, set_prediction_names
 from vse.encoders import Grid
 from vse.losses import (
@@ -28,7 +29,18 @@ from vse.losses import (
 from vse.metrics import query_ranks, retrieval_metrics
 from vse.model import Tower, VSEModel
 from vse.sets import Aggregated, lengths_to_mask
-from vse.similarity import MatchProbability, chamfer, max_cosine, order, smooth_chamfer
+from vse.similarity import (
+    MatchProbability,
+    assignment,
+    chamfer,
+    chan,
+    max_cosine,
+    order,
+    pair_cosines,
+    smooth_chamfer,
+)
+from vse.similarity.late_interaction import Coding, Pooling
+from vse.similarity.matching import match
 
 
 def close(found: Tensor, expected: Tensor) -> None:
@@ -158,6 +170,145 @@ def check_set_similarity(golden: dict[str, Any]) -> None:
     if "smooth_chamfer_t1" in golden:
         close(smooth_chamfer(images, texts, temperature=1.0), golden["smooth_chamfer_t1"])
         close(MatchProbability()(images, texts), golden["match_prob_a1_b0"])
+
+
+def check_esa_pool(golden: dict[str, Any]) -> None:
+    pool = esa_pool("esa_pool")
+    mask = lengths_to_mask(golden["lengths"], golden["features"].shape[1])
+    close(pool(golden["features"], mask).embeddings[:, 0], golden["pooled"])
+    if "weights" in golden:
+        close(pool.weigh(golden["features"], mask), golden["weights"])
+
+
+def check_released_esa_pool(golden: dict[str, Any]) -> None:
+    """The released image code has no mask: zeros past the length take part. Ours leaves them out."""
+    pool, features = esa_pool("esa_pool"), golden["features"]
+    close(pool(features).embeddings[:, 0], golden["pooled"])
+    mask = lengths_to_mask(golden["lengths"], features.shape[1])
+    different = (pool(features, mask).embeddings[:, 0] - golden["pooled"]).abs().amax(1) > 1e-3
+    assert different.tolist() == (~mask.all(1)).tolist()
+
+
+def check_esa_views(golden: dict[str, Any]) -> None:
+    """Each image twice, with the regions that its view keeps."""
+    features = golden["features"].repeat_interleave(2, dim=0)
+    keep = torch.stack([golden["keep_1"], golden["keep_2"]], dim=1).flatten(0, 1).bool()
+    some = keep.any(1)  # a view without regions is zero in the released code; ours keeps at least one
+    pooled = esa_pool("esa_pool")(features[some], keep[some]).embeddings[:, 0]
+    close(F.normalize(pooled, dim=-1), golden["embeddings"][some])
+
+
+def esa_pool(state: str) -> SoftmaxPool:
+    pool = SoftmaxPool(64)
+    pool.load_state_dict({"linear.weight": official_state(state)["linear1.weight"]})
+    return pool
+
+
+def load_pair(states: list[dict[str, Tensor]]) -> VSEModel:
+    """A model from the official states of both sides."""
+    with tempfile.TemporaryDirectory() as folder:
+        torch.save({"model": states, "opt": Namespace(data_name="f30k_precomp")}, Path(folder) / "model_best.pth")
+        return vse.load(Path(folder) / "model_best.pth")
+
+
+def check_esa_tower(side: str) -> Callable[[dict[str, Any]], None]:
+    """Through the public path: both sides written in ESA's layout, loaded, compared."""
+
+    def check(golden: dict[str, Any]) -> None:
+        model = load_pair([official_state("esa_image_regions"), official_state("esa_text_bigru")])
+        if side == "image":
+            tower, inputs, mask = model.image, golden["images"], None
+        else:
+            tower, inputs = model.text, golden["tokens"]
+            mask = lengths_to_mask(golden["lengths"], inputs.shape[1])
+        real = torch.ones(golden["locals"].shape[:2], dtype=torch.bool) if mask is None else mask
+        close(tower.encoder(inputs, mask).features[real], golden["locals"][real])
+        close(tower(inputs, mask).embeddings[:, 0], golden["embeddings"])
+
+    return check
+
+
+def check_esa_loss(golden: dict[str, Any]) -> None:
+    minings: list[tuple[Mining, str]] = [("all", "all"), ("hardest", "hard")]
+    for mining, name in minings:
+        for views in (1, 2, 3):
+            images, texts = (golden[key].clone().requires_grad_() for key in ("images", "texts"))
+            samples = torch.arange(len(images)) // views
+            positives = samples[:, None] == samples
+            loss = TripletLoss(golden["margin"], mining, positives="worst")
+            value = loss(images @ texts.T, positives)
+            close(value, golden[f"loss_{name}_k{views}"])
+            for found, side in zip(torch.autograd.grad(value, (images, texts)), ("image", "text"), strict=True):
+                close(found, golden[f"grad_{side}_{name}_k{views}"])
+
+
+CODINGS: dict[str, Coding] = {"vha": "hard_words", "tha": "hard_regions", "vsa": "soft_regions"}
+
+
+def chan_masks(golden: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Masks of a golden batch's regions and words."""
+    return (
+        lengths_to_mask(golden["region_lengths"], golden["regions"].shape[1]),
+        lengths_to_mask(golden["word_lengths"], golden["words"].shape[1]),
+    )
+
+
+def check_chan_similarity(golden: dict[str, Any]) -> None:
+    masks = chan_masks(golden)
+    temperatures = {"coding_temperature": golden["alpha"], "pooling_temperature": golden["beta"]}
+    for name, coding in CODINGS.items():
+        for pooling in get_args(Pooling):
+            found = chan(golden["regions"], golden["words"], *masks, coding, pooling, **temperatures)
+            close(found, golden[f"{name}_{pooling}"])
+
+
+def check_chan_loss(golden: dict[str, Any]) -> None:
+    masks = chan_masks(golden)
+    minings: list[tuple[Mining, str]] = [("all", "all"), ("hardest", "hard")]
+    for name, pooling in (("vha", "lse"), ("vha", "mean"), ("vsa", "mean")):
+        regions, words = (golden[key].clone().requires_grad_() for key in ("regions", "words"))
+        scores = chan(regions, words, *masks, CODINGS[name], pooling)  # type: ignore[arg-type]
+        close(scores, golden[f"scores_{name}_{pooling}"])
+        for mining, kind in minings:
+            loss = TripletLoss(golden["margin"], mining)(scores, torch.eye(len(regions), dtype=torch.bool))
+            close(loss, golden[f"loss_{kind}_{name}_{pooling}"])
+            gradients = torch.autograd.grad(loss, (regions, words), retain_graph=True)
+            for found, side in zip(gradients, ("regions", "words"), strict=True):
+                close(found, golden[f"grad_{side}_{kind}_{name}_{pooling}"])
+
+
+def load_chan() -> VSEModel:
+    return load_pair([official_state("chan_image_selfattention"), official_state("chan_text_bigru"), {}, {}])
+
+
+def check_chan_image(golden: dict[str, Any]) -> None:
+    """Without padding the released code; with padding the right numbers, not the released ones, which leak."""
+    tower, images = load_chan().image, golden["images_full"]
+    close(tower(images).embeddings, golden["out_full"])
+    mask = lengths_to_mask(golden["lengths"], images.shape[1])
+    result = tower(images, mask)
+    assert torch.equal(result.mask, mask)
+    close(result.embeddings[mask], golden["out_padded_masked"][mask])
+    differ = (result.embeddings - golden["out_padded_released"]).abs().amax(2).masked_fill(~mask, 0).amax(1) > 1e-3
+    assert differ.tolist() == (~mask.all(1)).tolist()
+
+
+def check_chan_text(golden: dict[str, Any]) -> None:
+    mask = lengths_to_mask(golden["lengths"], golden["tokens"].shape[1])
+    result = load_chan().text(golden["tokens"], mask)
+    assert torch.equal(result.mask, mask)
+    close(result.embeddings, golden["out"])
+
+
+def check_assignment(golden: dict[str, Any]) -> None:
+    images, texts = (golden[key].clone().requires_grad_() for key in ("images", "texts"))
+    partners = match(pair_cosines(images, texts).detach().permute(1, 0, 3, 2)).transpose(1, 2)
+    assert torch.equal(partners, golden["assignment"].long())
+    scores = assignment(images, texts)
+    close(scores, golden["mean_matched"])
+    close(assignment(images, texts, value="exponential"), golden["exp_matched"])
+    for found, side in zip(torch.autograd.grad(scores.sum(), (images, texts)), ("images", "texts"), strict=True):
+        close(found, golden[f"grad_{side}_of_sum_of_mean"])
 
 
 def check_order(golden: dict[str, Any]) -> None:
@@ -351,6 +502,19 @@ CHECKS: dict[str, Callable[[dict[str, Any]], None]] = {
     "components/set_similarity": check_set_similarity,
     "components/set_similarity_uneven": check_set_similarity,
     "components/order_similarity": check_order,
+    "components/esa_pool_full": check_esa_pool,
+    "components/esa_pool_padded": check_esa_pool,
+    "components/esa_pool_padded_released_image": check_released_esa_pool,
+    "components/esa_views": check_esa_views,
+    "components/esa_image_regions": check_esa_tower("image"),
+    "components/esa_text_bigru": check_esa_tower("text"),
+    "components/esa_loss": check_esa_loss,
+    "components/chan_similarity_full": check_chan_similarity,
+    "components/chan_similarity_padded": check_chan_similarity,
+    "components/chan_loss": check_chan_loss,
+    "components/chan_image_selfattention": check_chan_image,
+    "components/chan_text_bigru": check_chan_text,
+    "components/maxmatch_assignment": check_assignment,
     "components/triplet_vse_infty": check_triplet,
     "components/adopt_loss": check_adopt,
     "components/adopt_loss_released_positive_enters": check_released_adopt,

@@ -111,15 +111,40 @@ REGIONS: dict[str, tuple[dict[str, Start], dict[str, Start]]] = {
 }
 
 
+def attention() -> dict[str, Start]:
+    """CHAN, modules.py: torch's defaults of nn.MultiheadAttention, whose three maps are one Xavier matrix."""
+    return {
+        "attention.in_proj_weight": xavier(DIM, 3 * DIM),
+        "attention.in_proj_bias": ZERO,
+        "attention.out_proj.weight": linear(DIM),
+        "attention.out_proj.bias": ZERO,
+    }
+
+
+# ESA, encoders.py: init_weights of EncoderImageAggr names fc and linear1; EncoderText's linear1 keeps torch's default.
+REGIONS["esa"] = (
+    tower({**projection(WIDTH, DIM), **mlp(WIDTH)}, {"linear.weight": xavier(DIM, DIM)}),
+    tower(bigru(NORMAL), {"linear.weight": linear(DIM)}),
+)
+# CHAN, encoders.py: init_weights of EncoderImagePrecomp names fc; words that GloVe lacks keep nn.Embedding's N(0, 1).
+REGIONS["chan"] = (
+    tower({**projection(WIDTH, DIM), **norm("attention_norm"), **attention()}, {}),
+    tower(bigru(NORMAL), {}),
+)
+
+
 @pytest.mark.parametrize("system", REGIONS)
 def test_regions_and_bigru(system: str) -> None:
     check_towers(dict(build(f"{system}/f30k_region_bigru").named_parameters()), *REGIONS[system])
 
 
-@pytest.mark.parametrize(("system", "words"), [("pvse", xavier(len(VOCABULARY), WORD_DIM)), ("dive", TENTH)])
+GLOROT = xavier(len(VOCABULARY), WORD_DIM)
+
+
+@pytest.mark.parametrize(("system", "words"), [("pvse", GLOROT), ("dive", TENTH), ("chan", GLOROT)])
 def test_words_without_glove(system: str, words: Start) -> None:
     """What the comments of the configs give for running without GloVe is what the codes do without it."""
-    word_init = {"pvse": "xavier", "dive": "uniform"}[system]
+    word_init = {"pvse": "xavier", "dive": "uniform", "chan": "xavier"}[system]
     image, text = REGIONS[system]
     model = build(f"{system}/f30k_region_bigru", [f"model.text.encoder.word_init={word_init}"])
     check_towers(dict(model.named_parameters()), image, {**text, "encoder.embedding.weight": words})
@@ -152,6 +177,14 @@ GRIDS: dict[str, tuple[dict[str, Start], dict[str, Start]]] = {
         tower(bigru(NORMAL, DIM // 2), pie_net(WORD_DIM, 3)),
     ),
 }
+
+
+def test_esa_with_bert(tiny_bert: Path) -> None:
+    """ESA_BERT, encoders.py: init_weights names linear and linear1 on both sides."""
+    model = build("esa/f30k_region_bert", [], tiny_bert)
+    heads = {key: value for key, value in model.named_parameters() if not key.startswith("text.encoder.bert.")}
+    pool = {"linear.weight": xavier(DIM, DIM)}
+    check_towers(heads, REGIONS["esa"][0], tower(projection(16, DIM, "linear"), pool))
 
 
 @pytest.mark.parametrize("name", GRIDS)

@@ -62,7 +62,17 @@ def test_imports_go_downwards() -> None:
 
 def test_the_mathematics_stands_alone() -> None:
     """Aggregators, similarities, losses and metrics need nothing of the rest but how processes add up their numbers."""
-    mathematics = {"sets", "sequences", "aggregators", "similarity", "losses", "metrics", "model", "set_health"}
+    mathematics = {
+        "sets",
+        "sequences",
+        "aggregators",
+        "similarity",
+        "losses",
+        "metrics",
+        "model",
+        "ragged",
+        "set_health",
+    }
     for name in mathematics - {"model"}:
         assert rooms()[name] <= mathematics | {"errors", "distributed"}, name
 

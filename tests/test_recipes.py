@@ -18,6 +18,7 @@ from vse.build import build_criterion, build_model, read_config
 from vse.config import Config, flatten
 from vse.data.subwords import Subwords
 from vse.data.vocabulary import Vocabulary
+from vse.similarity import compare
 
 CONFIGS = ROOT / "configs"
 NAMES = sorted(str(file.relative_to(CONFIGS).with_suffix("")) for file in CONFIGS.rglob("*.yaml"))
@@ -340,6 +341,127 @@ DIVE_GRID: list[Fact] = [
 ]
 
 
+ESA: list[Fact] = [
+    ("model.embed_dim", 1024, "code, sh/*.sh"),
+    ("data.views", 2, "code, arguments.py: --hardnum 2"),
+    ("data.sampling", "pair", "code, image_caption.py"),
+    ("model.similarity.name", "cosine", "code, loss.py"),
+    ("loss.ranking.name", "triplet", "code, loss.py"),
+    ("loss.ranking.positives", "worst", "code, loss.py: the minimum of the block"),
+    ("loss.ranking.margin", 0.2, "code, arguments.py"),
+    ("loss.ranking.mining", "hardest", "code, train.py: the hardest after the warm-up"),
+    ("loss.ranking.warmup_epochs", 1, "code, sh/*.sh: --vse_mean_warmup_epochs 1"),
+    ("loss.ranking.reduction", "sum", "code, loss.py"),
+    ("optim.name", "adamw", "code, vse.py"),
+    ("optim.lr", 5e-4, "code, sh/*.sh"),
+    ("optim.schedule.milestones", [15], "code, sh/*.sh: --lr_update 15"),
+    ("optim.schedule.factor", 0.1, "code, train.py"),
+    ("train.epochs", 25, "code, sh/*.sh"),
+    ("train.batch_size", 128, "code, sh/*.sh"),
+    ("train.clip_norm", 2.0, "code, arguments.py"),
+    ("model.image.encoder.mlp", "input", "code, encoders.py"),
+    ("model.image.encoder.drop", 0.2, "code, encoders.py: a region is kept when u >= 0.2"),
+    ("model.image.encoder.drop_after", True, "code, encoders.py: the masks are of the pooling alone"),
+    ("model.image.encoder.init", "xavier", "code, encoders.py"),
+    ("model.image.aggregator.name", "softmax_pool", "code, encoders.py"),
+    ("model.image.aggregator.init", "xavier", "code, encoders.py"),
+    ("model.text.aggregator.name", "softmax_pool", "code, encoders.py"),
+    ("model.text.encoder.drop", 0.2, "code, image_caption.py"),
+    ("model.text.encoder.dropout", 0.1, "code, encoders.py"),
+]
+ESA_BIGRU: list[Fact] = [
+    *ESA,
+    ("model.text.encoder.name", "bigru", "code, encoders.py"),
+    ("model.text.encoder.word_dim", 300, "code, arguments.py"),
+    ("model.text.encoder.directions", "average", "code, encoders.py"),
+    ("model.text.encoder.keep_ends", False, "code, image_caption.py"),
+    ("model.text.encoder.freeze_words", False, "code, encoders.py"),
+    ("model.text.encoder.word_init", "normal", "code, encoders.py: what nn.Embedding gives to words that GloVe lacks"),
+    ("model.text.aggregator.init", "torch", "code, encoders.py: linear1 keeps torch's default"),
+    ("data.vocabulary.vectors", "glove.840B.300d.txt", "code, encoders.py"),
+    ("optim.weight_decay", 0.01, "code, vse.py: torch's default of AdamW"),
+    ("optim.factors", {}, "code, vse.py"),
+]
+ESA_BERT: list[Fact] = [
+    *ESA,
+    ("model.text.encoder.name", "bert", "code, encoders.py"),
+    ("model.text.encoder.model", "bert-base-uncased", "code, encoders.py"),
+    ("model.text.encoder.init", "xavier", "code, encoders.py"),
+    ("model.text.aggregator.init", "xavier", "code, encoders.py"),
+    ("data.vocabulary.vectors", None, "BERT has its own"),
+    ("optim.weight_decay", 1e-4, "code, vse.py"),
+    ("optim.factors", {"text.encoder.bert": 0.1}, "code, vse.py"),
+]
+
+CHAN: list[Fact] = [
+    ("model.embed_dim", 1024, "code, arguments.py"),
+    ("data.views", 1, "the code has one"),
+    ("model.image.encoder.mlp", None, "code, encoders.py"),
+    ("model.image.encoder.init", "xavier", "code, encoders.py"),
+    ("model.image.encoder.drop", 0.2, "code, scripts/train.sh: --drop, and arguments.py"),
+    ("model.image.encoder.drop_after", False, "code, image_caption_*.py: dropped before the encoder"),
+    ("model.image.aggregator.name", "tokens", "code, model.py: no pooling"),
+    ("model.text.aggregator.name", "tokens", "code, model.py: no pooling"),
+    ("model.text.encoder.drop", 0.2, "code, scripts/train.sh: --drop"),
+    ("model.text.encoder.dropout", 0.0, "code, encoders.py"),
+    ("model.similarity.name", "chan", "code, model.py"),
+    ("model.similarity.coding", "hard_words", "code, scripts/train.sh: VHACoding"),
+    ("loss.ranking.name", "triplet", "code, scripts/train.sh: ContrastiveLoss"),
+    ("loss.ranking.margin", 0.05, "code, scripts/train.sh"),
+    ("loss.ranking.mining", "hardest", "code, train.py: the hardest after the warm-up"),
+    ("loss.ranking.warmup_epochs", 1, "code, scripts/train.sh"),
+    ("loss.ranking.reduction", "sum", "code, loss.py"),
+    ("optim.name", "adamw", "code, model.py"),
+    ("optim.lr", 5e-4, "code, scripts/train.sh"),
+    ("optim.schedule.milestones", [15], "code, arguments.py: --lr_update"),
+    ("optim.schedule.factor", 0.1, "code, train.py"),
+    ("train.epochs", 25, "code, scripts/train.sh"),
+    ("train.clip_norm", 2.0, "code, arguments.py"),
+    ("run.precision", "bf16", "ours; the code's is fp16"),
+]
+CHAN_BIGRU: list[Fact] = [
+    *CHAN,
+    ("model.image.encoder.self_attention", True, "code, scripts/train.sh: --precomp_enc_type selfattention"),
+    ("model.image.encoder.heads", 8, "code, modules.py"),
+    ("model.similarity.pooling", "lse", "code, scripts/train.sh: LSEPooling"),
+    ("model.similarity.pooling_temperature", 0.1, "code, arguments.py: --belta"),
+    ("model.text.encoder.name", "bigru", "code, scripts/train.sh"),
+    ("model.text.encoder.directions", "average", "code, encoders.py"),
+    ("model.text.encoder.freeze_words", False, "code, encoders.py: requires_grad is set on the module, without effect"),
+    ("data.vocabulary.vectors", "glove.840B.300d.txt", "code, scripts/train.sh: --wemb_type glove"),
+    ("train.batch_size", 384, "code, scripts/train.sh"),
+    ("optim.weight_decay", 0.01, "code, model.py: torch's default of AdamW"),
+    ("optim.factors", {}, "code, model.py"),
+]
+CHAN_BERT: list[Fact] = [
+    *CHAN,
+    ("model.image.encoder.self_attention", False, "code, scripts/train.sh: --precomp_enc_type basic"),
+    ("model.similarity.pooling", "mean", "code, scripts/train.sh: MeanPooling"),
+    ("model.text.encoder.name", "bert", "code, scripts/train.sh"),
+    ("train.batch_size", 128, "code, scripts/train.sh"),
+    ("optim.weight_decay", 1e-4, "code, model.py"),
+    ("optim.factors", {"text.encoder.bert": 0.1}, "code, model.py"),
+]
+THIRD = "a re-implementation for another task"
+MAXMATCH: list[Fact] = [
+    ("model.similarity.name", "assignment", "paper: maximal pair assignment"),
+    ("model.similarity.value", "exponential", f"paper: matched cosines are scaled by exp; {THIRD}: exp(c) - 1"),
+    ("model.image.aggregator.name", "set_prediction", "paper: DivE's model"),
+    ("model.text.aggregator.name", "set_prediction", "paper: DivE's model"),
+    ("model.image.aggregator.num_embeddings", 4, "paper: figure"),
+    ("model.text.aggregator.num_embeddings", 4, "paper: figure"),
+    ("loss.ranking.mining", "hardest", "paper: hardest negatives"),
+    ("loss.terms.mmd.weight", 0.01, THIRD),
+    ("loss.terms.uniformity.weight", 0.01, THIRD),
+    ("loss.terms.global_discriminative.weight", 0.25, THIRD),
+    ("loss.terms.global_discriminative.scale", 0.5, THIRD),
+    ("loss.terms.global_discriminative.margin", 0.7, THIRD),
+    ("loss.terms.intra_set_divergence.weight", 0.25, THIRD),
+    ("loss.terms.intra_set_divergence.scale", 0.5, THIRD),
+    ("loss.terms.intra_set_divergence.margin", 0.7, THIRD),
+]
+
+
 def load(name: str) -> Config:
     return read_config(CONFIGS / f"{name}.yaml")
 
@@ -449,6 +571,15 @@ def test_dive_grid() -> None:
     check_recipe("dive/coco_resnext_bert", DIVE_GRID)
 
 
+@pytest.mark.parametrize("dataset", ["f30k", "coco"])
+def test_newer_systems(dataset: str) -> None:
+    check_recipe(f"esa/{dataset}_region_bigru", ESA_BIGRU)
+    check_recipe(f"esa/{dataset}_region_bert", ESA_BERT)
+    check_recipe(f"chan/{dataset}_region_bigru", CHAN_BIGRU)
+    check_recipe(f"chan/{dataset}_region_bert", CHAN_BERT)
+    check_recipe(f"maxmatch/{dataset}_region_bert", MAXMATCH)
+
+
 def test_the_folders_are_those_of_the_dataset() -> None:
     for name in RUNS:
         config, dataset = load(name), name.split("/")[-1].split("_")[0]
@@ -493,7 +624,7 @@ def test_overrides_in_comments_are_accepted(name: str) -> None:
 def test_a_config_with_word_vectors_says_how_to_get_them() -> None:
     """And how to run without, unless it goes on from a first stage that has read them."""
     named = [name for name in RUNS if load(name).data.vocabulary.vectors and load(name).train.start_from is None]
-    assert len(named) == 7
+    assert len(named) == 11
     for name in named:
         assert "glove.840B.300d.zip" in (CONFIGS / f"{name}.yaml").read_text(), name
         assert "data.vocabulary.vectors=null" in overrides_in_comments(name), name
@@ -542,7 +673,7 @@ def test_every_config_makes_a_model(name: str, tiny_bert: Path, tiny_vit: Path) 
     model = build_model(config, images.shape[-1] if images.dim() == 3 else None, vocabulary)
     image = model.image(images)
     text = model.text(torch.tensor([[1, 6, 7, 2], [1, 7, 8, 2], [1, 8, 9, 2]]))
-    scores = model.similarity(image.embeddings, text.embeddings)
+    scores = compare(model.similarity, image.embeddings, text.embeddings, image.mask, text.mask)
     loss = build_criterion(config)(scores, torch.eye(3, dtype=torch.bool), image, text)["total"]
     loss.backward()
     for side in ("image", "text"):

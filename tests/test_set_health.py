@@ -107,6 +107,29 @@ def test_an_untrained_set_prediction_uses_all_its_slots() -> None:
     assert 3.8 < float(health["image_embeddings_used"]) <= 4 and 3.8 < float(health["text_embeddings_used"]) <= 4
 
 
+def test_only_real_embeddings_count() -> None:
+    """Sets of different sizes, with garbage in masked places, against the same sets without padding."""
+    image, text, image_of_caption = sets(3, 4, 5), sets(6, 3, 5, seed=1), torch.arange(6) // 2
+    image_mask = torch.tensor([[True] * 4, [True, True, False, False], [True, True, True, False]])
+    text_mask = torch.tensor([[True, True, True], [True, False, False], [True, True, False]] * 2)
+    dirty, texts = (x.masked_fill(~m.unsqueeze(-1), torch.nan) for x, m in ((image, image_mask), (text, text_mask)))
+    found = set_health(dirty, texts, image_of_caption, max_cosine, image_mask, text_mask)
+    for name, embeddings, mask in (("image", image, image_mask), ("text", text, text_mask)):
+        lengths = [float(own[real].mean(0).norm()) for own, real in zip(embeddings, mask, strict=True)]
+        expected = math.log(sum(1 - length for length in lengths) / len(lengths))
+        assert float(found[f"{name}_log_variance"]) == pytest.approx(expected, rel=1e-5)
+    wins = {"image": [0.0] * 4, "text": [0.0] * 3}
+    for caption, row in enumerate(image_of_caption):
+        cosines = image[row, image_mask[row]] @ text[caption, text_mask[caption]].T
+        best = divmod(int(cosines.argmax()), cosines.shape[1])
+        wins["image"][best[0]] += 1
+        wins["text"][best[1]] += 1
+    for name, counts in wins.items():
+        expected = slow_effective_number(counts)
+        assert float(found[f"{name}_slots_used"]) == pytest.approx(expected, rel=1e-5)
+        assert float(found[f"{name}_embeddings_used"]) == pytest.approx(expected, rel=1e-3)  # of "max": the winners
+
+
 def test_no_parameter_gets_a_gradient() -> None:
     similarity = MatchProbability()
     image, text = sets(3, 2, 5).requires_grad_(), sets(3, 2, 5, seed=1)

@@ -3,6 +3,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from similarity_cases import TWINS, make, slow_smooth_chamfer
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -17,54 +18,7 @@ def sets(k: int = 3, size: int = 2) -> Sets:
     return torch.randn(4, k, 6, dtype=torch.float64), torch.randn(5, size, 6, dtype=torch.float64)
 
 
-def cosines(x: Tensor, y: Tensor) -> list[list[Tensor]]:
-    return [[x_k @ y_l / (x_k.norm() * y_l.norm()) for y_l in y] for x_k in x]
-
-
-def slow_max(x: Tensor, y: Tensor) -> Tensor:
-    return max((c for row in cosines(x, y) for c in row), key=Tensor.item)
-
-
-def slow_chamfer(x: Tensor, y: Tensor) -> Tensor:
-    rows = cosines(x, y)
-    best_of_x = [max(row, key=Tensor.item) for row in rows]
-    best_of_y = [max(column, key=Tensor.item) for column in zip(*rows, strict=True)]
-    return (sum(best_of_x) / len(best_of_x) + sum(best_of_y) / len(best_of_y)) / 2  # type: ignore[return-value]
-
-
-def slow_smooth_chamfer(x: Tensor, y: Tensor, alpha: float = 16.0) -> Tensor:
-    rows = cosines(x, y)
-
-    def soft(values: tuple[Tensor, ...] | list[Tensor]) -> Tensor:
-        return torch.log(sum(torch.exp(alpha * c) for c in values)) / alpha  # type: ignore[arg-type]
-
-    left = torch.stack([soft(row) for row in rows]).mean()
-    return (left + torch.stack([soft(column) for column in zip(*rows, strict=True)]).mean()) / 2
-
-
-def slow_match_probability(x: Tensor, y: Tensor) -> Tensor:
-    flat = [1 / (1 + torch.exp(-c)) for row in cosines(x, y) for c in row]
-    return sum(flat) / len(flat)  # type: ignore[return-value]
-
-
-def slow_order(x: Tensor, y: Tensor) -> Tensor:
-    scores = [-torch.clamp(y_l.abs() - x_k.abs(), min=0).square().sum().sqrt() for x_k in x for y_l in y]
-    return max(scores, key=Tensor.item)
-
-
-TWINS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "cosine": slow_max,
-    "max": slow_max,
-    "chamfer": slow_chamfer,
-    "smooth_chamfer": slow_smooth_chamfer,
-    "match_probability": slow_match_probability,
-    "order": slow_order,
-}
 every = pytest.mark.parametrize("name", SIMILARITIES)
-
-
-def make(name: str) -> Callable[[Tensor, Tensor], Tensor]:
-    return MatchProbability().double() if name == "match_probability" else SIMILARITIES[name]  # type: ignore[return-value]
 
 
 @every
@@ -145,7 +99,7 @@ def test_a_corpus_is_scored_in_chunks(name: str, monkeypatch: pytest.MonkeyPatch
         similarity.float()
     whole = score(similarity, images, captions)
     monkeypatch.setattr("vse.evaluation.blocks._BLOCK", 17 * size * size)
-    monkeypatch.setattr("vse.similarity._BLOCK", 2 * size * 4 * size * 6)
+    monkeypatch.setattr("vse.similarity.pooled._BLOCK", 2 * size * 4 * size * 6)
     blocks = []
 
     def watched(a: Tensor, b: Tensor) -> Tensor:
@@ -186,7 +140,7 @@ def test_order_holds_few_pairs_at_a_time(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(torch.linalg, "vector_norm", watched)
     limit = 2 * 3 * 5 * 2 * 6  # two of a's four samples
-    monkeypatch.setattr("vse.similarity._BLOCK", limit)
+    monkeypatch.setattr("vse.similarity.pooled._BLOCK", limit)
     assert torch.equal(order(a, b), whole) and sizes == [limit, limit]
 
 

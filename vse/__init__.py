@@ -101,7 +101,7 @@ def __dir__() -> list[str]:
 def load(path: str | Path, vocabulary: str | Path | None = None, padding: str = "masked") -> "VSEModel":
     """Load a trained model from a run folder or a checkpoint, in evaluation mode on the CPU.
 
-    The checkpoint may be of this package or of the official codes of VSE∞, PVSE, VSE-2AD and DivE (see
+    The checkpoint may be of this package or of the official codes of VSE∞, PVSE, VSE-2AD, DivE, ESA and CHAN (see
     :mod:`vse.checkpoints.official`). No code in the file is executed.
 
     Args:

@@ -39,7 +39,7 @@ from vse.model import Tower, VSEModel
 from vse.optim import OPTIMISERS, SCHEDULES, Schedule, parameter_groups
 from vse.runtime import keep_random_state
 from vse.sets import Aggregated
-from vse.similarity import SIMILARITIES
+from vse.similarity import SIMILARITIES, check_takes_masks, compare
 
 _TRANSFORMS = TRANSFORMS | {"clip": ClipTransform}
 Words = Vocabulary | Subwords | MissingVocabulary
@@ -412,7 +412,7 @@ def check_fit(config: Config, model: VSEModel, criterion: Criterion, batch: Batc
             text = model.text(batch.tokens, batch.token_mask)
             _check_embeddings(config, text.embeddings, len(batch.tokens))
         with errors_at(config, "model.similarity", similarity.arguments):
-            scores = _compare(similarity.name, model.similarity, image.embeddings, text.embeddings)
+            scores = _compare(similarity.name, model.similarity, image, text)
             _check_tensor(similarity.name, scores, (len(batch.images), len(batch.tokens)))
         with errors_at(config, "loss.ranking", ranking.arguments):
             _check_tensor(ranking.name, _call(ranking.name, criterion.ranking, scores, batch.positives), ())
@@ -443,12 +443,16 @@ def _call(name: str, component: Callable[..., Any], *inputs: Any) -> Any:
     return component(*inputs)
 
 
-def _compare(name: str, similarity: Callable[..., Any], image: Tensor, text: Tensor) -> Any:
+def _compare(name: str, similarity: Callable[..., Any], image: Aggregated, text: Aggregated) -> Any:
     """Call a similarity. Its ValueError for sets of embeddings gets a list of the similarities that take sets."""
+    a, b = image.embeddings, text.embeddings
     try:
-        return _call(name, similarity, image, text)
+        if image.mask is None and text.mask is None:
+            return _call(name, similarity, a, b)
+        check_takes_masks(similarity)
+        return compare(similarity, a, b, image.mask, text.mask)
     except ValueError as error:
-        if image.shape[1] == text.shape[1] == 1:
+        if a.shape[1] == b.shape[1] == 1:
             raise
         raise ValueError(f"{error}; similarities of sets: {', '.join(_similarities_of_sets())}") from None
 

@@ -82,6 +82,7 @@ class DataConfig(Section):
     root: Annotated[FilePath, MAY_CHANGE]
     options: dict[str, Any] = {}  # arguments of the format's function
     sampling: Literal["pair", "image"] = "pair"
+    views: Annotated[int, Field(ge=1, le=16)] = 1  # how often a batch has each image and each caption, dropped anew
     transform: Component | None = None  # for pictures and clips
     workers: Annotated[int, Field(ge=0, le=256), MAY_CHANGE] = 2
     resident: Annotated[Literal["auto", "gpu", "memory", "disk"], MAY_CHANGE] = "auto"  # where features are kept

@@ -273,6 +273,19 @@ def agree(*flags: bool) -> list[bool]:
     return [bool(flag) for flag in raised.tolist()]
 
 
+def largest(*numbers: int) -> list[int]:
+    """Return for each number the largest that any process has given; all processes get the same answer.
+
+    >>> largest(3, 7)
+    [3, 7]
+    """
+    if world_size() == 1:
+        return list(numbers)
+    found = torch.tensor(numbers, dtype=torch.int64)
+    _together(lambda: dist.all_reduce(found, op=dist.ReduceOp.MAX))
+    return [int(number) for number in found.tolist()]
+
+
 def broadcast(value: Any) -> Any:
     """Return the main process's ``value``, which must consist of plain values, in every process."""
     if world_size() == 1:

@@ -14,6 +14,7 @@ from vse.aggregators.base import traits_of as traits_of_aggregator
 from vse.encoders.base import EncoderTraits
 from vse.encoders.base import traits_of as traits_of_encoder
 from vse.errors import check_at_least
+from vse.ragged import Collector, Sets, padded
 from vse.sets import Aggregated, check_mask, pad
 
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ class Tower(nn.Module):
             mask: The encoder's mask, or None.
 
         Returns:
-            The aggregator's result, with embeddings (B, K, H) of length 1 in float32 or float64.
+            The aggregator's result, with embeddings (B, K, H) of length 1 in float32 or float64, and a mask (B, K) when
+            the sets differ in size.
 
         Raises:
             ValueError: The inputs do not suit the encoder or the aggregator, or one of the two does not return a
@@ -77,8 +79,9 @@ class VSEModel(nn.Module):
     """A visual-semantic embedding model.
 
     ``model.image(inputs, mask=None)`` and ``model.text(tokens, mask=None)`` are the towers;
-    ``model.similarity(a, b)`` compares embedding sets (A, K, H) and (C, L, H) and gives scores (A, C).
-    :meth:`encode_images` and :meth:`encode_texts` embed a user's own pictures and captions.
+    ``model.similarity(a, b)`` compares embedding sets (A, K, H) and (C, L, H) and gives scores (A, C). Sets of unequal
+    sizes need ``a_mask`` (A, K) and ``b_mask`` (C, L), too. :meth:`encode_images` and :meth:`encode_texts` embed a
+    user's own pictures and captions, :meth:`embed_images` and :meth:`embed_texts` also where the sets differ in size.
 
     Args:
         image: The image tower.
@@ -92,7 +95,7 @@ class VSEModel(nn.Module):
         self,
         image: Tower,
         text: Tower,
-        similarity: Callable[[Tensor, Tensor], Tensor],
+        similarity: Callable[..., Tensor],
         vocabulary: "Vocabulary | Subwords | MissingVocabulary | None" = None,
         transform: "Transform | None" = None,
     ) -> None:
@@ -120,10 +123,48 @@ class VSEModel(nn.Module):
             Embeddings (n, K, H) on the model's device, in the order of the captions.
 
         Raises:
-            ValueError: There is no caption, a caption is empty or not a string, or the model has no vocabulary.
+            ValueError: There is no caption, a caption is empty or not a string, the model has no vocabulary, or the
+                sets differ in size.
 
         >>> model.encode_texts(["a dog runs", "two red kites"]).shape
         torch.Size([2, 1, 1024])
+        """
+        return _of_one_size(self.text_sets(texts, batch_size, progress), "embed_texts")
+
+    def embed_texts(self, texts: str | Sequence[str], batch_size: int = 256, progress: Progress = False) -> Aggregated:
+        """Embed captions whose embedding sets may differ in size, in evaluation mode and without gradients.
+
+        Args:
+            texts: As in :meth:`encode_texts`.
+            batch_size: As in :meth:`encode_texts`.
+            progress: As in :meth:`encode_texts`.
+
+        Returns:
+            Embeddings (n, K, H), zero behind the smaller sets, and their mask (n, K), or None when all have one size.
+
+        Raises:
+            ValueError: There is no caption, a caption is empty or not a string, or the model has no vocabulary.
+
+        >>> model.embed_texts(["a dog runs", "two red kites"]).mask
+        """
+        return padded(self.text_sets(texts, batch_size, progress))
+
+    def text_sets(self, texts: str | Sequence[str], batch_size: int = 256, progress: Progress = False) -> Sets:
+        """Embed captions as :meth:`embed_texts` does, but keep sets of different sizes without padding.
+
+        Args:
+            texts: As in :meth:`encode_texts`.
+            batch_size: As in :meth:`encode_texts`.
+            progress: As in :meth:`encode_texts`.
+
+        Returns:
+            Embeddings (n, K, H), or :class:`vse.ragged.RaggedSets` when the sets differ in size.
+
+        Raises:
+            ValueError: As :meth:`embed_texts`.
+
+        >>> len(model.text_sets(["a dog runs", "two red kites"]))
+        2
         """
         captions = [texts] if isinstance(texts, str) else _as_list(texts, "texts must be a string or a list of strings")
         if self.vocabulary is None:
@@ -149,11 +190,51 @@ class VSEModel(nn.Module):
             Embeddings (n, K, H) on the model's device, in the order of the images.
 
         Raises:
-            ValueError: There is no image, or the model does not read such images.
+            ValueError: There is no image, the model does not read such images, or the sets differ in size.
             vse.errors.InputError: A file is missing or cannot be read.
 
         >>> model.encode_images([torch.randn(36, 2048), torch.randn(20, 2048)]).shape
         torch.Size([2, 1, 1024])
+        """
+        return _of_one_size(self.image_sets(images, batch_size, progress), "embed_images")
+
+    def embed_images(self, images: Any, batch_size: int = 256, progress: Progress = False) -> Aggregated:
+        """Embed images or clips whose embedding sets may differ in size, in evaluation mode and without gradients.
+
+        Args:
+            images: As in :meth:`encode_images`.
+            batch_size: As in :meth:`encode_images`.
+            progress: As in :meth:`encode_images`.
+
+        Returns:
+            Embeddings (n, K, H), zero behind the smaller sets, and their mask (n, K), or None when all have one size.
+
+        Raises:
+            ValueError: There is no image, or the model does not read such images.
+            vse.errors.InputError: A file is missing or cannot be read.
+
+        >>> model.embed_images([torch.randn(36, 2048), torch.randn(20, 2048)]).mask.sum(1)  # with the aggregator tokens
+        tensor([36, 20])
+        """
+        return padded(self.image_sets(images, batch_size, progress))
+
+    def image_sets(self, images: Any, batch_size: int = 256, progress: Progress = False) -> Sets:
+        """Embed images or clips as :meth:`embed_images` does, but keep sets of different sizes without padding.
+
+        Args:
+            images: As in :meth:`encode_images`.
+            batch_size: As in :meth:`encode_images`.
+            progress: As in :meth:`encode_images`.
+
+        Returns:
+            Embeddings (n, K, H), or :class:`vse.ragged.RaggedSets` when the sets differ in size.
+
+        Raises:
+            ValueError: As :meth:`embed_images`.
+            vse.errors.InputError: A file is missing or cannot be read.
+
+        >>> len(model.image_sets([torch.randn(36, 2048), torch.randn(20, 2048)]))
+        2
         """
         if isinstance(images, str | Path) or _is_picture(images):
             images = [images]
@@ -212,7 +293,7 @@ class VSEModel(nn.Module):
         lengths: Sequence[int] | None,
         batch_size: int,
         progress: Progress,
-    ) -> Tensor:
+    ) -> Sets:
         """Embed items in batches that ``prepare`` makes; the result has the items' order.
 
         Items of similar ``lengths`` share a batch, which saves padding. In some released codes padding changes the
@@ -224,31 +305,35 @@ class VSEModel(nn.Module):
         order = list(range(len(items)))
         if lengths is not None and not traits_of_aggregator(tower.aggregator).padding_counts:
             order.sort(key=lengths.__getitem__)
-        training, parts = self.training, []
+        training, found = self.training, Collector()
         self.eval()
         try:
             with _reporting(progress, len(items)) as report:
                 for start in range(0, len(order), batch_size):
                     chosen = order[start : start + batch_size]
                     inputs, mask = prepare([items[i] for i in chosen])
-                    parts.append(self._embed(tower, inputs, mask))
+                    found.add(self._embed(tower, inputs, mask))
                     report(len(chosen))
         finally:
             self.train(training)
-        found = torch.cat(parts)
-        embeddings = torch.empty_like(found)
-        embeddings[torch.tensor(order, device=found.device)] = found
-        return embeddings
+        return found.sets(order)
 
-    def _embed(self, tower: Tower, inputs: Tensor, mask: Tensor | None) -> Tensor:
-        """Embeddings of one batch, on the model's device and in its precision."""
+    def _embed(self, tower: Tower, inputs: Tensor, mask: Tensor | None) -> Aggregated:
+        """What a tower makes of one batch, on the model's device and in its precision."""
         if inputs.is_floating_point():
             inputs = inputs.to(next(self.parameters()).dtype)
         if mask is not None:
             check_mask(mask, mask.shape)  # on an accelerator nothing looks at its values
             mask = mask.to(self.device)
         result: Aggregated = tower(inputs.to(self.device), mask)
-        return result.embeddings
+        return result
+
+
+def _of_one_size(sets: Sets, method: str) -> Tensor:
+    """The embeddings of sets of one size. Raises ValueError for others, whose mask would be lost."""
+    if not isinstance(sets, Tensor):
+        raise ValueError(f"the embedding sets differ in size; {method} also returns the mask that tells them apart")
+    return sets
 
 
 def _name(thing: object) -> str:

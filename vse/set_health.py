@@ -5,13 +5,23 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-_PAIRS = 64  # positive pairs compared at a time
+from vse.ragged import Sets, places_of, take
+from vse.sets import at_least_float32, fill_masked, masked_mean
+from vse.similarity import compare
 
-Similarity = Callable[[Tensor, Tensor], Tensor]
+_PAIRS = 64  # positive pairs compared at a time
+_SETS = 4096  # sets measured at a time
+
+Similarity = Callable[..., Tensor]
 
 
 def set_health(
-    image: Tensor, text: Tensor, image_of_caption: Tensor, similarity: Similarity | None = None
+    image: Sets,
+    text: Sets,
+    image_of_caption: Tensor,
+    similarity: Similarity | None = None,
+    image_mask: Tensor | None = None,
+    text_mask: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Measure the embedding sets of a corpus or a batch.
 
@@ -28,28 +38,35 @@ def set_health(
 
     A low variance alone is not a failure: some aggregators start near -11. Compare it with its value at the start.
 
+    Where the sets differ in size, only real embeddings count, and an embedding is known by its place: the first word of
+    a caption, the second, and so on. The numbers used then lie between 1 and the number of places.
+
     Args:
-        image: L2-normalised embeddings (A, K, H).
-        text: L2-normalised embeddings (C, L, H).
+        image: L2-normalised embeddings (A, K, H), or a corpus's sets of different sizes.
+        text: L2-normalised embeddings (C, L, H), or a corpus's sets of different sizes.
         image_of_caption: The row in ``image`` of each caption's image, (C,).
         similarity: The model's similarity, (A, K, H) and (C, L, H) -> (A, C).
+        image_mask: (A, K), True on real embeddings; None when all are real.
+        text_mask: (C, L), True on real embeddings; None when all are real.
 
     Returns:
         Scalars by name; none when both sides have single embeddings.
 
     >>> set_health(torch.randn(2, 4, 8), torch.randn(6, 4, 8), torch.arange(6) // 3)["image_slots_used"]
     """
-    if image.shape[1] == text.shape[1] == 1:
+    if places_of(image) == places_of(text) == 1:
         return {}
-    image, text = image.detach(), text.detach()
-    winners = _winners(image, text, image_of_caption)
-    used = (None, None) if similarity is None else embeddings_used(similarity, image, text, image_of_caption)
+    masks = (image_mask, text_mask)
+    winners = _winners(image, text, image_of_caption, *masks)
+    used: tuple[Tensor | None, Tensor | None] = (None, None)
+    if similarity is not None:
+        used = embeddings_used(similarity, image, text, image_of_caption, *masks)
     health = {}
-    for side, embeddings, best, weighted in zip(("image", "text"), (image, text), winners, used, strict=True):
-        if embeddings.shape[1] > 1:
-            variance = 1 - torch.linalg.vector_norm(embeddings.mean(1), dim=-1)
-            health[f"{side}_log_variance"] = variance.mean().clamp(min=1e-8).log()
-            counts = torch.nn.functional.one_hot(best, embeddings.shape[1]).sum(0)
+    sides = zip(("image", "text"), (image, text), masks, winners, used, strict=True)
+    for side, sets, mask, best, weighted in sides:
+        if places_of(sets) > 1:
+            health[f"{side}_log_variance"] = _variances(sets, mask).mean().clamp(min=1e-8).log()
+            counts = torch.nn.functional.one_hot(best, places_of(sets)).sum(0)
             health[f"{side}_slots_used"] = _effective_number(counts)
             if weighted is not None:
                 health[f"{side}_embeddings_used"] = weighted
@@ -57,7 +74,12 @@ def set_health(
 
 
 def embeddings_used(
-    similarity: Similarity, image: Tensor, text: Tensor, image_of_caption: Tensor
+    similarity: Similarity,
+    image: Sets,
+    text: Sets,
+    image_of_caption: Tensor,
+    image_mask: Tensor | None = None,
+    text_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Measure how many embeddings of a set have an effect on the similarity.
 
@@ -68,23 +90,27 @@ def embeddings_used(
 
     Args:
         similarity: (A, K, H) and (C, L, H) -> scores (A, C).
-        image: Embeddings (A, K, H).
-        text: Embeddings (C, L, H).
+        image: Embeddings (A, K, H), or a corpus's sets of different sizes.
+        text: Embeddings (C, L, H), or a corpus's sets of different sizes.
         image_of_caption: The row in ``image`` of each caption's image, (C,).
+        image_mask: (A, K), True on real embeddings; None when all are real.
+        text_mask: (C, L), True on real embeddings; None when all are real.
 
     Returns:
         The effective numbers of the image's and the text's embeddings, scalars.
 
     >>> embeddings_used(max_cosine, torch.randn(2, 4, 8), torch.randn(6, 4, 8), torch.arange(6) // 3)
     """
-    sums = [image.new_zeros(image.shape[1]), text.new_zeros(text.shape[1])]
-    for rows, captions in zip(image_of_caption.split(_PAIRS), text.split(_PAIRS), strict=True):
+    sums = [torch.zeros(places_of(sets), device=sets.device) for sets in (image, text)]
+    for start in range(0, len(text), _PAIRS):
+        rows, captions = image_of_caption[start : start + _PAIRS], slice(start, start + _PAIRS)
+        (images, a_mask), (texts, b_mask) = _some(image, image_mask, rows), _some(text, text_mask, captions)
         with torch.enable_grad():
-            pair = [image[rows].detach().requires_grad_(), captions.detach().clone().requires_grad_()]
-            score = similarity(*pair).diagonal().sum()
+            pair = images.clone().requires_grad_(), texts.clone().requires_grad_()
+            score = compare(similarity, pair[0], pair[1], a_mask, b_mask).diagonal().sum()
         if score.requires_grad:  # else it does not depend on the embeddings
             for total, gradient in zip(sums, torch.autograd.grad(score, pair), strict=True):
-                total += torch.linalg.vector_norm(gradient, dim=-1).sum(0)
+                total[: gradient.shape[1]] += torch.linalg.vector_norm(gradient, dim=-1).sum(0)
     return _effective_number(sums[0]), _effective_number(sums[1])
 
 
@@ -110,14 +136,39 @@ def constant_share(residual: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _winners(image: Tensor, text: Tensor, image_of_caption: Tensor) -> tuple[Tensor, Tensor]:
+def _winners(
+    image: Sets, text: Sets, image_of_caption: Tensor, image_mask: Tensor | None, text_mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Which embedding of the image, and which of the text, (C,) each, is in the best pair of every positive pair."""
     best_image, best_text = [], []
-    for rows, captions in zip(image_of_caption.split(_PAIRS), text.split(_PAIRS), strict=True):
-        cosines = torch.einsum("ckh,clh->ckl", image[rows], captions)
+    for start in range(0, len(text), _PAIRS):
+        rows, captions = image_of_caption[start : start + _PAIRS], slice(start, start + _PAIRS)
+        (images, a_mask), (texts, b_mask) = _some(image, image_mask, rows), _some(text, text_mask, captions)
+        cosines = torch.einsum("ckh,clh->ckl", images, texts)
+        if a_mask is not None:
+            cosines = cosines.masked_fill(~a_mask.unsqueeze(2), float("-inf"))
+        if b_mask is not None:
+            cosines = cosines.masked_fill(~b_mask.unsqueeze(1), float("-inf"))
         best_image.append(cosines.amax(2).argmax(1))
         best_text.append(cosines.amax(1).argmax(1))
     return torch.cat(best_image), torch.cat(best_text)
+
+
+@torch.no_grad()
+def _variances(sets: Sets, mask: Tensor | None) -> Tensor:
+    """The circular variance (n,) of each set."""
+    parts = []
+    for start in range(0, len(sets), _SETS):
+        mean = masked_mean(*_some(sets, mask, slice(start, start + _SETS)))
+        parts.append(1 - torch.linalg.vector_norm(mean, dim=-1))
+    return torch.cat(parts)
+
+
+def _some(sets: Sets, mask: Tensor | None, rows: Tensor | slice) -> tuple[Tensor, Tensor | None]:
+    """Embeddings (n, K, H) of some sets, without gradient and zero in masked places, and their mask."""
+    taken = take(sets, rows)
+    mask = taken.mask if mask is None else mask[rows]
+    return fill_masked(at_least_float32(taken.embeddings.detach()), mask), mask
 
 
 def _effective_number(weights: Tensor) -> Tensor:

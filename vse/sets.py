@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from vse.distributed import sum_over_processes, world_size
@@ -39,6 +40,8 @@ class Aggregated(NamedTuple):
     embeddings: Tensor  # (B, K, H), always 3-D; L2-normalised only by the tower
     attention: Tensor | None = None  # (B, K, N) weights over elements, zero on padding
     residual: Tensor | None = None  # (B, K, H) locally guided part, for the diversity terms
+    mask: Tensor | None = None  # (B, K) bool, True = real embedding, when the sets differ in size; None = all real
+    context: Tensor | None = None  # (B, H) the global part that a sample's embeddings share, when they have one
 
 
 def lengths_to_mask(lengths: Tensor, size: int | None = None) -> Tensor:
@@ -72,6 +75,29 @@ def pad(items: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """
     lengths = torch.tensor([len(item) for item in items])
     return pad_sequence(list(items), batch_first=True), lengths_to_mask(lengths)
+
+
+def widen(sets: Aggregated, places: int) -> Aggregated:
+    """Give embedding sets more places, which are masked.
+
+    Args:
+        sets: Embeddings (B, K, H) with their residual and mask.
+        places: The new number of places, at least K.
+
+    Returns:
+        Embeddings and residual (B, places, H), zero in new places, a mask (B, places) and the context. The attention
+        is left out.
+
+    >>> widen(Aggregated(torch.ones(1, 1, 2)), 2).mask.tolist()
+    [[True, False]]
+    """
+    rows, size = sets.embeddings.shape[:2]
+    mask = sets.mask
+    if mask is None:
+        mask = torch.ones(rows, size, dtype=torch.bool, device=sets.embeddings.device)
+    more = places - size
+    residual = None if sets.residual is None else F.pad(sets.residual, (0, 0, 0, more))
+    return Aggregated(F.pad(sets.embeddings, (0, 0, 0, more)), None, residual, F.pad(mask, (0, more)), sets.context)
 
 
 def check_set(features: Tensor, mask: Tensor | None, prefix: bool = False, dim: int | None = None) -> None:

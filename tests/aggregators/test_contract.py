@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from aggregator_cases import ANY_WIDTH, DIM, EVERY, POSITIONAL, make, sets, valid
+from aggregator_cases import ANY_WIDTH, DIM, EVERY, KEEPS_ELEMENTS, POSITIONAL, embed, make, sets, valid
 from torch import nn
 
 from vse.aggregators import AGGREGATORS, AggregatorTraits, traits_of
@@ -25,6 +25,12 @@ def test_shapes(name: str) -> None:
         torch.testing.assert_close(result.attention.sum(-1), torch.ones(4, size).double(), atol=1e-5, rtol=0)
     if result.residual is not None:
         assert result.residual.shape == (4, size, width)
+    if result.context is not None:
+        assert result.context.shape == (4, width)
+    assert (result.mask is not None) == (name in KEEPS_ELEMENTS)
+    if result.mask is not None:
+        assert torch.equal(result.mask, mask) and not result.embeddings[~mask].any()
+        assert make(name)(features).mask is None
 
 
 @every
@@ -60,10 +66,9 @@ def test_alone_equals_in_a_batch(name: str, grad: bool) -> None:
     aggregator = make(name).eval()
     features, mask = sets()
     with torch.set_grad_enabled(grad):
-        together = aggregator(features, mask).embeddings
+        together = embed(aggregator, features, mask)
         for row, elements in enumerate(valid(features, mask)):
-            alone = aggregator(elements.unsqueeze(0)).embeddings
-            torch.testing.assert_close(alone[0], together[row])
+            torch.testing.assert_close(embed(aggregator, elements.unsqueeze(0))[0], together[row])
 
 
 @every
@@ -74,7 +79,7 @@ def test_more_padding_changes_nothing(name: str) -> None:
     moved = features.gather(1, prefix.indices.unsqueeze(-1).expand_as(features))
     longer = torch.cat([moved, torch.full((4, 5, DIM), torch.nan, dtype=moved.dtype)], 1)
     longer_mask = torch.cat([prefix.values, torch.zeros(4, 5, dtype=torch.bool)], 1)
-    torch.testing.assert_close(aggregator(longer, longer_mask).embeddings, aggregator(moved, prefix.values).embeddings)
+    torch.testing.assert_close(embed(aggregator, longer, longer_mask), embed(aggregator, moved, prefix.values))
 
 
 @every
@@ -83,6 +88,9 @@ def test_the_order_of_elements_matters_only_where_positions_count(name: str) -> 
     features, mask = sets()
     order = torch.tensor([4, 2, 6, 0, 1, 5, 3])
     moved = aggregator(features[:, order], mask[:, order]).embeddings
+    if name in KEEPS_ELEMENTS:
+        torch.testing.assert_close(moved, aggregator(features, mask).embeddings[:, order])
+        return
     assert torch.allclose(moved, aggregator(features, mask).embeddings) == (name not in POSITIONAL)
 
 

@@ -392,3 +392,95 @@ def test_unnormalised_models_are_refused(system: str, option: str) -> None:
     model: Any = list(region_states()) if system == "opt" else vse_2ad_states()
     with pytest.raises(ValueError, match=f"its option {option} is True; this package supports only False"):
         native_state({"model": model, system: Namespace(**{option: True})})
+
+
+def esa_states(with_bert_text: bool = False) -> list[State]:
+    """ESA, regions and BiGRU or BERT; a BERT model's names carry ``module.``."""
+    image, text = region_states()
+    for side in (image, text):
+        for key in [key for key in side if key.startswith("gpool.")]:
+            del side[key]
+        side |= below("linear1.", nn.Linear(DIM, DIM))
+    if not with_bert_text:
+        return [image, text]
+    return [below("module.", image), below("module.", with_bert(text, "linear"))]
+
+
+def chan_states(attends: bool = True, with_bert_text: bool = False) -> list[State]:
+    """CHAN, with the two empty states of its similarity and its loss."""
+    image, text = region_states()
+    image = {key: value for key, value in image.items() if key.startswith("fc.")}
+    if attends:
+        image |= below("feedforward.ln.", nn.LayerNorm(DIM))
+        image |= below("feedforward.attn.", nn.MultiheadAttention(DIM, 8))
+    text = {key: value for key, value in text.items() if not key.startswith("gpool.")}
+    text = with_bert(text, "linear") if with_bert_text else text | below("fc.", nn.Linear(DIM, DIM))
+    return [image, text, {}, {}]
+
+
+@pytest.mark.parametrize("bert", [False, True])
+def test_esa(tmp_path: Path, bert: bool) -> None:
+    states = esa_states(bert)
+    content = {"model": states, "opt": Namespace(data_name="coco"), "epoch": 1, "best_rsum": 1.0, "Eiters": 3}
+    found: Any = native_state(content)
+    config = found["config"]
+    assert config["data"] == {"format": "precomp", "root": "data/coco"} and found["in_dim"] == 12
+    pool = {"name": "softmax_pool"}
+    assert config["model"]["image"] == {"encoder": {"name": "regions", "mlp": "input"}, "aggregator": pool}
+    text = {"name": "bert", "model": "bert-base-uncased", "weights": None} if bert else WORDS
+    assert config["model"]["text"] == {"encoder": text, "aggregator": pool}
+    assert config["model"]["similarity"] == {"name": "cosine"} and found["assumed"] == ["batch_size=128"]
+    model = load_content(tmp_path, content)
+    weight = {key.removeprefix("module."): value for key, value in states[1].items()}["linear1.weight"]
+    assert torch.equal(model.state_dict()["text.aggregator.linear.weight"], weight)
+    assert model.image(torch.randn(2, 5, 12)).embeddings.shape == (2, 1, DIM)
+
+
+def test_esa_grid() -> None:
+    grid = below("image_encoder.fc.", nn.Linear(2048, DIM)) | below("image_encoder.linear1.", nn.Linear(DIM, DIM))
+    content = {"model": [split_backbone(blank("resnet50")) | grid, esa_states()[1]], "opt": Namespace()}
+    found: Any = native_state(content)
+    assert found["config"]["model"]["image"]["encoder"]["backbone"] == "caffe_resnet50"
+    assert found["config"]["data"]["format"] == "id_mapping"
+    assert "image.aggregator.linear.weight" in found["model"] and "image.aggregator.linear.bias" not in found["model"]
+
+
+@pytest.mark.parametrize(("attends", "bert"), [(True, False), (False, True)])
+def test_chan(tmp_path: Path, attends: bool, bert: bool) -> None:
+    content = {"model": chan_states(attends, bert), "opt": Namespace(data_name="f30k"), "epoch": 1}
+    found: Any = native_state(content)
+    model = found["config"]["model"]
+    encoder = {"name": "regions", "mlp": None, "self_attention": attends}
+    assert model["image"] == {"encoder": encoder, "aggregator": {"name": "tokens"}}
+    text = {"name": "bert", "model": "bert-base-uncased", "weights": None} if bert else WORDS
+    assert model["text"] == {"encoder": text, "aggregator": {"name": "tokens"}}
+    published = {"pooling": "mean"} if bert else {"pooling": "lse", "pooling_temperature": 0.1}
+    assert model["similarity"] == {"name": "chan", "coding": "hard_words", **published}
+    assert f"pooling_type={'MeanPooling' if bert else 'LSEPooling'}" in found["assumed"]
+    loaded = load_content(tmp_path, content)
+    tokens, mask = torch.randint(5, 30, (3, 6)), lengths_to_mask(torch.tensor([6, 2, 4]))
+    image, text_sets = loaded.image(torch.randn(2, 5, 12)), loaded.text(tokens, mask)
+    assert image.mask is None and text_sets.mask is not None and torch.equal(text_sets.mask, mask)
+    scores = loaded.similarity(image.embeddings, text_sets.embeddings, b_mask=text_sets.mask)
+    alone = loaded.similarity(image.embeddings, loaded.text(tokens[1:2, :2]).embeddings)
+    torch.testing.assert_close(scores[:, 1:2], alone)
+
+
+def test_the_options_of_chan() -> None:
+    options = {"coding_type": "VSACoding", "pooling_type": "SoftmaxPooling", "alpha": 0.2, "belta": 0.3}
+    found: Any = native_state({"model": chan_states(), "opt": Namespace(**options)})
+    assert found["config"]["model"]["similarity"] == {
+        **{"name": "chan", "coding": "soft_regions", "coding_temperature": 0.2},
+        **{"pooling": "softmax", "pooling_temperature": 0.3},
+    }
+    for wrong, message in (
+        (
+            {"coding_type": "Other"},
+            "its option coding_type is 'Other'; expected one of VHACoding, THACoding, VSACoding",
+        ),
+        ({"precomp_enc_type": "transformer"}, "'transformer': the released code attends over the images of a batch"),
+        ({"no_imgnorm": True}, "its option no_imgnorm is True; this package supports only False"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            native_state({"model": chan_states(), "opt": Namespace(**wrong)})
+    assert native_state({"model": [*chan_states()[:2], {"scale": torch.zeros(1)}, {}]}) is None

@@ -216,6 +216,40 @@ def test_equal_captions_are_augmented_differently() -> None:
     assert torch.equal(alone.tokens[0], batch.tokens[7, batch.token_mask[7]])
 
 
+def test_every_image_and_caption_has_its_views(corpus: Corpus) -> None:
+    """Image 1, image 1 again, image 2; captions alike, but each view is changed on its own."""
+    vocabulary, captions = Vocabulary.build(corpus.captions), np.array([7, 3, 5, 100, 8])
+    once, twice = (TrainingData(corpus, vocabulary, 0.5, seed=1, views=views) for views in (1, 2))
+    single, batch = once[0, captions], twice[0, captions]
+    assert isinstance(single, Batch) and isinstance(batch, Batch)
+    assert torch.equal(batch.images, single.images.repeat_interleave(2, 0))
+    assert torch.equal(batch.positives, single.positives.repeat_interleave(2, 0).repeat_interleave(2, 1))
+    rows = [tokens[mask].tolist() for tokens, mask in zip(batch.tokens, batch.token_mask, strict=True)]
+    assert rows[::2] == [t[m].tolist() for t, m in zip(single.tokens, single.token_mask, strict=True)]
+    assert sum(first != second for first, second in zip(rows[::2], rows[1::2], strict=True)) >= 3
+    again = twice[0, captions]
+    assert isinstance(again, Batch) and torch.equal(again.tokens, batch.tokens)
+    plain = TrainingData(corpus, vocabulary, 0.0, seed=1, views=3)[0, captions]
+    assert isinstance(plain, Batch) and torch.equal(plain.tokens[0], plain.tokens[2]) and len(plain.tokens) == 15
+    assert twice.sample().positives.shape[1] == 4
+
+
+def test_processes_share_the_views(corpus: Corpus) -> None:
+    vocabulary, captions = Vocabulary.build(corpus.captions), np.array([7, 3, 5, 100, 8])
+    whole = TrainingData(corpus, vocabulary, 0.5, seed=1, views=2)[0, captions]
+    parts = [TrainingData(corpus, vocabulary, 0.5, 1, False, part, 3, views=2)[0, captions] for part in range(3)]
+    assert isinstance(whole, Batch)
+    images = torch.cat([part.images for part in parts if isinstance(part, Batch)])
+    rows = [
+        row[mask]
+        for part in parts
+        if isinstance(part, Batch)
+        for row, mask in zip(part.tokens, part.token_mask, strict=True)
+    ]
+    assert torch.equal(images, whole.images)
+    assert all(torch.equal(row, t[m]) for row, t, m in zip(rows, whole.tokens, whole.token_mask, strict=True))
+
+
 def test_clips_of_different_lengths_share_a_batch(tmp_path: Path) -> None:
     corpus = vatex(str(write_dataset("vatex", tmp_path / "v")), "train")
     data = TrainingData(corpus, Vocabulary.build(corpus.captions), 0.0, seed=1)
@@ -231,3 +265,5 @@ def test_bad_arguments(corpus: Corpus) -> None:
         sampler(corpus, sampling="images")
     with pytest.raises(ValueError, match=r"drop must be in \[0, 1\), got 1.0"):
         data(corpus, drop=1.0)
+    with pytest.raises(ValueError, match="views must be at least 1, got 0"):
+        TrainingData(corpus, Vocabulary.build(corpus.captions), 0.0, seed=1, views=0)

@@ -227,3 +227,61 @@ def test_the_mean_of_raw_regions_is_projected_once() -> None:
 def test_bad_arguments(make: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_regions_attend_to_each_other(batch: tuple[Tensor, Tensor]) -> None:
+    """V + MHA(LayerNorm(V)), head by head and region by region, over the real regions alone."""
+    torch.manual_seed(0)
+    inputs, mask = batch
+    encoder = Regions(5, 8, None, context="max", self_attention=True, heads=2).double()
+    attention = encoder.attention
+    assert attention is not None
+    nn.init.normal_(attention.in_proj_bias)
+    for setting in (torch.enable_grad(), torch.inference_mode()):
+        with setting:
+            found = encoder.eval()(inputs.masked_fill(~mask.unsqueeze(-1), torch.nan), mask)
+            for row in range(3):
+                v = encoder.fc(inputs[row, mask[row]])
+                q, k, x = torch.nn.functional.linear(
+                    encoder.attention_norm(v), attention.in_proj_weight, attention.in_proj_bias
+                ).chunk(3, dim=1)
+                heads = []
+                for head in (slice(0, 4), slice(4, 8)):
+                    weights = torch.softmax(q[:, head] @ k[:, head].T / 2, dim=1)
+                    heads.append(weights @ x[:, head])
+                expected = v + attention.out_proj(torch.cat(heads, 1))
+                torch.testing.assert_close(found.features[row, mask[row]], expected)
+                torch.testing.assert_close(found.context[row], expected.amax(0))
+
+
+def test_nan_in_masked_regions_reaches_no_gradient_of_the_attention(batch: tuple[Tensor, Tensor]) -> None:
+    inputs, mask = batch
+    encoder = Regions(5, 8, self_attention=True).double()
+    encoder(inputs.masked_fill(~mask.unsqueeze(-1), torch.nan), mask).features[mask].square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in encoder.parameters())
+
+
+@pytest.mark.parametrize("features", ["projected", "raw"])
+def test_regions_can_be_dropped_after_the_encoding(features: Any) -> None:
+    """BatchNorm and the layers see all regions; the context and whoever reads the mask only those that are kept."""
+    torch.manual_seed(0)
+    inputs = torch.randn(6, 5, 7)
+    whole = Regions(7, 8, features=features, context="mean").train()
+    dropping = Regions(7, 8, features=features, context="mean", drop=0.5, drop_after=True).train()
+    dropping.load_state_dict(whole.state_dict())
+    expected, found = whole(inputs), dropping(inputs)
+    assert expected.mask is None and found.mask is not None and not found.mask.all() and found.mask.any(1).all()
+    torch.testing.assert_close(found.features, expected.features)
+    torch.testing.assert_close(dropping.norm.running_mean, whole.norm.running_mean)
+    if features == "projected":
+        kept = [row[own].mean(0) for row, own in zip(expected.features, found.mask, strict=True)]
+        torch.testing.assert_close(found.context, torch.stack(kept))
+    assert dropping.eval()(inputs).mask is None
+
+
+def test_bad_self_attention() -> None:
+    with pytest.raises(ValueError, match="self_attention needs projected features, got raw ones"):
+        Regions(5, 8, features="raw", context="mean", self_attention=True)
+    with pytest.raises(ValueError, match="heads must divide the width of the features, 8, got 3"):
+        Regions(5, 8, self_attention=True, heads=3)
+    Regions(5, 8, heads=3)

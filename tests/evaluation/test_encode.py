@@ -3,11 +3,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 import vse
 from vse.data.formats import precomp
 from vse.errors import InputError
 from vse.evaluation.encode import check_corpus, encode_corpus
+from vse.ragged import RaggedSets
 
 MakeRun = Callable[..., Path]
 
@@ -15,6 +17,7 @@ MakeRun = Callable[..., Path]
 def test_each_item_is_what_the_model_makes_of_it_alone(make_run: MakeRun, data_folder: Path) -> None:
     model, corpus = vse.load(make_run()), precomp(str(data_folder), "dev")
     found = encode_corpus(model, corpus, batch_size=3, progress=False)
+    assert isinstance(found.images, Tensor) and isinstance(found.captions, Tensor)
     assert found.images.shape == (10, 1, 8) and found.captions.shape == (50, 1, 8)
     for i in (0, 9):
         alone = model.encode_images([torch.from_numpy(corpus.images[i])])
@@ -26,9 +29,22 @@ def test_each_item_is_what_the_model_makes_of_it_alone(make_run: MakeRun, data_f
 def test_precision(make_run: MakeRun, data_folder: Path) -> None:
     model, corpus = vse.load(make_run()), precomp(str(data_folder), "dev")
     full, half, again = (encode_corpus(model, corpus, 4, precision, False) for precision in ("fp32", "bf16", "fp32"))
-    assert torch.equal(full.images, again.images) and torch.equal(full.captions, again.captions)
-    assert not torch.equal(full.images, half.images) and not torch.equal(full.captions, half.captions)
+    for side in ("images", "captions"):
+        assert torch.equal(getattr(full, side), getattr(again, side))
+        assert not torch.equal(getattr(full, side), getattr(half, side))
     torch.testing.assert_close(full.images, half.images, atol=0.05, rtol=0)
+
+
+def test_sets_of_different_sizes_are_not_padded(make_run: MakeRun, data_folder: Path) -> None:
+    """CHAN: all regions of an image and all words of a caption, in the corpus's order."""
+    model, corpus = vse.load(make_run("chan")), precomp(str(data_folder), "dev")
+    found = encode_corpus(model, corpus, batch_size=7, progress=False)
+    assert isinstance(found.images, Tensor) and found.images.shape == (10, 6, 8)
+    assert isinstance(found.captions, RaggedSets) and len(found.captions) == 50
+    lengths = [len(caption.split()) + 2 for caption in corpus.captions]  # and <start> and <end>
+    assert found.captions.sizes.tolist() == lengths and len(found.captions.embeddings) == sum(lengths)
+    for i in (0, 31, 49):
+        torch.testing.assert_close(found.captions[i : i + 1].embeddings, model.encode_texts([corpus.captions[i]]))
 
 
 def test_features_of_another_width(make_run: MakeRun, tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def step_without_values(training: Training, monkeypatch: pytest.MonkeyPatch) -> 
         return training.train_step(batch)
 
 
-REGIONS = [f"{system}/f30k_region_bigru" for system in ("vse_infty", "vse_2ad", "pvse", "dive", "vsepp")]
+REGIONS = [f"{system}/f30k_region_bigru" for system in ("vse_infty", "vse_2ad", "pvse", "dive", "vsepp", "esa", "chan")]
 
 
 @pytest.mark.parametrize("epoch", [0, 1])
@@ -134,6 +134,24 @@ def test_a_step_with_another_loss(
 ) -> None:
     config = ROOT / "configs/vse_infty/f30k_region_bigru.yaml"
     step_without_values(start(config, tmp_path, f"data.root={data_folder}", f"loss.{loss}"), monkeypatch)
+
+
+def test_a_step_with_a_matching(data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MaxMatch's similarity and terms."""
+    settings = ["model.similarity={name: assignment, value: exponential}"]
+    settings += [f"loss.terms.{name}.weight=0.25" for name in ("global_discriminative", "intra_set_divergence")]
+    config = ROOT / "configs/dive/f30k_region_bigru.yaml"
+    step_without_values(start(config, tmp_path, f"data.root={data_folder}", *settings), monkeypatch)
+
+
+@pytest.mark.parametrize("coding", ["hard_words", "hard_regions", "soft_regions"])
+def test_a_step_with_another_coding(
+    coding: str, data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = ROOT / "configs/chan/f30k_region_bigru.yaml"
+    for pooling in ("mean", "softmax"):
+        settings = f"model.similarity={{name: chan, coding: {coding}, pooling: {pooling}}}"
+        step_without_values(start(config, tmp_path / pooling, f"data.root={data_folder}", settings), monkeypatch)
 
 
 def test_a_step_of_a_grid_model(tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
 """Aggregators: a set of local features (B, N, D) becomes K embeddings (B, K, H).
 
 Every aggregator is ``aggregator(features, mask=None, context=None) -> Aggregated`` and runs on any tensor, without
-the rest of the package. Padding never matters: see :mod:`vse.sets`.
+the rest of the package. Padding never matters: see :mod:`vse.sets`. ``tokens`` alone keeps sets of different sizes.
 """
 
 from torch import nn
@@ -17,6 +17,8 @@ from vse.aggregators.pooling import FirstElement, GlobalContext, KMaxPool, MaxPo
 from vse.aggregators.self_attention import SelfAttention
 from vse.aggregators.seq2seq import Seq2Seq
 from vse.aggregators.set_prediction import SetPrediction
+from vse.aggregators.softmax_pool import SoftmaxPool
+from vse.aggregators.tokens import Tokens
 
 AGGREGATORS: dict[str, type[nn.Module]] = {
     "global": GlobalContext,
@@ -28,11 +30,13 @@ AGGREGATORS: dict[str, type[nn.Module]] = {
     "fspool": FSPool,
     "gpo": GPO,
     "adaptive": AdaptivePool,
+    "softmax_pool": SoftmaxPool,
     "seq2seq": Seq2Seq,
     "self_attention": SelfAttention,
     "gcn": GCN,
     "pie_net": PIENet,
     "set_prediction": SetPrediction,
+    "tokens": Tokens,
 }
 
 __all__ = [
@@ -53,5 +57,7 @@ __all__ = [
     "SelfAttention",
     "Seq2Seq",
     "SetPrediction",
+    "SoftmaxPool",
+    "Tokens",
     "traits_of",
 ]

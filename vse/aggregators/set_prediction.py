@@ -239,7 +239,8 @@ class SetPrediction(nn.Module):
                 features.
 
         Returns:
-            Embeddings and residual (B, K, out_dim), and attention (B, K, N): the last round's, averaged over heads.
+            Embeddings and residual (B, K, out_dim), attention (B, K, N): the last round's, averaged over heads, and the
+            context after its LayerNorm, (B, out_dim).
 
         Raises:
             ValueError: A set is empty, or a shape is wrong.
@@ -269,8 +270,8 @@ class SetPrediction(nn.Module):
             products = block.products()
             for _ in range(self.repeats):
                 slots, attention = block(slots, keyed, inputs, mask, products)
-        residual = self.slot_norm(slots)
-        return Aggregated(self.context_norm(context).unsqueeze(1) + residual, attention.mean(2), residual)
+        residual, shared = self.slot_norm(slots), self.context_norm(context)
+        return Aggregated(shared.unsqueeze(1) + residual, attention.mean(2), residual, context=shared)
 
     def position_codes(self, features: Tensor, mask: Tensor | None) -> Tensor | None:
         """Compute the position codes, which are added to the input of the keys.

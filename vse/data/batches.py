@@ -20,7 +20,7 @@ from vse.data.subwords import Subwords
 from vse.data.vocabulary import Vocabulary
 from vse.data.workers import leave_signals_to_the_parent
 from vse.distributed import share
-from vse.errors import InputError, check_choice, check_probability
+from vse.errors import InputError, check_at_least, check_choice, check_probability
 from vse.sets import pad
 
 _ORDER, _AUGMENT = 1, 2  # numbers of independent random streams
@@ -130,9 +130,13 @@ class TrainingData(Dataset[Batch | InputError]):
         part: The number of the process whose share of each batch is read, from 0.
         parts: Number of processes.
         read: Reads the images of some indices and an epoch; by default, the corpus's images do.
+        views: How often a batch has each of its images and captions, one after another: image 1, image 1 again, image
+            2, and so on (ESA, Zhu et al. 2023). Each view of a caption is changed on its own, and an encoder that drops
+            elements drops others in each view of an image. The views of a picture share its random crop.
 
     Raises:
-        ValueError: ``drop`` is outside [0, 1), or it is above 0 and the vocabulary has no mask token.
+        ValueError: ``drop`` is outside [0, 1), it is above 0 and the vocabulary has no mask token, or ``views`` is
+            below 1.
 
     >>> TrainingData(corpus, vocabulary, drop=0.2, seed=1)[0, np.array([3, 7])].positives.shape
     torch.Size([2, 2])
@@ -148,8 +152,10 @@ class TrainingData(Dataset[Batch | InputError]):
         part: int = 0,
         parts: int = 1,
         read: Callable[[np.ndarray, int], np.ndarray | list[np.ndarray]] | None = None,
+        views: int = 1,
     ) -> None:
         check_probability("drop", drop)
+        check_at_least("views", views, 1)
         if drop and vocabulary.mask is None:
             raise ValueError(f"drop must be 0 for a vocabulary without a mask token, got {drop}")
         self.corpus = corpus
@@ -159,6 +165,7 @@ class TrainingData(Dataset[Batch | InputError]):
         self.keep_ends = keep_ends
         self.seed = seed
         self.part, self.parts = part, parts
+        self.views = views
         self.flat, self.ids = vocabulary.encode_all(corpus.captions)
 
     def __getitem__(self, key: tuple[int, np.ndarray]) -> Batch | InputError:
@@ -171,11 +178,14 @@ class TrainingData(Dataset[Batch | InputError]):
                 f"{self.corpus.name}: a batch describes {len(images)} images, fewer than the {self.parts} processes; "
                 f"raise train.batch_size or start fewer processes"
             )
+        positives = positives.repeat_interleave(self.views, 0).repeat_interleave(self.views, 1)
+        images, captions = np.repeat(images, self.views), np.repeat(captions, self.views)
+        view = np.arange(len(captions)) % self.views
         images = images[share(len(images), self.part, self.parts)]
-        captions = captions[share(len(captions), self.part, self.parts)]
+        own = share(len(captions), self.part, self.parts)
         try:
             read = self.read(images, epoch)
-            tokens, mask = self._tokens(epoch, captions)
+            tokens, mask = self._tokens(epoch, captions[own], view[own])
         except InputError as error:
             return error
         if isinstance(read, np.ndarray):
@@ -201,8 +211,8 @@ class TrainingData(Dataset[Batch | InputError]):
             raise batch
         return batch
 
-    def _tokens(self, epoch: int, captions: np.ndarray) -> tuple[Tensor, Tensor]:
-        """The ids (n, longest) of captions, changed as in training, and their mask."""
+    def _tokens(self, epoch: int, captions: np.ndarray, views: np.ndarray) -> tuple[Tensor, Tensor]:
+        """The ids (n, longest) of views of captions, changed as in training, and their mask."""
         places, lengths = self.flat.places(captions)
         if not lengths.all():
             index = int(captions[lengths.argmin()])
@@ -216,7 +226,8 @@ class TrainingData(Dataset[Batch | InputError]):
                 words[ends - lengths] = words[ends - 1] = -1
             seed = (_AUGMENT, self.seed, epoch)
             mask, plain = self.vocabulary.mask, self.vocabulary.plain
-            ids, lengths = augment(ids, words, lengths, captions, self.drop, seed, mask, plain)
+            draws = captions + views * len(self.corpus.captions)  # each view has draws of its own
+            ids, lengths = augment(ids, words, lengths, draws, self.drop, seed, mask, plain)
         return pad_flat(ids, lengths)
 
 

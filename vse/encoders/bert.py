@@ -5,6 +5,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor, nn
 
 from vse.encoders.pretrained import attention_mask, load_transformer, longest_input
+from vse.encoders.regions import Init
 from vse.encoders.tokens import clean_tokens
 from vse.errors import check_choice, check_probability
 from vse.sets import FeatureSet, masked_max, masked_mean
@@ -15,7 +16,7 @@ Context = Literal["cls", "max", "mean"]
 class Bert(nn.Module):
     """The last hidden states of BERT, or of another text model of ``transformers`` (VSE∞, Chen et al. 2021, 4.1).
 
-    V = linear(hidden states). The linear layer has torch's default initialisation, as in all the published systems.
+    V = linear(hidden states).
 
     Args:
         dim: Width of V; filled in from ``model.embed_dim``.
@@ -28,6 +29,8 @@ class Bert(nn.Module):
             it). The dropout inside the text model is not affected.
         drop: Probability with which the data changes each word of a caption, see :func:`vse.data.augmentation.augment`.
         architecture: The model's architecture from a checkpoint, which needs no folder; filled in.
+        init: Initialisation of the linear layer: "torch" (VSE∞, VSE-2AD, DivE, CHAN), or "xavier" with a bias of 0
+            (ESA).
 
     Inputs are token ids (B, L) and a prefix mask (B, L). The features are (B, L, dim), the context is (B, dim) or None.
 
@@ -52,8 +55,10 @@ class Bert(nn.Module):
         dropout: float = 0.0,
         drop: float = 0.0,
         architecture: dict[str, Any] | None = None,
+        init: Init = "torch",
     ) -> None:
         super().__init__()
+        check_choice("init", init, get_args(Init))
         check_probability("drop", drop)
         check_probability("dropout", dropout)
         check_choice("context", context, (*get_args(Context), None))
@@ -64,6 +69,9 @@ class Bert(nn.Module):
         if vocab_size is not None and known is not None and vocab_size > known:
             raise ValueError(f"{model}: its tokenizer has {vocab_size} tokens, but the model knows {known}")
         self.linear = nn.Linear(self.bert.config.hidden_size, dim)  # type: ignore[union-attr, arg-type]
+        if init == "xavier":
+            nn.init.xavier_uniform_(self.linear.weight)
+            nn.init.zeros_(self.linear.bias)
         self.dropout = nn.Dropout(dropout)
         self.dim, self.context_dim = dim, None if context is None else dim
 

@@ -9,6 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vse.ragged import Sets, places_of, take
+from vse.similarity import compare
+
 _BLOCK = 1 << 21  # pairs of embeddings in a block: its 8 MiB of scores stay in a CPU's cache while they are counted
 _DEVICE_BLOCK = 1 << 24  # the same on an accelerator, which needs large products
 _ALIGNED = 16  # numbers in a cache line
@@ -39,15 +42,15 @@ class ScoreBlocks(NamedTuple):
     block: Callable[[Items, Items], Tensor]
 
 
-def blocks_of_embeddings(
-    similarity: Callable[[Tensor, Tensor], Tensor], images: Tensor, captions: Tensor
-) -> ScoreBlocks:
+def blocks_of_embeddings(similarity: Callable[..., Tensor], images: Sets, captions: Sets) -> ScoreBlocks:
     """Scores by a similarity of embeddings, computed in float32 where the embeddings are.
+
+    Sets of different sizes are padded in each block, to the largest set in it.
 
     Args:
         similarity: A function of two batches of embedding sets, see :mod:`vse.similarity`.
-        images: Embeddings (images, K, H).
-        captions: Embeddings (captions, L, H).
+        images: Embeddings (images, K, H), or sets of different sizes.
+        captions: Embeddings (captions, L, H), or sets of different sizes.
 
     Returns:
         The scores, in blocks of bounded memory.
@@ -57,7 +60,8 @@ def blocks_of_embeddings(
     """
 
     def block(rows: Items, columns: Items) -> Tensor:
-        return similarity(images[rows].float(), captions[columns].float()).float()
+        a, b = take(images, rows), take(captions, columns)
+        return compare(similarity, a.embeddings.float(), b.embeddings.float(), a.mask, b.mask).float()
 
     return ScoreBlocks(len(images), len(captions), _side(images, captions), images.device, block)
 
@@ -212,7 +216,7 @@ def check_not_nan(peaks: Tensor) -> None:
         raise NaNScores("the model gives NaN; its weights have diverged")
 
 
-def _side(images: Tensor, captions: Tensor) -> int:
+def _side(images: Sets, captions: Sets) -> int:
     """How many images, and captions, a block of bounded memory may have."""
     pairs = _BLOCK if images.device.type == "cpu" else _DEVICE_BLOCK
-    return max(1, math.isqrt(pairs // (images.shape[1] * captions.shape[1])))
+    return max(1, math.isqrt(pairs // (places_of(images) * places_of(captions))))

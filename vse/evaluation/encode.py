@@ -10,10 +10,11 @@ from tqdm import tqdm
 
 from vse.data.corpus import Corpus
 from vse.data.vocabulary import MissingVocabulary
-from vse.distributed import agree, gather, share, world_size
+from vse.distributed import agree, share, world_size
 from vse.encoders.base import traits_of
 from vse.errors import InputError
 from vse.model import VSEModel
+from vse.ragged import Collector, Sets, gather_sets, padded
 from vse.runtime import autocast
 
 
@@ -22,13 +23,13 @@ class CorpusEmbeddings(NamedTuple):
 
     Attributes:
         similarity: The model's similarity, a function of two batches of embedding sets.
-        images: Embeddings (images, K, H).
-        captions: Embeddings (captions, L, H).
+        images: Embeddings (images, K, H), or sets of different sizes.
+        captions: Embeddings (captions, L, H), or sets of different sizes.
     """
 
-    similarity: Callable[[Tensor, Tensor], Tensor]
-    images: Tensor
-    captions: Tensor
+    similarity: Callable[..., Tensor]
+    images: Sets
+    captions: Sets
 
 
 def check_corpus(model: VSEModel, corpus: Corpus) -> None:
@@ -70,17 +71,18 @@ def encode_corpus(
         ValueError: The corpus does not fit the model.
     """
     own_images, own_captions = _own_rows(len(corpus.images)), _own_rows(len(corpus.captions))
-    parts = []
+    images_found = Collector()
     total = len(own_images) + len(own_captions)
     bar = tqdm(total=total, desc="encoding", unit=" items", unit_scale=True, leave=False, disable=not progress)
     with bar, autocast(model.device, precision):
         for start in range(0, len(own_images), batch_size):
             rows = np.asarray(own_images[start : start + batch_size])
             images = [torch.from_numpy(image) for image in corpus.images.read(rows)]
-            parts.append(model.encode_images(images, batch_size))
+            images_found.add(padded(model.image_sets(images, batch_size)))
             bar.update(len(rows))
-        captions = model.encode_texts([corpus.captions[row] for row in own_captions], batch_size, bar.update)
-    all_images = _gather(torch.cat(parts), len(corpus.images))
+        captions = model.text_sets([corpus.captions[row] for row in own_captions], batch_size, bar.update)
+    own = images_found.sets(range(len(own_images)))
+    all_images = _gather(own, len(corpus.images))
     return CorpusEmbeddings(model.similarity, all_images, _gather(captions, len(corpus.captions)))
 
 
@@ -90,7 +92,7 @@ def _own_rows(total: int) -> range:
 
 
 @torch.no_grad()
-def _gather(own: Tensor, total: int) -> Tensor:
-    """Every process's rows."""
+def _gather(own: Sets, total: int) -> Sets:
+    """Every process's sets."""
     agree(False)  # on a GPU, gathering from a process that has ended would take half an hour
-    return gather(own, total) if total >= world_size() else own
+    return gather_sets(own, total) if total >= world_size() else own

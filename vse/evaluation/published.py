@@ -45,6 +45,7 @@ def _pvse_clips(data: str, system: str, i2t: str, t2i: str) -> Published:
 
 
 _VSE, _DIVE, _PVSE = "VSE∞ (CVPR 2021)", "DivE (CVPR 2023)", "PVSE (CVPR 2019)"
+_ESA, _CHAN = "ESA (TCSVT 2023)", "CHAN (CVPR 2023)"
 _BIGRU, _BERT, _WSL = "regions, BiGRU", "regions, BERT", "WSL grid, BERT"
 
 PUBLISHED = (
@@ -54,6 +55,12 @@ PUBLISHED = (
     Published("f30k", f"{_VSE}, {_WSL}", {"rsum": 555.1}, 2),
     Published("f30k", f"{_DIVE}, {_BIGRU}", {"rsum": 500.8}),
     Published("f30k", f"{_DIVE}, {_WSL}", _recalls("90.6", "75.9")),
+    Published("f30k", f"{_ESA}, {_BIGRU}", _recalls("82.6/95.9/98.1", "61.1/85.9/91.1", rsum=514.7)),
+    Published("f30k", f"{_ESA}, {_BIGRU}", _recalls("83.1/96.3/98.7", "62.4/87.2/92.5", rsum=520.2), 2),
+    Published("f30k", f"{_ESA}, {_BERT}", _recalls("84.0/96.3/98.7", "64.7/87.8/92.3", rsum=523.8)),
+    Published("f30k", f"{_ESA}, {_BERT}", _recalls("84.6/96.6/98.6", "66.3/88.8/93.1", rsum=528.0), 2),
+    Published("f30k", f"{_CHAN}, {_BIGRU}", _recalls("79.7/94.5/97.3", "60.2/85.3/90.7", rsum=507.8)),
+    Published("f30k", f"{_CHAN}, {_BERT}", _recalls("80.6/96.1/97.8", "63.9/87.5/92.6", rsum=518.5)),
     Published("coco_1k", f"{_PVSE}, ResNet-152, K = 1", _recalls("66.7/91.0/96.2", "53.5/85.1/92.7")),
     Published("coco_1k", f"{_PVSE}, ResNet-152", _recalls("69.2/91.6/96.6", "55.2/86.5/93.7")),
     Published("coco_1k", f"{_VSE}, {_BIGRU}", _recalls("78.5/96.0/98.7", "61.7/90.3/95.6", rsum=520.8)),
@@ -64,6 +71,12 @@ PUBLISHED = (
     Published("coco_1k", f"{_DIVE}, {_BIGRU}", {"rsum": 528.0}, 2),
     Published("coco_1k", f"{_DIVE}, {_WSL}", {"rsum": 547.5}),
     Published("coco_1k", f"{_DIVE}, {_WSL}", {"rsum": 549.9}, 2),
+    Published("coco_1k", f"{_ESA}, {_BIGRU}", _recalls("79.6/96.5/98.7", "63.5/90.9/96.1", rsum=525.3)),
+    Published("coco_1k", f"{_ESA}, {_BIGRU}", {"rsum": 527.6}, 2),
+    Published("coco_1k", f"{_ESA}, {_BERT}", _recalls("80.3/96.5/99.0", "65.2/91.6/96.3", rsum=528.9)),
+    Published("coco_1k", f"{_ESA}, {_BERT}", {"rsum": 531.9}, 2),
+    Published("coco_1k", f"{_CHAN}, {_BIGRU}", _recalls("79.7/96.7/98.7", "63.8/90.4/95.8", rsum=525.0)),
+    Published("coco_1k", f"{_CHAN}, {_BERT}", _recalls("81.4/96.9/98.9", "66.5/92.1/96.7", rsum=532.5)),
     Published("coco_5k", f"{_PVSE}, ResNet-152", _recalls("45.2/74.3/84.5", "32.4/63.0/75.0")),
     Published("coco_5k", f"{_VSE}, {_BIGRU}", {"rsum": 421.9}),
     Published("coco_5k", f"{_VSE}, {_BERT}", {"rsum": 434.3}),
@@ -73,6 +86,12 @@ PUBLISHED = (
     Published("coco_5k", f"{_DIVE}, {_BIGRU}", {"rsum": 437.8}, 2),
     Published("coco_5k", f"{_DIVE}, {_WSL}", {"rsum": 474.9}),
     Published("coco_5k", f"{_DIVE}, {_WSL}", {"rsum": 482.0}, 2),
+    Published("coco_5k", f"{_ESA}, {_BIGRU}", _recalls("58.2/84.8/91.8", "41.2/71.4/82.2", rsum=429.6)),
+    Published("coco_5k", f"{_ESA}, {_BIGRU}", {"rsum": 433.5}, 2),
+    Published("coco_5k", f"{_ESA}, {_BERT}", _recalls("59.2/85.6/92.8", "43.0/73.1/83.6", rsum=437.3)),
+    Published("coco_5k", f"{_ESA}, {_BERT}", {"rsum": 443.0}, 2),
+    Published("coco_5k", f"{_CHAN}, {_BIGRU}", _recalls("60.2/85.9/92.4", "41.7/71.5/81.7", rsum=433.4)),
+    Published("coco_5k", f"{_CHAN}, {_BERT}", _recalls("59.8/87.2/93.3", "44.9/74.5/84.2", rsum=443.9)),
     Published("cxc", f"{_VSE}, {_WSL}", {**_recalls("67.9", "53.6"), "i2i": {"r1": 51.3}, "t2t": {"r1": 46.7}}),
     Published("cxc", _DIVE, _recalls("72.3", "55.5")),
     Published("eccv", _DIVE, {"i2t": {"map_at_r": 36.0}, "t2i": {"map_at_r": 51.0}}),

@@ -19,7 +19,9 @@ from vse.evaluation.blocks import NaNScores, ScoreBlocks, blocks_of_embeddings, 
 from vse.evaluation.encode import CorpusEmbeddings, check_corpus, encode_corpus
 from vse.evaluation.folds import FoldRanks, fold_metrics, rank_folds
 from vse.model import VSEModel
+from vse.ragged import RaggedSets, Sets
 from vse.set_health import set_health
+from vse.similarity import check_takes_masks
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,15 +94,13 @@ class CorpusScores:
 
 
 @torch.no_grad()
-def score(
-    similarity: Callable[[Tensor, Tensor], Tensor], images: Tensor, captions: Tensor, progress: bool = True
-) -> Tensor:
+def score(similarity: Callable[..., Tensor], images: Sets, captions: Sets, progress: bool = True) -> Tensor:
     """Compare all embeddings of images with all of captions, in square blocks of bounded memory.
 
     Args:
         similarity: A function of two batches of embedding sets, see :mod:`vse.similarity`.
-        images: Embeddings (images, K, H).
-        captions: Embeddings (captions, L, H).
+        images: Embeddings (images, K, H), or sets of different sizes.
+        captions: Embeddings (captions, L, H), or sets of different sizes.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -137,7 +137,8 @@ def embed_corpus(
         progress: Whether to show progress bars.
 
     Returns:
-        Embeddings of the images (images, K, H) and of the captions (captions, L, H), and the model's similarity.
+        Embeddings of the images (images, K, H) and of the captions (captions, L, H), without padding where the sets
+        differ in size, and the model's similarity.
 
     Raises:
         InputError: The corpus does not fit the model, or its features hold NaN or Inf.
@@ -164,9 +165,11 @@ def score_embeddings(embeddings: CorpusEmbeddings, corpus: Corpus, name: str = "
     """
     similarity, images, captions = embeddings
     with _mistakes_of(corpus), torch.no_grad():
-        similarity(images[:1].float(), captions[:1].float())
+        if isinstance(images, RaggedSets) or isinstance(captions, RaggedSets):
+            check_takes_masks(similarity)
+        blocks_of_embeddings(similarity, images, captions).block(slice(1), slice(1))
     image_of_caption = torch.from_numpy(corpus.image_of_caption).to(images.device)
-    health = set_health(images.float(), captions.float(), image_of_caption, similarity)
+    health = set_health(images, captions, image_of_caption, similarity)
     return CorpusScores(name, sets={key: float(value) for key, value in health.items()}, embeddings=(embeddings,))
 
 
@@ -236,7 +239,8 @@ def single_embedding_rsums(
 
     For each k, one side's sets are cut to their k-th embedding, (n, 1, H), while the other side keeps its whole sets;
     the model's own similarity compares them, and the RSUM is that of plain retrieval among all images and captions.
-    All K scorings of a side together cost as much as scoring the whole sets once.
+    All K scorings of a side together cost as much as scoring the whole sets once. Sets of different sizes, such as the
+    words of captions, have no k-th embedding that would mean the same in all of them: they are left out.
 
     Args:
         embeddings: The embeddings of a corpus, K for each image and L for each caption.
@@ -244,12 +248,15 @@ def single_embedding_rsums(
         progress: Whether to show a progress bar.
 
     Returns:
-        "image_rsum", a list of K numbers, where K > 1; and "text_rsum", a list of L numbers, where L > 1.
+        "image_rsum", a list of K numbers, where K > 1; and "text_rsum", a list of L numbers, where L > 1. Nothing where
+        a side's sets differ in size.
 
     >>> single_embedding_rsums(CorpusEmbeddings(max_cosine, images, captions), image_of_caption)
     {'image_rsum': [401.2, 397.5], 'text_rsum': [399.0, 384.8]}
     """
     similarity, images, captions = embeddings
+    if isinstance(images, RaggedSets) or isinstance(captions, RaggedSets):
+        return {}
     pairs: list[tuple[str, Tensor, Tensor]] = []
     if images.shape[1] > 1:
         pairs += [("image_rsum", single, captions) for single in images.split(1, dim=1)]

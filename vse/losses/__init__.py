@@ -15,8 +15,14 @@ from vse.losses.adaptive_contrastive import AdaptiveContrastiveLoss
 from vse.losses.criterion import Criterion
 from vse.losses.info_nce import InfoNCELoss
 from vse.losses.pairs import positive_pairs
-from vse.losses.regularisers import diversity_loss, mmd_loss, uniformity_loss
-from vse.losses.triplet import Mining, Reduction, TripletLoss
+from vse.losses.regularisers import (
+    diversity_loss,
+    global_discriminative_loss,
+    intra_set_divergence_loss,
+    mmd_loss,
+    uniformity_loss,
+)
+from vse.losses.triplet import Mining, Positives, Reduction, TripletLoss
 
 LOSSES: dict[str, Callable[..., nn.Module]] = {
     "triplet": TripletLoss,
@@ -27,6 +33,8 @@ REGULARISERS: dict[str, Callable[..., Tensor | nn.Module]] = {
     "diversity": diversity_loss,
     "uniformity": uniformity_loss,
     "mmd": mmd_loss,
+    "global_discriminative": global_discriminative_loss,
+    "intra_set_divergence": intra_set_divergence_loss,
 }
 
 __all__ = [
@@ -36,9 +44,12 @@ __all__ = [
     "Criterion",
     "InfoNCELoss",
     "Mining",
+    "Positives",
     "Reduction",
     "TripletLoss",
     "diversity_loss",
+    "global_discriminative_loss",
+    "intra_set_divergence_loss",
     "mmd_loss",
     "positive_pairs",
     "uniformity_loss",

@@ -2,6 +2,7 @@
 
 from typing import Literal, get_args
 
+import torch
 from torch import Tensor, nn
 
 from vse.errors import check_at_least, check_choice, check_positive
@@ -10,6 +11,7 @@ from vse.sets import at_least_float32
 
 Mining = Literal["hardest", "all", "semihard"]
 Reduction = Literal["sum", "mean", "mean_pairs"]
+Positives = Literal["each", "worst"]
 
 
 class TripletLoss(nn.Module):
@@ -18,6 +20,12 @@ class TripletLoss(nn.Module):
     For each positive pair (i, c) and each negative c' of image i (and, the other way, each negative image of caption c)
     the cost is max(0, margin + s(i, c') - s(i, c)). The two directions are added. A batch without a violation, or
     without a negative, has a loss of 0 with finite gradients. Scores in half precision are converted to float32.
+
+    With ``positives="worst"`` (ESA's self-expanding loss, Zhu et al. 2023) a query has one positive, the one with the
+    lowest score: max(0, margin + s(i, c') - min over positives c of s(i, c)), once for each negative c' of query i.
+    With one positive for each query it is the ordinary loss. The positives come from ids: where a batch has several
+    captions of an image, the minimum is over the views of all of them, while ESA's code takes the same pair's views
+    alone and treats the others as negatives.
 
     Args:
         margin: By how much a positive must score above a negative.
@@ -28,6 +36,8 @@ class TripletLoss(nn.Module):
             mining).
         warmup_epochs: Number of first epochs in which all triplets are used, whatever the mining; see
             :meth:`set_epoch`.
+        positives: "each" keeps the triplets of every positive pair, "worst" those of each query's worst positive. A
+            reduction over positive pairs is then one over queries.
 
     Raises:
         ValueError: ``margin`` is not positive, ``warmup_epochs`` is negative, or a choice is unknown.
@@ -43,16 +53,19 @@ class TripletLoss(nn.Module):
         mining: Mining = "hardest",
         reduction: Reduction = "sum",
         warmup_epochs: int = 0,
+        positives: Positives = "each",
     ) -> None:
         super().__init__()
         check_positive("margin", margin)
         check_choice("mining", mining, get_args(Mining))
         check_choice("reduction", reduction, get_args(Reduction))
         check_at_least("warmup_epochs", warmup_epochs, 0)
+        check_choice("positives", positives, get_args(Positives))
         self.margin = margin
         self.mining = mining
         self.reduction = reduction
         self.warmup_epochs = warmup_epochs
+        self.positives = positives
         self.warming_up = False
 
     def set_epoch(self, epoch: int) -> None:
@@ -83,18 +96,28 @@ class TripletLoss(nn.Module):
         negatives = scores.masked_fill(positives, float("-inf"))
         if mining == "hardest":
             negatives = negatives.max(1, keepdim=True).values
-        costs = (self.margin + negatives[query] - scores[query, match].unsqueeze(1)).relu()  # (P, 1) or (P, columns)
+        counted = positives.new_ones(len(query), 1)  # which positives there are
+        if self.positives == "worst":  # one for each row; it is inf, and all costs are 0, where there is none
+            matched, counted = (
+                scores.masked_fill(~positives, float("inf")).min(1).values,
+                positives.any(1, keepdim=True),
+            )
+            query = torch.arange(len(scores), device=scores.device)
+        else:
+            matched = scores[query, match]
+        costs = (self.margin + negatives[query] - matched.unsqueeze(1)).relu()  # (P, 1) or (P, columns)
         if mining == "semihard":
             costs = costs.clamp(max=self.margin)
         if self.reduction == "sum":
             return costs.sum()
         if self.reduction == "mean_pairs":
             return costs.sum() / positives.numel()
-        if mining == "hardest":
-            return costs.mean()
-        kept = costs > 0 if mining == "semihard" else ~positives[query]
+        kept = counted
+        if mining != "hardest":
+            kept = costs > 0 if mining == "semihard" else ~positives[query] & counted
         return costs.sum() / kept.sum().clamp(min=1)
 
     def extra_repr(self) -> str:
         """Show the settings where the module is printed."""
-        return f"margin={self.margin}, mining={self.mining}, reduction={self.reduction}"
+        shown = f"margin={self.margin}, mining={self.mining}, reduction={self.reduction}"
+        return shown if self.positives == "each" else f"{shown}, positives={self.positives}"

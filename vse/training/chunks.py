@@ -46,14 +46,19 @@ def encode_in_chunks(tower: nn.Module, inputs: Tensor, mask: Tensor | None, size
         statistics = _whole_statistics(tower, norm, chunks)
         update_running(norm, statistics)
 
-    def encode(chunk: Tensor, chunk_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def encode(chunk: Tensor, chunk_mask: Tensor | None) -> tuple[Tensor | None, ...]:
         with _normalised_by(norm, statistics):
             result = tower(chunk, chunk_mask)
-        return result.embeddings, None if result.residual is None else at_least_float32(result.residual)
+        residual, context = (
+            None if part is None else at_least_float32(part) for part in (result.residual, result.context)
+        )
+        return result.embeddings, residual, result.mask, context
 
     parts = [checkpoint(encode, *chunk, use_reentrant=False) for chunk in chunks]
-    embeddings, residuals = zip(*parts, strict=True)
-    return Aggregated(torch.cat(embeddings), None, None if residuals[0] is None else torch.cat(residuals))
+    embeddings, residual, mask, context = (
+        None if part[0] is None else torch.cat(part) for part in zip(*parts, strict=True)
+    )
+    return Aggregated(embeddings, None, residual, mask, context)  # type: ignore[arg-type]
 
 
 def check_chunks(tower: nn.Module) -> str:

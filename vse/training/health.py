@@ -47,12 +47,13 @@ def batch_health(similarity: Similarity, positives: Tensor, image: Aggregated, t
         text: The result of the text tower.
 
     Returns:
-        The result of :func:`vse.set_health.set_health`, and for sides with several residuals ``{side}_constant_share``
-        (:func:`vse.set_health.constant_share`).
+        The result of :func:`vse.set_health.set_health`, and for sides with several residuals, of which all samples have
+        the same number, ``{side}_constant_share`` (:func:`vse.set_health.constant_share`).
     """
-    health = set_health(image.embeddings.float(), text.embeddings.float(), positives.int().argmax(0), similarity)
+    sides = image.embeddings.float(), text.embeddings.float()
+    health = set_health(*sides, positives.int().argmax(0), similarity, image.mask, text.mask)
     for side, result in (("image", image), ("text", text)):
-        if result.residual is not None and result.residual.shape[1] > 1:
+        if result.residual is not None and result.residual.shape[1] > 1 and result.mask is None:
             health[f"{side}_constant_share"] = constant_share(result.residual)
     return health
 

@@ -20,7 +20,8 @@ from vse.encoders.base import traits_of
 from vse.errors import InputError
 from vse.evaluation.score import evaluate
 from vse.model import Tower
-from vse.sets import Aggregated, at_least_float32
+from vse.sets import Aggregated, at_least_float32, widen
+from vse.similarity import compare
 from vse.training.chunks import check_chunks, encode_in_chunks
 from vse.training.compiled import CompiledTower, pad_captions
 from vse.training.health import HealthMonitor, batch_health, plateau_loss
@@ -31,17 +32,28 @@ from vse.training.start import start
 def gather_aggregated(own: Aggregated, total: int) -> Aggregated:
     """Gather what an aggregator gave in all processes, without the attention, which no loss of this package reads.
 
+    Where the processes' sets differ in size, all are padded to the largest set.
+
     Args:
-        own: The embeddings and residual of this process's share.
+        own: The embeddings, residual, mask and context of this process's share.
         total: Number of samples of all shares.
 
     Returns:
-        Embeddings and residual (total, K, H), with gradients. A single process gets its own result back, as it is.
+        Embeddings and residual (total, K, H) and context (total, H), with gradients, and the mask (total, K) if sets
+        differ in size. A single process gets its own result back, as it is.
     """
     if distributed.world_size() == 1:
         return own
-    residual = None if own.residual is None else distributed.gather(at_least_float32(own.residual), total)
-    return Aggregated(distributed.gather(own.embeddings, total), None, residual)
+    size = own.embeddings.shape[1]
+    places, others, masked = distributed.largest(size, -size, int(own.mask is not None))
+    if masked or places != -others:
+        own = widen(own, places)
+    mask = None if own.mask is None else distributed.gather(own.mask.to(torch.uint8), total).bool()
+    residual, context = (
+        None if part is None else distributed.gather(at_least_float32(part), total)
+        for part in (own.residual, own.context)
+    )
+    return Aggregated(distributed.gather(own.embeddings, total), None, residual, mask, context)
 
 
 def step_seed(seed: int, *place: int) -> int:
@@ -90,6 +102,7 @@ class Training:
                 distributed.rank(),
                 distributed.world_size(),
                 placed.read,
+                config.data.views,
             )
         self.model = model.to(self.device)
         if self.device.type == "cuda":  # its tensor cores take channels last
@@ -108,7 +121,8 @@ class Training:
         )
         sample, workers = data.sample(), config.data.workers
         if not placed.in_threads:
-            check_shared_memory(sample, distributed.share_of_machine(self.sampler.batch_size), workers)
+            images = self.sampler.batch_size * config.data.views
+            check_shared_memory(sample, distributed.share_of_machine(images), workers)
         self.loader = make_loader(data, self.sampler, workers, self.device.type == "cuda", placed.in_threads)
         with self.in_one_line():
             build.check_fit(config, self.model, self.criterion, self.on_device(sample))
@@ -283,7 +297,8 @@ class Training:
             text = self.embed(self.model.text, batch.tokens, batch.token_mask)
         images, captions = batch.positives.shape
         image, text = gather_aggregated(image, images), gather_aggregated(text, captions)
-        return image, text, self.model.similarity(image.embeddings, text.embeddings)
+        scores = compare(self.model.similarity, image.embeddings, text.embeddings, image.mask, text.mask)
+        return image, text, scores
 
     def embed(self, tower: Tower, inputs: Tensor, mask: Tensor | None) -> Aggregated:
         """Embed this process's share of one side of a batch, in chunks if the config asks for them.

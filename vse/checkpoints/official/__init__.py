@@ -10,8 +10,10 @@ from argparse import Namespace
 from collections.abc import Callable
 from typing import Any
 
+from vse.checkpoints.official.chan import read_chan
 from vse.checkpoints.official.dive import ReleasedSetPrediction, read_dive, set_prediction_names
-from vse.checkpoints.official.keys import State, both_sides, rename, size
+from vse.checkpoints.official.esa import read_esa
+from vse.checkpoints.official.keys import State, both_sides, has_four_parts, rename, size
 from vse.checkpoints.official.options import Options
 from vse.checkpoints.official.pvse import PIE_NET, read_pvse
 from vse.checkpoints.official.reading import Reading, read_bert_architecture
@@ -34,6 +36,7 @@ _READERS: dict[str, Callable[[State, State, Options], Reading]] = {
     "pool.linear.weight": read_vse_2ad,
     "spm.agg_block.latents": read_dive,
     "pie_net.fc.weight": read_pvse,
+    "linear1.weight": read_esa,
 }
 _RELEASED = {"adaptive": ReleasedAdaptivePool, "set_prediction": ReleasedSetPrediction}
 
@@ -48,6 +51,8 @@ def native_state(content: Any) -> dict[str, Any] | None:
     - VSE∞: ``{"model": [image state, text state], "opt": Namespace, ...}``; regions or grid, BiGRU or BERT
     - VSE-2AD: ``{"model": state, "args": Namespace, ...}``; regions or grid, BiGRU or BERT
     - DivE: ``{"model": state, "args": Namespace, ...}``; regions or grid, BiGRU or BERT
+    - ESA: as VSE∞'s
+    - CHAN: ``{"model": [image state, text state, {}, {}], "opt": Namespace, ...}``; regions, BiGRU or BERT
     - PVSE: the state dict alone (its released files, all of them ``legacy``), or as DivE's; pictures or clips
 
     Args:
@@ -55,7 +60,7 @@ def native_state(content: Any) -> dict[str, Any] | None:
 
     Returns:
         The fields of :class:`vse.checkpoints.native.EvaluationState`, and "assumed", a list of "option=value" for the
-        options that are missing in the file. None if none of the four codes wrote the content.
+        options that are missing in the file. None if none of these codes wrote the content.
 
     Raises:
         ValueError: The checkpoint has a weight or an option that this package does not support.
@@ -65,11 +70,14 @@ def native_state(content: Any) -> dict[str, Any] | None:
     """
     if not isinstance(content, dict):
         return None
-    found = both_sides(content.get("model", content))
+    states = content.get("model", content)
+    found = both_sides(states)
     if found is None:
         return None
     image, text = found
     readers = [reader for mark, reader in _READERS.items() if mark in text]
+    if has_four_parts(states):  # its text encoder alone looks like others
+        readers = [read_chan]
     if not readers:
         raise ValueError(f"its text encoder has none of {', '.join(_READERS)}")
     given = next((content[key] for key in ("opt", "args") if isinstance(content.get(key), Namespace)), Namespace())

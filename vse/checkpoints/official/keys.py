@@ -23,7 +23,8 @@ def both_sides(states: Any) -> tuple[State, State] | None:
     """The state dicts of the image and the text encoder.
 
     Args:
-        states: A pair of them (VSE∞), or the state dict of the whole model (the other codes).
+        states: A pair of them (VSE∞, ESA), the pair and two empty ones (CHAN), or the state dict of the whole model
+            (the other codes).
 
     Returns:
         The pair, without ``module.`` in the names; None if the argument is something else.
@@ -31,6 +32,8 @@ def both_sides(states: Any) -> tuple[State, State] | None:
     Raises:
         ValueError: A parameter belongs to neither side.
     """
+    if has_four_parts(states):
+        states = states[:2]
     if isinstance(states, list | tuple) and len(states) == 2 and all(map(is_state_dict, states)):
         image, text = (_plain_names(state) for state in states)
         return image, text
@@ -44,6 +47,16 @@ def both_sides(states: Any) -> tuple[State, State] | None:
         other = next(key for key in whole if not key.startswith(("img_enc.", "txt_enc.")))
         raise ValueError(f"{other}: neither img_enc. nor txt_enc.")
     return _plain_names(image), _plain_names(text)
+
+
+def has_four_parts(states: Any) -> bool:
+    """Whether a checkpoint holds CHAN's four states, of which those of the similarity and the loss are empty.
+
+    >>> has_four_parts([{"fc.weight": torch.zeros(1)}, {"embed.weight": torch.zeros(1)}, {}, {}])
+    True
+    """
+    is_list = isinstance(states, list | tuple) and len(states) == 4 and all(map(is_state_dict, states))
+    return is_list and not states[2] and not states[3]
 
 
 def _plain_names(state: State) -> State:
