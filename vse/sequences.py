@@ -4,7 +4,7 @@ import warnings
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from vse.sets import fill_masked
 
@@ -42,11 +42,19 @@ def _read_padded(gru: nn.GRU, sequence: Tensor, mask: Tensor | None) -> tuple[Te
 
 
 def _read_packed(gru: nn.GRU, sequence: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The states of both directions, by a packed sequence: no padding is computed."""
-    lengths = torch.full((len(sequence),), sequence.shape[1]) if mask is None else mask.sum(1)
-    packed, _ = gru(pack_padded_sequence(sequence, lengths, batch_first=True, enforce_sorted=False))
-    states, _ = pad_packed_sequence(packed, batch_first=True, total_length=sequence.shape[1])
-    forward, backward = states.chunk(2, dim=-1)
+    """The states of both directions, by a packed sequence: no padding is computed.
+
+    The states are put back into their places all at once. ``pad_packed_sequence`` does it step by step, and its
+    backward pass copies the whole gradient in each step.
+    """
+    real = sequence.new_ones(sequence.shape[:2], dtype=torch.bool) if mask is None else mask
+    packed = pack_padded_sequence(sequence, real.sum(1), batch_first=True, enforce_sorted=False)
+    states = gru(packed)[0].data
+    order = packed.sorted_indices
+    step, row = real[order].T.nonzero(as_tuple=True)  # a packed sequence goes step by step, the longest sample first
+    place = order[row] * real.shape[1] + step
+    padded = states.new_zeros(real.numel(), states.shape[1]).index_copy(0, place, states)
+    forward, backward = padded.unflatten(0, real.shape).chunk(2, dim=-1)
     return forward, backward
 
 

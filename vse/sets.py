@@ -7,6 +7,7 @@ even NaN, change no result and get a gradient of exactly zero, because they are 
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -262,13 +263,31 @@ def masked_sort(features: Tensor, mask: Tensor | None = None) -> tuple[Tensor, T
     >>> masked_sort(torch.tensor([[[1.0], [5.0]]]))[0].flatten().tolist()
     [5.0, 1.0]
     """
-    # On a CPU, sorting a contiguous last axis takes two thirds of the time of sorting a strided one.
-    ranked = fill_masked(features, mask, float("-inf")).transpose(1, 2).contiguous().sort(dim=2, descending=True).values
-    ranked = ranked.transpose(1, 2)
+    ranked = sort_descending(fill_masked(features, mask, float("-inf")).transpose(1, 2)).transpose(1, 2)
     if mask is None:
         return ranked, None
     prefix = lengths_to_mask(mask.sum(1), mask.shape[1])
     return fill_masked(ranked, prefix), prefix
+
+
+def sort_descending(values: Tensor) -> Tensor:
+    """Sort the last axis, the largest value first.
+
+    On a CPU NumPy finds the order: it has vector instructions for this and takes a quarter of torch's time.
+
+    Args:
+        values: Values of any shape.
+
+    Returns:
+        The sorted values, of the same shape, with gradients.
+
+    >>> sort_descending(torch.tensor([1.0, 5.0])).tolist()
+    [5.0, 1.0]
+    """
+    if values.device.type != "cpu" or torch.compiler.is_compiling():
+        return values.sort(dim=-1, descending=True).values
+    order = np.argsort(at_least_float32(-values.detach()).contiguous().numpy(), axis=-1)
+    return values.gather(-1, torch.from_numpy(order))
 
 
 def close_gaps(features: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
