@@ -4,7 +4,7 @@ import warnings
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence
+from torch.nn import functional
 
 from vse.sets import fill_masked
 
@@ -42,26 +42,48 @@ def _read_padded(gru: nn.GRU, sequence: Tensor, mask: Tensor | None) -> tuple[Te
 
 
 def _read_packed(gru: nn.GRU, sequence: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The states of both directions, by a packed sequence: no padding is computed.
-
-    The states are put back into their places all at once. ``pad_packed_sequence`` does it step by step, and its
-    backward pass copies the whole gradient in each step.
-    """
+    """The states of both directions, step by step over the sequences that are so long: no padding is computed."""
     real = sequence.new_ones(sequence.shape[:2], dtype=torch.bool) if mask is None else mask
-    packed = pack_padded_sequence(sequence, real.sum(1), batch_first=True, enforce_sorted=False)
-    states = gru(packed)[0].data
-    order = packed.sorted_indices
-    step, row = real[order].T.nonzero(as_tuple=True)  # a packed sequence goes step by step, the longest sample first
-    place = order[row] * real.shape[1] + step
-    padded = states.new_zeros(real.numel(), states.shape[1]).index_copy(0, place, states)
-    forward, backward = padded.unflatten(0, real.shape).chunk(2, dim=-1)
-    return forward, backward
+    lengths, order = real.sum(1).sort(descending=True)
+    sizes = real.sum(0).tolist()  # sequences that have each step
+    step, row = real[order].T.nonzero(as_tuple=True)  # step by step, the longest sequence first
+    first = order[row] * real.shape[1]
+    directions = []
+    for name, place in (("", first + step), ("_reverse", first + lengths[row] - 1 - step)):
+        states = _read_steps(gru, sequence.flatten(0, 1)[place], sizes, name)
+        padded = states.new_zeros(real.numel(), states.shape[1]).index_copy(0, place, states)
+        directions.append(padded.unflatten(0, real.shape))
+    return directions[0], directions[1]
+
+
+def _read_steps(gru: nn.GRU, inputs: Tensor, sizes: list[int], direction: str) -> Tensor:
+    """States (steps of all sequences, H) of one direction's weights; ``sizes`` tells how many sequences a step has.
+
+    The input's products are taken once for all steps. torch's own GRU does so, too, but its backward pass fills and adds
+    a gradient of all steps in each step.
+    """
+    weight_ih, weight_hh, bias_ih, bias_hh = _weights(gru, direction)
+    parts = [2 * gru.hidden_size, gru.hidden_size]
+    gates, candidates = functional.linear(inputs, weight_ih, bias_ih).split(parts, 1)
+    state = gates.new_zeros(sizes[0], gru.hidden_size)
+    states = []
+    for gate, candidate in zip(gates.split(sizes), candidates.split(sizes), strict=True):
+        state = state[: len(gate)]
+        own_gate, own_candidate = functional.linear(state, weight_hh, bias_hh).split(parts, 1)
+        reset, update = (gate + own_gate).sigmoid().chunk(2, 1)
+        state = torch.lerp(torch.addcmul(candidate, reset, own_candidate).tanh(), state, update)
+        states.append(state)
+    return torch.cat(states)
+
+
+def _weights(gru: nn.GRU, direction: str) -> list[Tensor]:
+    """The weights and biases of one direction, of the input and of the state."""
+    return [getattr(gru, f"{name}_l0{direction}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
 
 
 def _read_forwards(gru: nn.GRU, sequence: Tensor, direction: str) -> Tensor:
     """States (B, L, H) of one direction's weights, which read a padded sequence from its first to its last step."""
-    names = (f"{name}_l0{direction}" for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
-    weights = [getattr(gru, name) for name in names]
+    weights = _weights(gru, direction)
     start = sequence.new_zeros(1, len(sequence), gru.hidden_size)
     with warnings.catch_warnings():
         # Half of a bidirectional GRU's weights is no block of memory of its own. cuDNN gets a copy, which costs little.
