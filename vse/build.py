@@ -33,6 +33,7 @@ from vse.data.vocabulary import MissingVocabulary, Vocabulary
 from vse.data.word_vectors import read_vectors
 from vse.encoders import ENCODERS
 from vse.encoders.base import traits_of as traits_of_encoder
+from vse.encoders.pretrained import read_preprocessing
 from vse.errors import InputError, close_match, first_line
 from vse.losses import LOSSES, REGULARISERS, Criterion
 from vse.model import Tower, VSEModel
@@ -90,6 +91,37 @@ def resolve(config: Config) -> Config:
     # The defaults of torch's optimisers are not filled in: a config should not freeze them.
     optimiser = component_at(config, "optim")
     check_arguments(optimiser, find_component(optimiser, OPTIMISERS), beside=OptimConfig.model_fields)
+    return config.replaced(content)
+
+
+def complete(config: Config, saved: Mapping[str, Any] | None = None) -> Config:
+    """Write into a config what its transform ``pretrained`` takes from the image encoder's model.
+
+    Args:
+        config: The config, resolved.
+        saved: The config of the run that goes on, as a plain dict. Its settings are taken, and no file is read.
+
+    Returns:
+        The config with the sizes of the pictures; as it is with another transform, or where they are given.
+
+    Raises:
+        InputError: The model's preprocessing cannot be read.
+    """
+    transform, image = config.data.transform, config.model.image.encoder.arguments
+    if transform is None or transform.name != "pretrained" or transform.arguments.get("size") is not None:
+        return config
+    content = config.model_dump()
+    if saved is not None:
+        content["data"]["transform"] = saved["data"]["transform"]
+        return config.replaced(content)
+    model = transform.arguments.get("model") or image.get("model") or image.get("backbone")
+    if model is None:
+        raise config.error("data.transform.model", "missing: the image encoder names no model")
+    steps = read_preprocessing(model)
+    found = {"size": steps.size, "resize": steps.resize, "resample": steps.resample}
+    content["data"]["transform"] |= {
+        key: value for key, value in found.items() if transform.arguments.get(key) is None
+    }
     return config.replaced(content)
 
 
@@ -225,7 +257,10 @@ def build_image_encoder(config: Config, gives: str) -> nn.Module:
 def _reads(config: Config, side: str, otherwise: str) -> tuple[str, ...]:
     """What a tower's encoder reads; an encoder that does not say reads what it is given."""
     encoder = find_component(component_at(config, f"model.{side}.encoder"), ENCODERS)
-    return traits_of_encoder(encoder).reads or (otherwise,)
+    others = ("words", "subwords") if side == "image" else ("features", "pictures", "frames")
+    reads = traits_of_encoder(encoder).reads or (otherwise,)
+    own = tuple(kind for kind in reads if kind not in others)  # a two-tower model reads something on either side
+    return own or reads
 
 
 def build_vocabulary(config: Config, training: Corpus) -> Vocabulary | Subwords:
@@ -559,7 +594,7 @@ def _build_encoder(config: Config, side: str, gives: tuple[str, ...], widths: di
     if not set(reads) & set(gives):
         problem = f"{name} reads {' or '.join(reads)}, but the {side} tower is given {' or '.join(gives)}"
         raise config.error(f"{key}.name", problem)
-    offered = {**widths, "dim": config.model.embed_dim}
+    offered = {**widths, "dim": config.model.embed_dim, "side": side}
     encoder = build_component(config, ENCODERS, key, offered, {} if from_file else {"weights": None})
     if traits_of_encoder(encoder).dim is None:
         raise config.error(f"{key}.name", f"{name} is not an encoder: it has no attribute dim")
