@@ -271,8 +271,8 @@ class Centre(nn.Module):
 class Pretrained(PictureTransform):
     """The preprocessing that a model of ``transformers`` was published with.
 
-    A config leaves ``size``, ``resize`` and ``resample`` out: they are read from the ``preprocessor_config.json`` of the
-    image encoder's model when a run begins (:func:`vse.build.complete`), and kept in the run's config.
+    A config leaves ``size``, ``resize`` and ``resample`` out. They are read from the ``preprocessor_config.json`` of
+    the image encoder's model when a run begins (:func:`vse.build.complete`), and kept in the run's config.
 
     Args:
         model: The folder or name whose preprocessing is read; None for the image encoder's.

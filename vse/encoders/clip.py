@@ -73,6 +73,7 @@ class Clip(nn.Module):
     """
 
     reads: tuple[str, ...] = ("pictures", "subwords")
+    pretrained = True  # as the class: with its default weights
 
     def __init__(
         self,
@@ -107,7 +108,8 @@ class Clip(nn.Module):
         self.start = 0 if cls else self.first
         self.padding: int = content.get("padding") or 0
         if architecture is None:
-            content |= {"scale": float(net.logit_scale.exp()), "bias": float(getattr(net, "logit_bias", 0.0))}
+            bias = getattr(net, "logit_bias", None)  # CLIP has none
+            content |= {"scale": net.logit_scale.exp().item(), "bias": 0.0 if bias is None else bias.item()}
         self.logit_scale, self.logit_bias = float(content["scale"]), float(content["bias"])
         self.architecture = content
         config = net.config.text_config
@@ -236,4 +238,3 @@ def add_lora(model: nn.Module, rank: int) -> None:
     inject_adapter_in_model(
         LoraConfig(r=rank, lora_alpha=rank, target_modules=[part for part in _LORA_PARTS if part in names]), model
     )
-
