@@ -31,7 +31,7 @@ _CAUSAL = {"clip", "metaclip_2"}  # a caption's token sees only those before it,
 _PADDED = {"siglip"}  # captions are always filled to the same length, and the filling counts
 _MASKED = {"chinese_clip"}
 KNOWN = (*sorted(_CAUSAL), *sorted(_PADDED), *sorted(_MASKED))
-_LORA_PARTS = ["q_proj", "v_proj", "query", "value"]  # as in Hu et al. 2022
+_LORA_PARTS = {"q_proj", "v_proj", "query", "value"}  # as in Hu et al. 2022
 
 
 class Clip(nn.Module):
@@ -112,13 +112,13 @@ class Clip(nn.Module):
             content |= {"scale": net.logit_scale.exp().item(), "bias": 0.0 if bias is None else bias.item()}
         self.logit_scale, self.logit_bias = float(content["scale"]), float(content["bias"])
         self.architecture = content
-        config = net.config.text_config
+        config = self.net.config.text_config
         self.max_length: int | None = config.max_position_embeddings if side == "text" else None
         if side == "text" and vocab_size is not None and vocab_size > config.vocab_size:
             raise ValueError(f"{model}: its tokenizer has {vocab_size} tokens, but the model knows {config.vocab_size}")
         if side == "image":
             self.normalise = Normalise((content["mean"], content["std"]))
-        with one_line(path):
+        with one_line(path), torch.enable_grad():
             found = self(self._probe(), None)
             parts = [part.sum() for part in (found.features, found.context) if part is not None]
             unused = prune(self.net, torch.stack(parts).sum())
@@ -234,7 +234,6 @@ def add_lora(model: nn.Module, rank: int) -> None:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
         raise InputError("lora needs the package peft: pip install 'vse-retrieval[lora]'") from None
-    names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
-    inject_adapter_in_model(
-        LoraConfig(r=rank, lora_alpha=rank, target_modules=[part for part in _LORA_PARTS if part in names]), model
-    )
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    targets = [name for name in linear if name.rpartition(".")[2] in _LORA_PARTS]
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets), model)

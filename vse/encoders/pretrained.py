@@ -176,10 +176,14 @@ def prune(model: nn.Module, result: Tensor) -> set[str]:
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     gradients = torch.autograd.grad(result.sum(), list(parameters.values()), allow_unused=True)
     unused = {name for name, gradient in zip(parameters, gradients, strict=True) if gradient is None}
+    removed: tuple[str, ...] = ()
     for name, module in list(model.named_modules()):
+        if name.startswith(removed):
+            continue
         inside = {f"{name}.{key}" for key, _ in module.named_parameters()}
         if name and inside and inside <= unused:
             _replace(model, name, nn.Identity())
+            removed += (f"{name}.",)
     for name in unused & {key for key, _ in model.named_parameters()}:
         _replace(model, name, None)
     return unused
@@ -346,6 +350,7 @@ def read_preprocessing(name: str) -> Preprocessing:
     Raises:
         InputError: The model came without these steps, or they do not give pictures of one size.
     """
+    from transformers import AutoConfig
     from transformers.utils.hub import cached_file
 
     path = local_path(name)
@@ -356,6 +361,7 @@ def read_preprocessing(name: str) -> Preprocessing:
             content = content if part is None else content.get(part, {})
             if content:
                 return _preprocessing(content)
+        AutoConfig.from_pretrained(path, trust_remote_code=False)  # says so if there is no such model at all
         raise ValueError("it has no preprocessor_config.json")
 
 
