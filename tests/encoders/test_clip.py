@@ -134,7 +134,7 @@ def test_lora_starts_as_the_model_and_trains_little(folder: Path) -> None:
     pytest.importorskip("peft")
     for plain, encoder in zip(halves(folder), halves(folder, lora=2), strict=True):
         inputs = (PICTURES,) if plain.side == "image" else (TOKENS, MASK)
-        assert torch.equal(plain(*inputs).context, encoder(*inputs).context)
+        torch.testing.assert_close(encoder(*inputs).context, plain(*inputs).context, atol=1e-6, rtol=1e-5)
         trained = [name for name, parameter in encoder.named_parameters() if parameter.requires_grad]
         assert len(trained) == 2 * 2 * 2 and all("lora_" in name for name in trained)  # layers, q and v, A and B
 

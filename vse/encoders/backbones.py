@@ -56,11 +56,11 @@ class Normalise(nn.Module):
         super().__init__()
         if isinstance(pixels, str):
             check_choice("pixels", pixels, get_args(Pixels))
-            statistics = _STATISTICS[pixels]
+            mean, deviation = _STATISTICS[pixels]
         else:
-            statistics = tuple([255 * value for value in values] for values in pixels)
+            mean, deviation = ([255 * value for value in values] for values in pixels)
         self.flip = pixels == "caffe"
-        for name, values in zip(("mean", "deviation"), statistics, strict=True):
+        for name, values in (("mean", mean), ("deviation", deviation)):
             self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
 
     def forward(self, pictures: Tensor) -> Tensor:

@@ -112,7 +112,7 @@ class Clip(nn.Module):
             content |= {"scale": net.logit_scale.exp().item(), "bias": 0.0 if bias is None else bias.item()}
         self.logit_scale, self.logit_bias = float(content["scale"]), float(content["bias"])
         self.architecture = content
-        config = self.net.config.text_config
+        config: Any = self.net.config.text_config
         self.max_length: int | None = config.max_position_embeddings if side == "text" else None
         if side == "text" and vocab_size is not None and vocab_size > config.vocab_size:
             raise ValueError(f"{model}: its tokenizer has {vocab_size} tokens, but the model knows {config.vocab_size}")
