@@ -99,8 +99,9 @@ class Clip(nn.Module):
         with one_line(path):
             content = _read_architecture(path, model, side) if architecture is None else dict(architecture)
             content["model"] = without_extras(content.get("model", {}))
-            net, absent = make_model(path, _make_config(content["model"]), weights)
-        self.net: Any = net.eval()
+            made, absent = make_model(path, _make_config(content["model"]), weights)
+        net: Any = made.eval()
+        self.net = net
         self.kind: str = content["model"]["model_type"]
         self.first = 0 if self.kind in _PADDED else 1  # number of tokens before the patches
         if cls and (side == "text" or not self.first):
@@ -112,7 +113,7 @@ class Clip(nn.Module):
             content |= {"scale": net.logit_scale.exp().item(), "bias": 0.0 if bias is None else bias.item()}
         self.logit_scale, self.logit_bias = float(content["scale"]), float(content["bias"])
         self.architecture = content
-        config: Any = self.net.config.text_config
+        config = net.config.text_config
         self.max_length: int | None = config.max_position_embeddings if side == "text" else None
         if side == "text" and vocab_size is not None and vocab_size > config.vocab_size:
             raise ValueError(f"{model}: its tokenizer has {vocab_size} tokens, but the model knows {config.vocab_size}")
