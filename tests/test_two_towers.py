@@ -69,10 +69,15 @@ def test_zero_shot_scores_are_the_librarys(kind: str, request: pytest.FixtureReq
     torch.testing.assert_close(found, (expected - encoder.logit_bias) / encoder.logit_scale, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("protocol", ["retrieval", "f30k", "coco_1k", "coco_5k"])
-def test_zero_shot_under_protocols(protocol: str, tiny_clip: Path, cli: Cli, tmp_path: Path) -> None:
-    outcome = cli("eval", "clip/f30k", *settings(tiny_clip, tmp_path), "--protocol", protocol)
-    assert outcome.code == 0 or "images" in outcome.err, outcome.err  # a protocol may want another corpus
+def test_zero_shot_has_the_options_of_runs(tiny_clip: Path, cli: Cli, tmp_path: Path) -> None:
+    """Another split, intervals, an ensemble with a second member, and a protocol that wants another corpus."""
+    words = ["clip/f30k", *settings(tiny_clip, tmp_path)]
+    assert cli("eval", *words, "--save-scores", tmp_path / "a.npz").code == 0
+    outcome = cli("eval", *words, tmp_path / "a.npz", "--bootstrap", 20, "--markdown")
+    assert outcome.code == 0 and "ensemble" in outcome.out, outcome.err
+    assert cli("eval", *words, "--split", "dev").code == 0
+    outcome = cli("eval", *words, "--protocol", "f30k")
+    assert outcome.code == 2 and "1,000 images" in outcome.err, outcome.err
 
 
 def test_a_part_that_is_not_pretrained_is_named(tiny_clip: Path, tiny_bert: Path, cli: Cli, tmp_path: Path) -> None:
