@@ -7,7 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import ROOT, SMALL, WORDS, Outcome, without_word_vectors, write_precomp, write_tokenizer, write_transformer
+from helpers import (
+    ROOT,
+    SMALL,
+    WORDS,
+    Outcome,
+    without_word_vectors,
+    write_clip,
+    write_precomp,
+    write_tokenizer,
+    write_transformer,
+)
 
 # The tests' models are tiny: a second thread only waits, for long when the machine is busy.
 torch.set_num_threads(1)
@@ -112,6 +122,18 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = BertConfig(vocab_size=90, max_position_embeddings=32, **SMALL)
     folder = write_transformer(tmp_path_factory.mktemp("bert"), config, weights=True)
     return write_tokenizer(folder, WORDS)
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small random CLIP."""
+    return write_clip(tmp_path_factory.mktemp("clip"), "clip")
+
+
+@pytest.fixture(scope="session")
+def tiny_siglip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small random SigLIP."""
+    return write_clip(tmp_path_factory.mktemp("siglip"), "siglip")
 
 
 @pytest.fixture(scope="session")

@@ -171,6 +171,29 @@ def write_tokenizer(folder: Path, words: list[str]) -> Path:
     return folder
 
 
+def write_clip(folder: Path, kind: str) -> Path:
+    """The folder of a small random two-tower model of a kind of `transformers`, with all that published ones have."""
+    from transformers import AutoConfig, AutoModel, CLIPImageProcessorPil, SiglipImageProcessorPil
+
+    torch.manual_seed(0)
+    ids = {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0}
+    text = {"vocab_size": 90, "max_position_embeddings": 24, **ids, **SMALL}
+    both: dict[str, Any] = {"text_config": text, "vision_config": {**SMALL, "image_size": 32, "patch_size": 8}}
+    if kind == "siglip":
+        processor: Any = SiglipImageProcessorPil(size={"height": 32, "width": 32})
+    else:
+        both["projection_dim"] = 16
+        processor = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    model: Any = AutoModel.from_config(AutoConfig.for_model(kind, **both))
+    with torch.no_grad():
+        for parameter in model.parameters():  # so that samples differ, and no bias is 0
+            parameter.add_(0.2 * torch.randn_like(parameter))
+        model.logit_scale.fill_(3.0)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return write_tokenizer(folder, WORDS)
+
+
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 

@@ -124,7 +124,7 @@ def test_bad_command_lines(cli: Cli, tiny: list[str], tmp_path: Path, corpus_fol
         ([tmp_path / "none"], "none: no such run folder or checkpoint"),
         ([corpus_folder], "no best.pt or last.pt in this folder"),
         ([tmp_path / "other.pt"], "other.pt: not a checkpoint of vse or of an official code (found: model)"),
-        ([config], "expected a checkpoint of vse"),
+        ([config], "model.image.encoder: regions has parameters that are not pretrained; train it first"),
         ([], "the following arguments are required: RUN; see"),
         ([run, "--split", "tset"], "split 'tset': did you mean 'test'?"),
         ([run, "--split", "testall"], "testall_ims.npy: no such file"),

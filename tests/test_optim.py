@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from vse.optim import Cosine, Linear, Plateau, Schedule, Step, parameter_groups
+from vse.optim import Cosine, Linear, Plateau, Schedule, Step, layer_factors, parameter_groups
 
 
 def test_longest_prefix_gives_the_factor() -> None:
@@ -14,6 +14,24 @@ def test_longest_prefix_gives_the_factor() -> None:
     assert [rates[id(p)] for _, p in model.named_parameters()] == pytest.approx([0.0, 0.0, 0.05, 0.05, 0.1, 0.1])
     with pytest.raises(ValueError, match="'a.d' begins no parameter's name"):
         parameter_groups(model.named_parameters(), 0.1, {"a.d": 1.0})
+
+
+def test_layers_and_what_comes_before_them_decay() -> None:
+    """As in BEiT: decay^(L + 1 - l) for layer l = 1..L of each encoder, decay^(L + 1) before them, 1 elsewhere."""
+    names = [
+        *("image.encoder.net.patches", "image.encoder.net.layers.0.a", "image.encoder.net.layers.1.layer_norm.a"),
+        *("image.encoder.net.norm", "image.aggregator.a", "text.encoder.table", "text.encoder.bert.layer.0.a"),
+        "text.encoder.linear.a",
+    ]
+    found = layer_factors(names, 0.5)
+    assert [found.get(name, 1.0) for name in names] == [0.125, 0.25, 0.5, 1.0, 1.0, 0.25, 0.5, 1.0]
+    parameters = [(name, nn.Parameter(torch.zeros(1))) for name in names]
+    groups = parameter_groups(parameters, 0.1, {"image.encoder": 0.1, "image.encoder.net.norm": 3.0}, found)
+    rates = {id(p): group["lr"] for group in groups for p in group["params"]}  # type: ignore[attr-defined]
+    expected = [0.00125, 0.0025, 0.005, 0.3, 0.1, 0.025, 0.05, 0.1]
+    assert [rates[id(p)] for _, p in parameters] == pytest.approx(expected)
+    with pytest.raises(ValueError, match="no encoder has numbered layers"):
+        layer_factors(["image.encoder.layer1.0.a", "text.encoder.gru"], 0.5)
 
 
 def test_step() -> None:

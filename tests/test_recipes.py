@@ -637,8 +637,8 @@ def test_missing_word_vectors_are_one_clear_error(name: str, cli: Cli, tiny: lis
     assert "no/glove.txt: no such file" in error and "data.vocabulary.vectors=null" in error
 
 
-def small(name: str, tiny_bert: Path, tiny_vit: Path) -> Config:
-    """A shipped config with everything wide made narrow, and nothing pretrained but the tests' own BERT and ViT."""
+def small(name: str, tiny_bert: Path, tiny_vit: Path, tiny_clip: Path) -> Config:
+    """A shipped config with everything wide made narrow, and nothing pretrained but the tests' own models."""
     file = CONFIGS / f"{name}.yaml"
     config = read_config(file)
     settings = ["model.embed_dim=8", *without_word_vectors(file)]
@@ -651,6 +651,9 @@ def small(name: str, tiny_bert: Path, tiny_vit: Path) -> Config:
     elif backbone is not None:
         geometry = "caffe_resnet50" if backbone.startswith("caffe") else "resnet18"
         settings += [f"model.image.encoder.backbone={geometry}", "model.image.encoder.weights=null"]
+    if config.model.text.encoder.name == "clip":
+        settings += [f"model.{side}.encoder.model={tiny_clip}" for side in ("image", "text")]
+        settings += ["model.embed_dim=16", "data.transform={size: [32, 32], resize: 32}"]
     if config.model.text.encoder.name == "bert":
         settings.append(f"model.text.encoder.model={tiny_bert}")
     return read_config(file, settings)
@@ -658,23 +661,23 @@ def small(name: str, tiny_bert: Path, tiny_vit: Path) -> Config:
 
 def draw_images(config: Config) -> Tensor:
     """Three random images of the kind that a config's image encoder reads."""
-    sizes = {"regions": (5, 12), "grid": (3, 32, 32), "video": (2, 3, 32, 32)}
+    sizes = {"regions": (5, 12), "grid": (3, 32, 32), "clip": (3, 32, 32), "video": (2, 3, 32, 32)}
     return torch.randn(3, *sizes[config.model.image.encoder.name])
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_config_makes_a_model(name: str, tiny_bert: Path, tiny_vit: Path) -> None:
+def test_every_config_makes_a_model(name: str, tiny_bert: Path, tiny_vit: Path, tiny_clip: Path) -> None:
     """And its loss has a gradient for every parameter of the aggregators."""
     torch.manual_seed(0)
-    config = small(name, tiny_bert, tiny_vit)
-    bert = config.model.text.encoder.name == "bert"
-    vocabulary = Subwords.read(str(tiny_bert)) if bert else Vocabulary.build([" ".join(WORDS)])
+    config = small(name, tiny_bert, tiny_vit, tiny_clip)
+    subwords = config.model.text.encoder.name in ("bert", "clip")
+    vocabulary = Subwords.read(str(tiny_bert)) if subwords else Vocabulary.build([" ".join(WORDS)])
     images = draw_images(config)
     model = build_model(config, images.shape[-1] if images.dim() == 3 else None, vocabulary)
     image = model.image(images)
     text = model.text(torch.tensor([[1, 6, 7, 2], [1, 7, 8, 2], [1, 8, 9, 2]]))
     scores = compare(model.similarity, image.embeddings, text.embeddings, image.mask, text.mask)
-    loss = build_criterion(config)(scores, torch.eye(3, dtype=torch.bool), image, text)["total"]
+    loss = build_criterion(config, model)(scores, torch.eye(3, dtype=torch.bool), image, text)["total"]
     loss.backward()
     for side in ("image", "text"):
         aggregator = dict(getattr(model, side).aggregator.named_parameters())

@@ -140,7 +140,8 @@ def test_mistakes(cli: Cli, small: list[str], tmp_path: Path) -> None:
     assert "regions reads features, but" in cli("train", *features, "model.image.encoder={name: regions}").error
     assert "grid reads pictures, but" in cli("train", *small, "data.options.pictures=false").error
     bare = [str(ROOT / "configs" / "demo.yaml"), *features[1:], "model.image.encoder={name: grid, backbone: resnet18}"]
-    assert "data.transform: missing, and pictures need one (known: crop, square)" in cli("train", *bare).error
+    missing = "data.transform: missing, and pictures need one (known: crop, pretrained, square)"
+    assert missing in cli("train", *bare).error
     misspelt = cli("train", *bare, "data.transform={name: sqare}").error
     assert "transform.name: unknown name 'sqare' (did you mean 'square'?)" in misspelt
     backbone = cli("train", *small, "model.image.encoder.backbone=resnet19").error

@@ -105,7 +105,8 @@ def load(path: str | Path, vocabulary: str | Path | None = None, padding: str = 
     :mod:`vse.checkpoints.official`). No code in the file is executed.
 
     Args:
-        path: A run folder or a checkpoint file.
+        path: A run folder or a checkpoint file; or a config whose encoders are pretrained and whose other parts have
+            nothing to train, such as "clip/f30k", for the published model as it is.
         vocabulary: A vocabulary file (for BERT: the folder of its tokenizer) to use instead of the checkpoint's own.
             Official checkpoints do not contain one; a file of the published name in the same folder is found without
             this argument. Without any vocabulary ``model.image`` and ``model.text`` work, but ``model.encode_texts``

@@ -32,11 +32,13 @@ from vse.data.transforms import TRANSFORMS, kind_of
 from vse.data.vocabulary import MissingVocabulary, Vocabulary
 from vse.data.word_vectors import read_vectors
 from vse.encoders import ENCODERS
+from vse.encoders.base import EncoderTraits
 from vse.encoders.base import traits_of as traits_of_encoder
+from vse.encoders.pretrained import read_preprocessing
 from vse.errors import InputError, close_match, first_line
-from vse.losses import LOSSES, REGULARISERS, Criterion
+from vse.losses import LOSSES, REGULARISERS, Criterion, InfoNCELoss
 from vse.model import Tower, VSEModel
-from vse.optim import OPTIMISERS, SCHEDULES, Schedule, parameter_groups
+from vse.optim import OPTIMISERS, SCHEDULES, Schedule, layer_factors, parameter_groups
 from vse.runtime import keep_random_state
 from vse.sets import Aggregated
 from vse.similarity import SIMILARITIES, check_takes_masks, compare
@@ -90,6 +92,35 @@ def resolve(config: Config) -> Config:
     # The defaults of torch's optimisers are not filled in: a config should not freeze them.
     optimiser = component_at(config, "optim")
     check_arguments(optimiser, find_component(optimiser, OPTIMISERS), beside=OptimConfig.model_fields)
+    return config.replaced(content)
+
+
+def complete(config: Config, saved: Mapping[str, Any] | None = None) -> Config:
+    """Write into a config what its transform ``pretrained`` takes from the image encoder's model.
+
+    Args:
+        config: The config, resolved.
+        saved: The config of the run that goes on, as a plain dict. Its settings are taken, and no file is read.
+
+    Returns:
+        The config with the sizes of the pictures; as it is with another transform, or where they are given.
+
+    Raises:
+        InputError: The model's preprocessing cannot be read.
+    """
+    transform, image = config.data.transform, config.model.image.encoder.arguments
+    if transform is None or transform.name != "pretrained" or transform.arguments.get("size") is not None:
+        return config
+    content = config.model_dump()
+    if saved is not None:
+        content["data"]["transform"] = saved["data"]["transform"]
+        return config.replaced(content)
+    model = transform.arguments.get("model") or image.get("model") or image.get("backbone")
+    if model is None:
+        raise config.error("data.transform.model", "missing: the image encoder names no model")
+    steps = read_preprocessing(model)
+    found = {"size": steps.size, "resize": steps.resize, "resample": steps.resample}
+    content["data"]["transform"] |= {key: value for key, value in found.items() if transform.arguments.get(key) is None}
     return config.replaced(content)
 
 
@@ -224,11 +255,29 @@ def build_image_encoder(config: Config, gives: str) -> nn.Module:
 
 def _reads(config: Config, side: str, otherwise: str) -> tuple[str, ...]:
     """What a tower's encoder reads; an encoder that does not say reads what it is given."""
-    encoder = find_component(component_at(config, f"model.{side}.encoder"), ENCODERS)
-    return traits_of_encoder(encoder).reads or (otherwise,)
+    others = ("words", "subwords") if side == "image" else ("features", "pictures", "frames")
+    reads = encoder_traits(config, side).reads or (otherwise,)
+    own = tuple(kind for kind in reads if kind not in others)  # a two-tower model reads something on either side
+    return own or reads
 
 
-def build_vocabulary(config: Config, training: Corpus) -> Vocabulary | Subwords:
+def encoder_traits(config: Config, side: str) -> EncoderTraits:
+    """Return what the class of a side's encoder tells of it, before it is built.
+
+    Args:
+        config: The config, resolved.
+        side: "image" or "text".
+
+    Returns:
+        The attributes, with their defaults.
+
+    >>> encoder_traits(config, "text").reads
+    ('words',)
+    """
+    return traits_of_encoder(find_component(component_at(config, f"model.{side}.encoder"), ENCODERS))
+
+
+def build_vocabulary(config: Config, training: Corpus | None = None) -> Vocabulary | Subwords:
     """Build the vocabulary of a new run.
 
     A text model brings its own. Otherwise the config's file is read, or else the vocabulary is built from the training
@@ -236,7 +285,7 @@ def build_vocabulary(config: Config, training: Corpus) -> Vocabulary | Subwords:
 
     Args:
         config: The config, resolved.
-        training: The training corpus.
+        training: The training corpus; None where the text model surely brings its own.
 
     Returns:
         The vocabulary.
@@ -257,6 +306,7 @@ def build_vocabulary(config: Config, training: Corpus) -> Vocabulary | Subwords:
         return subwords
     if file is not None:
         return Vocabulary.read(file)
+    assert training is not None
     return Vocabulary.build(training.captions, config.data.vocabulary.min_count)
 
 
@@ -378,16 +428,41 @@ def fill_word_vectors(config: Config, file: str, model: VSEModel, vocabulary: Wo
     print(f"{file}: vectors of {found.sum():,} of {len(found):,} words ({100 * found.mean():.1f} %)")
 
 
-def build_criterion(config: Config) -> Criterion:
-    """Build the ranking loss and the weighted terms of a config; a weight of 0 leaves a term out."""
+def build_criterion(config: Config, model: VSEModel | None = None) -> Criterion:
+    """Build the ranking loss and the weighted terms of a config; a weight of 0 leaves a term out.
+
+    Args:
+        config: The config, resolved.
+        model: The model, whose encoders may know the temperature of a published model.
+
+    Returns:
+        The criterion.
+
+    Raises:
+        InputError: A component does not take its arguments.
+    """
     terms = {}
     for name, settings in config.loss.terms.items():
         if settings.weight:
             term = _term(config, name)
             function = find_callable(term, REGULARISERS)
             terms[name] = (settings.weight, construct(config, term.key, function, term.arguments))
-    ranking = build_component(config, LOSSES, "loss.ranking")
+    ranking = build_component(config, LOSSES, "loss.ranking", forced=_own_scale(config, model))
     return Criterion(ranking, terms, config.loss.ramp_epoch)
+
+
+def _own_scale(config: Config, model: VSEModel | None) -> dict[str, float]:
+    """The temperature and bias of the encoders' published model, if the config's loss asks for them."""
+    if config.loss.ranking.arguments.get("temperature") != "pretrained":
+        return {}
+    traits = None if model is None else traits_of_encoder(model.image.encoder)
+    if traits is None or traits.logit_scale is None:
+        name = config.model.image.encoder.name
+        raise config.error("loss.ranking.temperature", f"{name} has no logit scale of its own; expected a number")
+    temperature = 1 / traits.logit_scale
+    if config.loss.ranking.name == "info_nce":  # CLIP's own limit, which its published scales have reached
+        temperature = max(temperature, InfoNCELoss.lowest)
+    return {"temperature": temperature, "bias": traits.logit_bias or 0.0}
 
 
 def check_fit(config: Config, model: VSEModel, criterion: Criterion, batch: Batch) -> None:
@@ -498,13 +573,19 @@ def build_optimiser(config: Config, model: VSEModel, criterion: Criterion) -> to
         The optimiser.
 
     Raises:
-        InputError: A prefix in ``optim.factors`` fits no parameter's name.
+        InputError: A prefix in ``optim.factors`` fits no parameter's name, or ``optim.layer_decay`` finds no layers.
     """
     named = [*model.named_parameters(), *((f"loss.{name}", p) for name, p in criterion.named_parameters())]
     named = [(name, p) for name, p in named if p.requires_grad]
+    decay, decays = config.optim.layer_decay, None
+    if decay is not None:
+        try:
+            decays = layer_factors([name for name, _ in model.named_parameters()], decay)
+        except ValueError as error:
+            raise config.error("optim.layer_decay", str(error)) from None
     factors = {prefix: factor for prefix, factor in config.optim.factors.items() if factor is not None}
     try:
-        groups = parameter_groups(named, config.optim.lr, factors)
+        groups = parameter_groups(named, config.optim.lr, factors, decays)
     except ValueError as error:
         raise config.error("optim.factors", str(error)) from None
     settings = {"params": groups, "lr": config.optim.lr, "weight_decay": config.optim.weight_decay}
@@ -513,6 +594,27 @@ def build_optimiser(config: Config, model: VSEModel, criterion: Criterion) -> to
         settings["fused"] = True  # one pass over the parameters, where the optimiser has it
     optimiser: torch.optim.Optimizer = build_component(config, OPTIMISERS, "optim", settings)
     return optimiser
+
+
+def freeze(config: Config, model: VSEModel) -> None:
+    """Freeze the parameters that ``train.freeze`` names by prefix.
+
+    Args:
+        config: The config, resolved.
+        model: The model.
+
+    Raises:
+        InputError: A prefix fits no parameter's name.
+    """
+    named = dict(model.named_parameters())
+    for prefix in config.train.freeze:
+        below = [value for name, value in named.items() if name == prefix or name.startswith(f"{prefix}.")]
+        if not below:
+            parts = {".".join(name.split(".")[:depth]) for name in named for depth in (1, 2, 3)}
+            problem = f"{prefix!r} begins no parameter's name ({close_match(prefix, list(parts))})"
+            raise config.error("train.freeze", problem)
+        for parameter in below:
+            parameter.requires_grad_(False)
 
 
 def build_schedule(config: Config) -> Schedule:
@@ -559,7 +661,7 @@ def _build_encoder(config: Config, side: str, gives: tuple[str, ...], widths: di
     if not set(reads) & set(gives):
         problem = f"{name} reads {' or '.join(reads)}, but the {side} tower is given {' or '.join(gives)}"
         raise config.error(f"{key}.name", problem)
-    offered = {**widths, "dim": config.model.embed_dim}
+    offered = {**widths, "dim": config.model.embed_dim, "side": side}
     encoder = build_component(config, ENCODERS, key, offered, {} if from_file else {"weights": None})
     if traits_of_encoder(encoder).dim is None:
         raise config.error(f"{key}.name", f"{name} is not an encoder: it has no attribute dim")

@@ -57,7 +57,8 @@ def train(parser: Parser, words: Sequence[str]) -> None:
 
 def evaluate(parser: Parser, words: Sequence[str]) -> None:
     """Evaluate retrieval with a trained model, or with several and their ensemble."""
-    parser.add_argument("run", nargs="+", metavar="RUN", help="run folder, checkpoint, or file of --save-scores")
+    help_of_run = "run folder, checkpoint, file of --save-scores, or config of a pretrained model, which is not trained"
+    parser.add_argument("run", nargs="+", metavar="RUN", help=help_of_run)
     parser.add_argument("--split", default="test", help="train, dev, test (default) or testall")
     parser.add_argument(
         "--protocol",
@@ -121,7 +122,7 @@ def extract(parser: Parser, words: Sequence[str]) -> None:
         raise InputError("--boxes and --size need --detector, which is not given")
 
     from vse import runtime
-    from vse.build import read_config
+    from vse.build import complete, read_config
     from vse.distributed import joined
     from vse.features.detector import Detector
     from vse.features.extraction import extract_features
@@ -130,7 +131,7 @@ def extract(parser: Parser, words: Sequence[str]) -> None:
     sizes = {"boxes": arguments.boxes, "size": arguments.size}
     given = {name: value for name, value in sizes.items() if value is not None}
     with joined():
-        config = read_config(arguments.config, arguments.overrides)
+        config = complete(read_config(arguments.config, arguments.overrides))
         runtime.seed_everything(config.run.seed)  # for a detector with random weights
         if arguments.detector is not None:
             detector = Detector(weights=None if arguments.detector == "none" else arguments.detector, **given)

@@ -18,7 +18,7 @@ from vse.config import Config, expectation
 from vse.errors import InputError, close_match
 
 # Arguments that are computed from the data and the run. A config must not give them.
-NEVER_GIVEN = {"in_dim", "out_dim", "vocab_size", "architecture", "epochs", "params", "a_mask", "b_mask"}
+NEVER_GIVEN = {"in_dim", "out_dim", "vocab_size", "architecture", "side", "epochs", "params", "a_mask", "b_mask"}
 # Arguments that the build fills in unless a config gives them.
 KNOWN_WITHOUT = {"dim", "lr"}
 

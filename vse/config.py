@@ -125,6 +125,7 @@ class OptimConfig(Component):
     lr: PositiveFloat
     weight_decay: NonNegativeFloat = 0.01
     factors: dict[str, NonNegativeFloat | None] = {}  # None removes a factor that a base config gave
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None  # of an encoder's rate from layer to earlier layer
     schedule: Component
 
 
@@ -135,6 +136,7 @@ class TrainConfig(Section):
     batch_size: Annotated[int, Field(ge=2)] = 128
     micro_batch: Annotated[PositiveInt | None, MAY_CHANGE] = None  # how many samples are encoded at a time
     clip_norm: PositiveFloat | None = 2.0
+    freeze: list[Text] = []  # prefixes of parameter names that are not trained
     start_from: FilePath | None = None  # a run folder or checkpoint whose weights and vocabulary a new run begins with
     start_fresh: list[Text] = []  # prefixes of parameter names that keep their own initialisation
 
@@ -318,8 +320,12 @@ def merge(base: Any, new: Any, origin: dict[str, str], source: str | None, key: 
 
 # Arguments that may change when a run is resumed: those that name published weights, since the run has weights of its
 # own, and what changes memory and time alone.
-_READ_AT_THE_START = {"model.image.encoder.weights", "model.image.encoder.backbone", "model.text.encoder.model"}
-_SAME_RESULTS = {"model.image.encoder.recompute"}
+_READ_AT_THE_START = {
+    *("model.image.encoder.weights", "model.image.encoder.backbone", "model.image.encoder.model"),
+    *("model.text.encoder.weights", "model.text.encoder.model", "data.transform.model"),
+}
+_SAME_RESULTS = {"model.image.encoder.recompute", "model.text.encoder.recompute"}
+_FILLED_IN = {"data.transform.size", "data.transform.resize", "data.transform.resample"}  # None: as in the run
 
 
 def config_changes(saved: dict[str, Any], config: Config) -> list[str]:
@@ -334,6 +340,7 @@ def config_changes(saved: dict[str, Any], config: Config) -> list[str]:
     """
     old, new = flatten(saved), flatten(config.model_dump())
     differ = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+    differ = [key for key in differ if key not in _FILLED_IN or new.get(key) is not None]
     differ = [key for key in differ if not _may_change(key, {type(old.get(key)), type(new.get(key))})]
     return [f"{key} ({old.get(key)} in the run, {new.get(key)} now)" for key in differ]
 

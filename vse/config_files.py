@@ -57,6 +57,18 @@ def find_config(name: str | Path) -> Path:
     raise InputError(f"{path}: no such config file{hint}")
 
 
+def names_config(name: str | Path) -> bool:
+    """Whether a name means a config rather than a run folder or a checkpoint.
+
+    >>> names_config("demo"), names_config("runs/demo")
+    (True, False)
+    """
+    path = Path(name)
+    if path.is_dir():
+        return False
+    return path.suffix in (".yaml", ".yml") or (not path.exists() and str(name) in shipped_configs())
+
+
 def find_base(base: str, file: Path) -> Path:
     """Find the file that the key ``base:`` of a config file names.
 

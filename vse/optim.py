@@ -1,7 +1,8 @@
 """Optimisers, learning-rate factors and schedules."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -15,8 +16,47 @@ OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 }
 
 
+_LAYER = re.compile(r"^(?:.*\.)?(?:layers?|blocks)\.(\d+)\.")
+
+
+def layer_factors(names: Sequence[str], decay: float) -> dict[str, float]:
+    """Compute the factors of layer-wise learning rate decay, as in BEiT (Bao et al. 2022).
+
+    In an encoder of L numbered layers, layer l = 1..L has the factor decay^(L + 1 - l), and what comes before the
+    layers has decay^(L + 1). All other parameters have 1. An encoder without numbered layers has no factors.
+
+    Args:
+        names: The names of the model's parameters, in the model's order.
+        decay: The factor from one layer to the one before it, in (0, 1].
+
+    Returns:
+        The factor of each parameter of an encoder with layers, except where it is 1.
+
+    Raises:
+        ValueError: No encoder has numbered layers.
+
+    >>> layer_factors(["text.encoder.table", "text.encoder.layers.0.a", "text.encoder.layers.1.a"], 0.5)
+    {'text.encoder.table': 0.125, 'text.encoder.layers.0.a': 0.25, 'text.encoder.layers.1.a': 0.5}
+    """
+    found: dict[str, float] = {}
+    for side in ("image.encoder.", "text.encoder."):
+        own = [name for name in names if name.startswith(side)]
+        layers = {name: int(match[1]) + 1 for name in own if (match := _LAYER.match(name))}
+        if not layers:
+            continue
+        first, count = own.index(next(iter(layers))), max(layers.values())
+        before = dict.fromkeys(own[:first], 0)
+        found |= {name: decay ** (count + 1 - layer) for name, layer in (before | layers).items()}
+    if not found:
+        raise ValueError("no encoder has numbered layers")
+    return found
+
+
 def parameter_groups(
-    named_parameters: Iterable[tuple[str, nn.Parameter]], lr: float, factors: Mapping[str, float]
+    named_parameters: Iterable[tuple[str, nn.Parameter]],
+    lr: float,
+    factors: Mapping[str, float],
+    decays: Mapping[str, float] | None = None,
 ) -> list[dict[str, object]]:
     """Sort parameters into one group per learning rate.
 
@@ -24,6 +64,7 @@ def parameter_groups(
         named_parameters: The parameters with their names.
         lr: The learning rate of a parameter without a factor.
         factors: Factors on the learning rate by prefix of a parameter's name, up to a dot. The longest prefix counts.
+        decays: Further factors by a parameter's whole name, see :func:`layer_factors`; None for none.
 
     Returns:
         Groups as torch's optimisers take them, each with its ``initial_lr`` for a schedule to start from.
@@ -39,6 +80,7 @@ def parameter_groups(
         prefixes = [p for p in factors if name == p or name.startswith(f"{p}.")]
         used.update(prefixes)
         factor = factors[max(prefixes, key=len)] if prefixes else 1.0
+        factor *= (decays or {}).get(name, 1.0)
         groups.setdefault(factor, []).append(parameter)
     for prefix in factors:
         if prefix not in used:

@@ -314,3 +314,16 @@ def test_the_models_own_dropout_acts_in_training(tiny_bert: Path) -> None:
     for model in (bert, Bert(8, weights=None, architecture=json.loads(json.dumps(bert.architecture)))):
         assert torch.equal(model.eval()(tokens).features, model(tokens).features)
         assert not torch.equal(model.train()(tokens).features, model(tokens).features)
+
+
+def test_recompute_changes_no_gradient(tiny_bert: Path) -> None:
+    tokens, gradients = torch.tensor([[2, 7, 9, 3], [2, 8, 3, 3]]), []
+    for recompute in (False, True):
+        torch.manual_seed(1)
+        encoder = Bert(8, model=str(tiny_bert), recompute=recompute).train()
+        assert any(getattr(module, "gradient_checkpointing", False) for module in encoder.modules()) == recompute
+        torch.manual_seed(2)  # dropout
+        encoder(tokens).features.square().sum().backward()
+        gradients.append({name: parameter.grad for name, parameter in encoder.named_parameters()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name])

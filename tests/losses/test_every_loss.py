@@ -17,7 +17,8 @@ def test_every_loss_is_finite_at_the_ends(name: str) -> None:
         loss = LOSSES[name]()(s, positives)
         loss.backward()
         assert loss.isfinite() and s.grad is not None and s.grad.isfinite().all()
-    assert LOSSES[name]()(torch.ones(4, 4), torch.ones_like(eye)).item() == 0
+    if name != "sigmoid":  # it asks a positive pair to be above a bias, not above the negatives
+        assert LOSSES[name]()(torch.ones(4, 4), torch.ones_like(eye)).item() == 0
 
 
 @pytest.mark.parametrize("name", LOSSES)

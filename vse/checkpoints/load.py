@@ -8,7 +8,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from vse.build import Words, build_model, reads_subwords, resolve
+from vse.build import (
+    Words,
+    build_model,
+    build_vocabulary,
+    complete,
+    encoder_traits,
+    read_config,
+    reads_subwords,
+    resolve,
+)
 from vse.checkpoints.native import (
     evaluation_state,
     find_checkpoint,
@@ -20,6 +29,7 @@ from vse.checkpoints.native import (
 from vse.checkpoints.official import released_padding
 from vse.components import errors_at
 from vse.config import Config, make_config
+from vse.config_files import find_config, names_config
 from vse.data.subwords import Subwords
 from vse.data.vocabulary import MissingVocabulary, Vocabulary
 from vse.encoders.base import traits_of
@@ -56,7 +66,7 @@ def load_model(
     """Load the model of a run folder or a checkpoint.
 
     Args:
-        path: The folder or file.
+        path: The folder or file, or a config, see :func:`load_pretrained`.
         overrides: Settings ("key=value") that differ from the checkpoint's config.
         vocabulary: A vocabulary file, or a tokenizer's folder, as in :func:`vse.load`.
         padding: "masked" or "released", as in :func:`vse.load`.
@@ -70,6 +80,8 @@ def load_model(
     """
     if padding not in ("masked", "released"):
         raise InputError(f"padding must be 'masked' or 'released', got {padding!r}")
+    if names_config(path):
+        return load_pretrained(path, overrides)
     file = find_checkpoint(path)
     state = load_checkpoint(file)
     if padding == "released":
@@ -88,6 +100,47 @@ def load_model(
     with errors_at(config, "model.similarity", config.model.similarity.arguments), torch.no_grad():
         model.similarity(torch.zeros(1, 1, 1), torch.zeros(1, 1, 1))
     return Loaded(model.eval(), config, file, state.get("start", {}))
+
+
+def load_pretrained(path: str | Path, overrides: Sequence[str] = ()) -> Loaded:
+    """Build the model of a config whose encoders are published ones, so that it is of use without training.
+
+    Args:
+        path: A config file, or the name of a shipped config.
+        overrides: Settings ("key=value") that differ from the config's.
+
+    Returns:
+        The model in evaluation mode on the CPU, with its config and the config's file.
+
+    Raises:
+        InputError: The config is wrong, the published files are missing, or a part would have to be trained first; the
+            message names that part.
+
+    >>> load_pretrained("clip/f30k").model.encode_texts("two dogs").shape
+    torch.Size([1, 1, 512])
+    """
+    config = read_config(path, overrides)
+    for side in ("image", "text"):
+        if not encoder_traits(config, side).pretrained:
+            raise _untrained(config, f"model.{side}.encoder")
+    config = complete(config)
+    vocabulary = build_vocabulary(config)
+    model = build_model(config, None, vocabulary)
+    towers = {"image": model.image, "text": model.text}
+    for side, tower in towers.items():
+        if not traits_of(tower.encoder).pretrained:
+            raise _untrained(config, f"model.{side}.encoder")
+        if list(tower.aggregator.parameters()):
+            raise _untrained(config, f"model.{side}.aggregator")
+    if isinstance(model.similarity, nn.Module) and list(model.similarity.parameters()):
+        raise _untrained(config, "model.similarity")
+    return Loaded(model.eval(), config, find_config(path), {})
+
+
+def _untrained(config: Config, key: str) -> InputError:
+    """The error for a part of a config that is of no use before it is trained."""
+    name = config.value(f"{key}.name")
+    return config.error(key, f"{name} has parameters that are not pretrained; train it first, then evaluate its run")
 
 
 def convert(

@@ -247,6 +247,74 @@ class Crop(PictureTransform):
         self.train = to_bytes(random, antialias) if augment else self.evaluate
 
 
+class Centre(nn.Module):
+    """The centre of a picture; where it cannot be halved, the upper left pixels win, as in ``transformers``."""
+
+    def __init__(self, height: int, width: int) -> None:
+        super().__init__()
+        self.height, self.width = height, width
+
+    def forward(self, picture: Any) -> Any:
+        """Cut the centre out of a PIL picture or a tensor (..., height, width).
+
+        Args:
+            picture: The picture.
+
+        Returns:
+            The centre, of the same kind as the picture.
+        """
+        height, width = v2.functional.get_size(picture)
+        top, left = int((height - self.height) / 2), int((width - self.width) / 2)
+        return v2.functional.crop(picture, top, left, self.height, self.width)
+
+
+class Pretrained(PictureTransform):
+    """The preprocessing that a model of ``transformers`` was published with.
+
+    A config leaves ``size``, ``resize`` and ``resample`` out. They are read from the ``preprocessor_config.json`` of
+    the image encoder's model when a run begins (:func:`vse.build.complete`), and kept in the run's config.
+
+    Args:
+        model: The folder or name whose preprocessing is read; None for the image encoder's.
+        size: Height and width in pixels of what :meth:`read` gives, bytes (3, height, width).
+        resize: The length to which the shorter side is resized before the centre is cut out (CLIP), or height and width
+            of the whole picture (SigLIP).
+        resample: How pixels are interpolated.
+        augment: Whether training takes a random window of the picture, without a flip, since captions tell left from
+            right. Otherwise it sees the same as evaluation.
+        min_scale: The smallest window's share of the picture's area, in (0, 1].
+
+    Raises:
+        ValueError: ``size`` or ``resize`` is missing, ``resample`` is unknown, or ``min_scale`` outside (0, 1].
+
+    >>> Pretrained(size=[224, 224], resize=224).read(Image.new("RGB", (640, 480))).shape
+    torch.Size([3, 224, 224])
+    """
+
+    def __init__(
+        self,
+        model: str | None = None,
+        size: list[int] | None = None,
+        resize: int | list[int] | None = None,
+        resample: Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"] | None = None,
+        augment: bool = False,
+        min_scale: float = 0.9,
+    ) -> None:
+        if size is None or resize is None:
+            raise ValueError(f"size and resize must be known, got {size} and {resize}; expected those of {model}")
+        if len(size) != 2 or min(size) < 1:
+            raise ValueError(f"size must be a height and a width of at least 1, got {size}")
+        if not 0 < min_scale <= 1:
+            raise ValueError(f"min_scale must be in (0, 1], got {min_scale}")
+        mode = v2.InterpolationMode(resample or "bicubic")
+        steps: list[nn.Module] = [v2.Resize(resize, interpolation=mode, antialias=True)]
+        if resize != size:
+            steps.append(Centre(*size))
+        window = v2.RandomResizedCrop(size, scale=(min_scale, 1.0), interpolation=mode, antialias=True)
+        self.evaluate = to_bytes(steps, True)
+        self.train = to_bytes([window], True) if augment else self.evaluate
+
+
 class PictureFiles:
     """The images of a corpus as files of pictures, which are decoded and transformed when they are needed.
 
@@ -338,4 +406,4 @@ class PictureFiles:
             raise InputError(f"{missing[0]}: no such {self._one}{more}")
 
 
-TRANSFORMS: dict[str, Any] = {"square": Square, "crop": Crop}
+TRANSFORMS: dict[str, Any] = {"square": Square, "crop": Crop, "pretrained": Pretrained}

@@ -8,10 +8,18 @@ from torch import nn
 
 from vse.encoders.bert import Bert
 from vse.encoders.bigru import BiGRU
+from vse.encoders.clip import Clip
 from vse.encoders.grid import Grid
 from vse.encoders.regions import Regions
 from vse.encoders.video import Video
 
-ENCODERS: dict[str, type[nn.Module]] = {"regions": Regions, "grid": Grid, "video": Video, "bigru": BiGRU, "bert": Bert}
+ENCODERS: dict[str, type[nn.Module]] = {
+    "regions": Regions,
+    "grid": Grid,
+    "video": Video,
+    "bigru": BiGRU,
+    "bert": Bert,
+    "clip": Clip,
+}
 
-__all__ = ["ENCODERS", "Bert", "BiGRU", "Grid", "Regions", "Video"]
+__all__ = ["ENCODERS", "Bert", "BiGRU", "Clip", "Grid", "Regions", "Video"]

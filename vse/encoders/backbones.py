@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vse.distributed import world_size
-from vse.encoders.pretrained import load_transformer, read_pixels
+from vse.encoders.pretrained import compute_again, load_transformer, read_pixels
 from vse.errors import InputError, check_at_least, check_choice, close_match, first_line, misfit
 from vse.safe_load import is_state_dict, read_weights
 from vse.sets import join_statistics, normalise, set_statistics, update_running
@@ -38,7 +38,7 @@ class Normalise(nn.Module):
     Args:
         pixels: How the backbone was trained. For "imagenet", "half" (ViT) and "clip", the mean of each RGB channel is
             subtracted and the result is divided by the standard deviation. For "caffe", the channels are BGR in 0..255,
-            and only the mean is subtracted.
+            and only the mean is subtracted. Or the mean and the standard deviation of the RGB channels in 0..1.
 
     Inputs are pictures (B, 3, height, width); the result has their shape and is of floats.
 
@@ -52,11 +52,15 @@ class Normalise(nn.Module):
     mean: Tensor
     deviation: Tensor
 
-    def __init__(self, pixels: Pixels = "imagenet") -> None:
+    def __init__(self, pixels: Pixels | tuple[list[float], list[float]] = "imagenet") -> None:
         super().__init__()
-        check_choice("pixels", pixels, get_args(Pixels))
+        if isinstance(pixels, str):
+            check_choice("pixels", pixels, get_args(Pixels))
+            mean, deviation = _STATISTICS[pixels]
+        else:
+            mean, deviation = ([255 * value for value in values] for values in pixels)
         self.flip = pixels == "caffe"
-        for name, values in zip(("mean", "deviation"), _STATISTICS[pixels], strict=True):
+        for name, values in (("mean", mean), ("deviation", deviation)):
             self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
 
     def forward(self, pictures: Tensor) -> Tensor:
@@ -300,11 +304,7 @@ class TransformerBackbone(nn.Module):
         super().__init__()
         self.net, self.architecture = load_transformer(name, weights, architecture, "vision")
         if recompute:
-            net: Any = self.net
-            if not net.supports_gradient_checkpointing:
-                raise ValueError(f"recompute: {net.config.model_type} cannot compute its activations again")
-            name = "activation_checkpointing_enable"  # older versions have the other name alone
-            getattr(net, name if hasattr(net, name) else "gradient_checkpointing_enable")({"use_reentrant": False})
+            compute_again(self.net)
         self.cls = cls
         config: Any = self.net.config
         self.dim: int = config.hidden_size

@@ -60,6 +60,9 @@ class EncoderTraits(NamedTuple):
         architecture: Plain values from which the encoder can be built again without any other file.
         backbone: The network from pictures to cells, whose features can be extracted.
         embedding: The table of word vectors, which can be filled from a file.
+        pretrained: Whether all of its parameters come from published weights, so that it is of use without training.
+        logit_scale: What a published model multiplies its cosines by.
+        logit_bias: What a published model adds to them then.
     """
 
     reads: tuple[str, ...] = ()
@@ -72,6 +75,9 @@ class EncoderTraits(NamedTuple):
     architecture: dict[str, Any] | None = None
     backbone: nn.Module | None = None
     embedding: nn.Embedding | None = None
+    pretrained: bool = False
+    logit_scale: float | None = None
+    logit_bias: float | None = None
 
 
 _TYPES: dict[str, type | tuple[type, ...]] = {
@@ -85,6 +91,9 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "architecture": dict,
     "backbone": nn.Module,
     "embedding": nn.Embedding,
+    "pretrained": bool,
+    "logit_scale": Real,
+    "logit_bias": Real,
 }
 
 

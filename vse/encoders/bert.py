@@ -4,7 +4,7 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
-from vse.encoders.pretrained import attention_mask, load_transformer, longest_input
+from vse.encoders.pretrained import attention_mask, compute_again, load_transformer, longest_input
 from vse.encoders.regions import Init
 from vse.encoders.tokens import clean_tokens
 from vse.errors import check_choice, check_probability
@@ -31,6 +31,7 @@ class Bert(nn.Module):
         architecture: The model's architecture from a checkpoint, which needs no folder; filled in.
         init: Initialisation of the linear layer: "torch" (VSE∞, VSE-2AD, DivE, CHAN), or "xavier" with a bias of 0
             (ESA).
+        recompute: As in :class:`vse.encoders.Grid`.
 
     Inputs are token ids (B, L) and a prefix mask (B, L). The features are (B, L, dim), the context is (B, dim) or None.
 
@@ -56,6 +57,7 @@ class Bert(nn.Module):
         drop: float = 0.0,
         architecture: dict[str, Any] | None = None,
         init: Init = "torch",
+        recompute: bool = False,
     ) -> None:
         super().__init__()
         check_choice("init", init, get_args(Init))
@@ -68,6 +70,8 @@ class Bert(nn.Module):
         known = self.architecture.get("vocab_size")
         if vocab_size is not None and known is not None and vocab_size > known:
             raise ValueError(f"{model}: its tokenizer has {vocab_size} tokens, but the model knows {known}")
+        if recompute:
+            compute_again(self.bert)
         self.linear = nn.Linear(self.bert.config.hidden_size, dim)  # type: ignore[union-attr, arg-type]
         if init == "xavier":
             nn.init.xavier_uniform_(self.linear.weight)

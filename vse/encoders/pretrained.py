@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,9 @@ _LEFT_OUT = {
     *("quantization_config", "attn_implementation", "_attn_implementation", "experts_implementation"),
     *("_experts_implementation", "_attn_implementation_internal", "return_dict"),
 }
+
+_RESAMPLES = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # by Pillow's numbers
+_SLOW_CLASSES = {"SiglipTokenizer"}  # tokenizers that the library reads with sentencepiece although there is a fast one
 
 # Models that attend everywhere, so that the mask of their attention is the mask of the tokens.
 _TAKE_FINISHED_MASK = {"albert", "bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta"}
@@ -49,17 +52,17 @@ def load_transformer(
         InputError: The model cannot be read or gives no hidden states; the message names the folder or model.
     """
     path = local_path(name) if architecture is None else "the checkpoint's architecture"
-    with _one_line(path):
-        architecture = _without_extras(_read_architecture(path, side) if architecture is None else architecture)
+    with one_line(path):
+        architecture = without_extras(_read_architecture(path, side) if architecture is None else architecture)
         config = _make_config(architecture)
-        model, absent = _make_model(path, config, weights)
+        model, absent = make_model(path, config, weights)
         probe = _probe(config, side)
         if (reads := next(iter(probe))) not in inspect.signature(model.forward).parameters:
             raise ValueError(f"{config.model_type} is not a {side} model: it takes no {reads}")
-        unused = _prune(model, probe)
+        unused = prune(model, _hidden_states(model, probe))
         if side == "text":
             _check_mask(model, probe["input_ids"])
-        _check_complete(model, absent - unused)
+        check_complete(model, absent - unused)
     return model, architecture
 
 
@@ -89,8 +92,20 @@ def _make_config(architecture: dict[str, Any]) -> Any:
     return config
 
 
-def _make_model(path: str, config: Any, weights: Literal["pretrained"] | None) -> tuple[nn.Module, set[str]]:
-    """The model of a config, and the names of the parameters that its published weights lack."""
+def make_model(path: str, config: Any, weights: Literal["pretrained"] | None) -> tuple[nn.Module, set[str]]:
+    """Make the model of a config.
+
+    Args:
+        path: The folder, or the name on the hub.
+        config: The library's config.
+        weights: "pretrained", or None for random ones.
+
+    Returns:
+        The model, and the names of the parameters that its published weights lack.
+
+    Raises:
+        ValueError: The weights do not fit the config.
+    """
     from transformers import AutoModel
 
     if weights is None:
@@ -108,18 +123,26 @@ def _make_model(path: str, config: Any, weights: Literal["pretrained"] | None) -
     return model, set(report["missing_keys"])
 
 
-def _check_complete(model: nn.Module, absent: set[str]) -> None:
-    """Raise ValueError when a model's published weights lack what it needs."""
+def check_complete(model: nn.Module, absent: set[str]) -> None:
+    """Check that the published weights have all that a model needs.
+
+    Args:
+        model: The model.
+        absent: Names of the parameters that its published weights lack.
+
+    Raises:
+        ValueError: The model has one of these parameters.
+    """
     missing = [key for key in model.state_dict() if key in absent]
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise ValueError(f"its weights lack {', '.join(missing[:3])}{more}")
 
 
-def _without_extras(architecture: Any) -> Any:
-    """A model's config without the keys that are not architecture, at any depth."""
+def without_extras(architecture: Any) -> Any:
+    """Return a model's config without the keys that are not architecture, at any depth."""
     if isinstance(architecture, dict):
-        return {key: _without_extras(value) for key, value in architecture.items() if key not in _LEFT_OUT}
+        return {key: without_extras(value) for key, value in architecture.items() if key not in _LEFT_OUT}
     return architecture
 
 
@@ -132,19 +155,35 @@ def _probe(config: Any, side: Side) -> dict[str, Tensor]:
     return {"pixel_values": torch.zeros(1, getattr(config, "num_channels", 3), height, width)}
 
 
-def _prune(model: nn.Module, probe: dict[str, Tensor]) -> set[str]:
-    """Remove what the last hidden states do not depend on; return the names of the removed parameters."""
-    model.eval()
-    hidden = model(**probe, return_dict=True).last_hidden_state
+def _hidden_states(model: nn.Module, probe: dict[str, Tensor]) -> Tensor:
+    """The last hidden states of a small input."""
+    hidden: Tensor = model.eval()(**probe, return_dict=True).last_hidden_state
     if hidden.dim() != 3:
         raise ValueError(f"it gives {hidden.dim() - 1}-dimensional feature maps; for a ResNet, use torchvision's name")
+    return hidden
+
+
+def prune(model: nn.Module, result: Tensor) -> set[str]:
+    """Remove the parts of a model that a result of it does not depend on.
+
+    Args:
+        model: The model; it is changed.
+        result: What the model gave for some input, with its graph.
+
+    Returns:
+        The names of the removed parameters.
+    """
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    gradients = torch.autograd.grad(hidden.sum(), list(parameters.values()), allow_unused=True)
+    gradients = torch.autograd.grad(result.sum(), list(parameters.values()), allow_unused=True)
     unused = {name for name, gradient in zip(parameters, gradients, strict=True) if gradient is None}
+    removed: tuple[str, ...] = ()
     for name, module in list(model.named_modules()):
+        if name.startswith(removed):
+            continue
         inside = {f"{name}.{key}" for key, _ in module.named_parameters()}
         if name and inside and inside <= unused:
             _replace(model, name, nn.Identity())
+            removed += (f"{name}.",)
     for name in unused & {key for key, _ in model.named_parameters()}:
         _replace(model, name, None)
     return unused
@@ -231,21 +270,141 @@ def read_tokenizer(name: str) -> tuple[str, int | None, int | None]:
     Raises:
         InputError: The model has no fast tokenizer.
     """
-    from transformers import AutoTokenizer
+    with one_line(local_path(name)):
+        tokenizer = _fast_tokenizer(name)
+        longest = tokenizer.model_max_length
+        limit = longest if isinstance(longest, int) and 2 < longest < 1e9 else None
+        return tokenizer.backend_tokenizer.to_str(), tokenizer.mask_token_id, limit
+
+
+def read_padding(name: str) -> int | None:
+    """Read the id with which a model's tokenizer fills short captions.
+
+    Args:
+        name: A folder, or a model's name on the hub.
+
+    Returns:
+        The id, or None if the tokenizer has none.
+
+    Raises:
+        InputError: The model has no fast tokenizer.
+    """
+    with one_line(local_path(name)):
+        padding: int | None = _fast_tokenizer(name).pad_token_id
+        return padding
+
+
+def _fast_tokenizer(name: str) -> Any:
+    """The fast tokenizer of a model; ValueError if there is none."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     path = local_path(name)
     files = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
     if Path(path).is_dir() and not any((Path(path) / file).is_file() for file in files):
         raise InputError(f"{path}: has no tokenizer.json; expected the folder of a text model")
-    with _one_line(path):
-        tokenizer = AutoTokenizer.from_pretrained(path, use_fast=True, trust_remote_code=False)
-        if not tokenizer.is_fast:
-            raise ValueError("it has no fast tokenizer: there is no tokenizer.json")
-        if len(tokenizer) <= len(tokenizer.all_special_ids):  # what the library makes of a folder without one
-            raise ValueError("it has no tokenizer.json")
-        longest = tokenizer.model_max_length
-        limit = longest if isinstance(longest, int) and 2 < longest < 1e9 else None
-        return tokenizer.backend_tokenizer.to_str(), tokenizer.mask_token_id, limit
+    if (Path(path) / "tokenizer.json").is_file():
+        settings = _read_json(Path(path) / "tokenizer_config.json")
+        if settings.get("tokenizer_class") in _SLOW_CLASSES:  # the library would read its slow form instead
+            return PreTrainedTokenizerFast.from_pretrained(path)
+    tokenizer = AutoTokenizer.from_pretrained(path, use_fast=True, trust_remote_code=False)
+    if not tokenizer.is_fast:
+        raise ValueError("it has no fast tokenizer: there is no tokenizer.json")
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # what the library makes of a folder without one
+        raise ValueError("it has no tokenizer.json")
+    return tokenizer
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    """The content of a JSON file; {} if there is no such file."""
+    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return content
+
+
+class Preprocessing(NamedTuple):
+    """What a model of pictures was published with.
+
+    Attributes:
+        size: Height and width of the pictures that it reads.
+        resize: The length of the shorter side before the centre is cut out, or height and width of the whole picture.
+        resample: "nearest", "lanczos", "bilinear", "bicubic", "box" or "hamming".
+        mean: Mean of the channels in 0..1.
+        std: Standard deviation of the channels in 0..1.
+    """
+
+    size: list[int]
+    resize: int | list[int]
+    resample: str
+    mean: list[float]
+    std: list[float]
+
+
+def read_preprocessing(name: str) -> Preprocessing:
+    """Read how the pictures of a model are resized, cut and normalised.
+
+    Args:
+        name: A folder, or a model's name on the hub.
+
+    Returns:
+        The steps.
+
+    Raises:
+        InputError: The model came without these steps, or they do not give pictures of one size.
+    """
+    from transformers import AutoConfig
+    from transformers.utils.hub import cached_file
+
+    path = local_path(name)
+    with one_line(path):
+        for file_name, part in (("preprocessor_config.json", None), ("processor_config.json", "image_processor")):
+            file = cached_file(path, file_name, _raise_exceptions_for_missing_entries=False)
+            content = _read_json(Path(file)) if file else {}
+            content = content if part is None else content.get(part, {})
+            if content:
+                return _preprocessing(content)
+        AutoConfig.from_pretrained(path, trust_remote_code=False)  # says so if there is no such model at all
+        raise ValueError("it has no preprocessor_config.json")
+
+
+def _preprocessing(content: dict[str, Any]) -> Preprocessing:
+    """The steps that a preprocessor_config.json describes."""
+    crops = content.get("do_center_crop", "crop_size" in content)
+    resize = _side_or_sides(content.get("size"), square=not crops)
+    size = _side_or_sides(content.get("crop_size"), square=True) if crops else resize
+    if not content.get("do_resize", True) or resize is None or not isinstance(size, list):
+        raise ValueError("its preprocessor_config.json does not give pictures of one size")
+    plain = not content.get("do_normalize", True)
+    mean, std = ([0.0] * 3, [1.0] * 3) if plain else (content["image_mean"], content["image_std"])
+    factor = 255 * content.get("rescale_factor", 1 / 255) if content.get("do_rescale", True) else 255.0
+    mean, std = [value / factor for value in mean], [value / factor for value in std]
+    return Preprocessing(size, resize, _RESAMPLES[content.get("resample", 3)], mean, std)
+
+
+def _side_or_sides(size: Any, square: bool) -> int | list[int] | None:
+    """The shorter side, or height and width, of the forms in which ``transformers`` writes sizes."""
+    if isinstance(size, int):
+        return [size, size] if square else size
+    if not isinstance(size, dict):
+        return None
+    if "height" in size and "width" in size:
+        return [int(size["height"]), int(size["width"])]
+    shortest = size.get("shortest_edge")
+    return int(shortest) if shortest is not None and "longest_edge" not in size else None
+
+
+def compute_again(model: nn.Module) -> None:
+    """Let a model's layers forget their activations and compute them again in the backward pass.
+
+    Args:
+        model: A model of ``transformers``.
+
+    Raises:
+        ValueError: The model cannot do that.
+    """
+    net: Any = model
+    if not net.supports_gradient_checkpointing:
+        raise ValueError(f"recompute: {net.config.model_type} cannot compute its activations again")
+    name = "activation_checkpointing_enable"  # older versions have the other name alone
+    getattr(net, name if hasattr(net, name) else "gradient_checkpointing_enable")({"use_reentrant": False})
 
 
 def read_pixels(name: str) -> tuple[list[float], list[float]] | None:
@@ -263,7 +422,7 @@ def read_pixels(name: str) -> tuple[list[float], list[float]] | None:
     from transformers.utils.hub import cached_file
 
     path = local_path(name)
-    with _one_line(path):
+    with one_line(path):
         file = cached_file(path, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
         content = json.loads(Path(file).read_text(encoding="utf-8")) if file else {}
         if not content.get("do_normalize", True) or not {"image_mean", "image_std"} <= set(content):
@@ -272,8 +431,15 @@ def read_pixels(name: str) -> tuple[list[float], list[float]] | None:
 
 
 @contextlib.contextmanager
-def _one_line(path: str) -> Iterator[None]:
-    """Turn any error into one InputError about ``path``, and print nothing but the progress bar of a download."""
+def one_line(path: str) -> Iterator[None]:
+    """Turn any error into one InputError about ``path``, and print nothing but the progress bar of a download.
+
+    Args:
+        path: The folder, or the name on the hub, that the block reads.
+
+    Raises:
+        InputError: The block raised an error.
+    """
     from transformers.utils import logging as settings
 
     quiet = [logging.getLogger(name) for name in ("transformers", "huggingface_hub")]
@@ -285,7 +451,7 @@ def _one_line(path: str) -> Iterator[None]:
         settings.disable_progress_bar()
     try:
         yield
-    except MemoryError:
+    except (MemoryError, InputError):
         raise
     except Exception as error:  # of many kinds: hub, safetensors, tokenizers, JSON, the models' own
         if isinstance(error, OSError) and not Path(path).is_dir():

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from vse.build import build_corpus
 from vse.checkpoints.load import Loaded, load_model
 from vse.checkpoints.native import find_checkpoint
+from vse.config_files import find_config, names_config
 from vse.data.corpus import Corpus
 from vse.distributed import is_main, world_size
 from vse.errors import InputError
@@ -71,7 +72,8 @@ def compare(
     Whatever can be wrong with the arguments is found before anything is encoded.
 
     Args:
-        runs: Run folders, checkpoints, or files of saved scores (``.npz``); at least one of them is not such a file.
+        runs: Run folders, checkpoints, configs of pretrained models, or files of saved scores (``.npz``); at least one
+            of them is not a file of scores.
         overrides: Settings as ``key=value`` that differ from the runs' own.
         split: The split to evaluate.
         protocol: The name of one of :data:`vse.evaluation.protocols.PROTOCOLS`.
@@ -162,7 +164,7 @@ def _check_arguments(runs: Sequence[str], protocol: Protocol, cxc: Path | None, 
 
 def _check_files(runs: Sequence[str], files: Sequence[Path], vocabulary: Path | None, scores_file: Path | None) -> None:
     """Raise InputError for members that are missing or given twice, and for files that cannot be read or written."""
-    places = [Path(run).resolve() if _is_scores(run) else find_checkpoint(run).resolve() for run in runs]
+    places = [_place(run).resolve() for run in runs]
     if len(set(places)) < len(runs):
         raise InputError(f"{', '.join(runs)}: two of them are the same; expected different members")
     if scores_file is not None:
@@ -173,6 +175,13 @@ def _check_files(runs: Sequence[str], files: Sequence[Path], vocabulary: Path | 
         check_json_file(path)
     if vocabulary is not None and not vocabulary.exists():
         raise InputError(f"{vocabulary}: no such file; expected a vocabulary")
+
+
+def _place(run: str) -> Path:
+    """The file that a member is read from."""
+    if _is_scores(run):
+        return Path(run)
+    return find_config(run) if names_config(run) else find_checkpoint(run)
 
 
 def _load(

@@ -22,12 +22,14 @@ from vse.losses.regularisers import (
     mmd_loss,
     uniformity_loss,
 )
+from vse.losses.sigmoid import SigmoidLoss
 from vse.losses.triplet import Mining, Positives, Reduction, TripletLoss
 
 LOSSES: dict[str, Callable[..., nn.Module]] = {
     "triplet": TripletLoss,
     "adaptive_contrastive": AdaptiveContrastiveLoss,
     "info_nce": InfoNCELoss,
+    "sigmoid": SigmoidLoss,
 }
 REGULARISERS: dict[str, Callable[..., Tensor | nn.Module]] = {
     "diversity": diversity_loss,
@@ -46,6 +48,7 @@ __all__ = [
     "Mining",
     "Positives",
     "Reduction",
+    "SigmoidLoss",
     "TripletLoss",
     "diversity_loss",
     "global_discriminative_loss",

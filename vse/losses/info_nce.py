@@ -1,6 +1,7 @@
 """The contrastive loss of CLIP."""
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +9,28 @@ from torch import Tensor, nn
 from vse.errors import check_at_least, check_positive
 from vse.losses.pairs import pair_cross_entropy, positive_pairs
 from vse.sets import at_least_float32
+
+Temperature = float | Literal["pretrained"]
+
+
+def check_number(temperature: Temperature) -> float:
+    """Check that a loss got its temperature as a number.
+
+    Args:
+        temperature: The temperature; "pretrained" stands for that of the encoders' model, which the build knows.
+
+    Returns:
+        The temperature.
+
+    Raises:
+        ValueError: It is "pretrained".
+
+    >>> check_number(0.07)
+    0.07
+    """
+    if isinstance(temperature, str):
+        raise ValueError(f"temperature must be a number where there is no pretrained model, got {temperature!r}")
+    return temperature
 
 
 class InfoNCELoss(nn.Module):
@@ -19,6 +42,7 @@ class InfoNCELoss(nn.Module):
 
     Args:
         temperature: The temperature t, or its initial value if it is learnable; at least 0.01.
+            "pretrained" takes that of the encoders' published model.
         learnable: Whether log t is trained; it is kept above log 0.01.
 
     Raises:
@@ -30,8 +54,9 @@ class InfoNCELoss(nn.Module):
 
     lowest = 0.01  # CLIP's limit: a sharper softmax makes training unstable
 
-    def __init__(self, temperature: float = 0.07, learnable: bool = True) -> None:
+    def __init__(self, temperature: Temperature = 0.07, learnable: bool = True) -> None:
         super().__init__()
+        temperature = check_number(temperature)
         check_positive("temperature", temperature)
         check_at_least("temperature", temperature, self.lowest)
         self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)), requires_grad=learnable)

@@ -107,7 +107,8 @@ class Training:
         self.model = model.to(self.device)
         if self.device.type == "cuda":  # its tensor cores take channels last
             self.model.to(memory_format=torch.channels_last)
-        self.criterion = build.build_criterion(config).to(self.device)
+        self.criterion = build.build_criterion(config, model).to(self.device)
+        build.freeze(config, self.model)
         self.optimiser = build.build_optimiser(config, self.model, self.criterion)
         self.schedule = build.build_schedule(config)
         self.scaler = amp.GradScaler(self.device.type, enabled=config.run.precision == "fp16")
@@ -228,6 +229,7 @@ class Training:
         """Switch to training mode, and set what depends on the epoch."""
         self.model.train()
         set_epoch([*self.model.modules(), *self.criterion.modules()], self.epoch)
+        build.freeze(self.config, self.model)  # also what has been unfrozen with the epoch
 
     def batches(self) -> Iterator[Batch]:
         """Yield the remaining batches of the epoch, on the device.

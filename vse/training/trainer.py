@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
+from vse.build import complete
 from vse.checkpoints.native import BestState, TrainingState, save_checkpoint
 from vse.config import Config
 from vse.distributed import agree, broadcast, is_first_to_report, is_main
@@ -40,6 +41,7 @@ def train(config: Config) -> None:
             best = describe_best(state["best"])
             print(f"{folder}: finished: {state['epoch']} epochs, {best}; raise train.epochs to go on")
             return
+        config = complete(config, None if state is None else state["config"])
         training = Training(config, state)
         print(f"{folder}: {training.describe()}")
         if state is not None:
@@ -94,7 +96,7 @@ def dry_run(config: Config) -> None:
     Raises:
         InputError: A part of the config or the data is wrong, or the first loss is not finite.
     """
-    training = Training(config)
+    training = Training(complete(config))
     training.start_epoch()
     batch = next(training.batches())
     with training.in_one_line():
