@@ -11,6 +11,7 @@ from helpers import Outcome, same_weights, weights_of
 from vse.build import read_config
 from vse.config import MiningConfig
 from vse.data.batches import BatchSampler
+from vse.errors import InputError
 from vse.evaluation.blocks import NaNScores, blocks_of_embeddings, blocks_of_matrix
 from vse.ragged import RaggedSets
 from vse.similarity import cosine, max_sim
@@ -54,6 +55,14 @@ def test_sets_of_different_sizes() -> None:
 def test_a_model_that_has_diverged() -> None:
     with pytest.raises(NaNScores, match="the model gives NaN"):
         hardest_captions(blocks_of_matrix(torch.full((2, 2), float("nan"))), np.array([0, 1]), 1)
+
+
+def test_a_run_that_has_diverged_stops_in_one_line(tiny: list[str]) -> None:
+    training = Training(read_config(tiny[0], [*tiny[1:], "train.mining={start_epoch: 0}"]))
+    with torch.no_grad():
+        next(training.model.image.parameters()).fill_(float("nan"))
+    with pytest.raises(InputError, match="train.mining: .*the model gives NaN; its weights have diverged"):
+        next(training.batches())
 
 
 def test_when_a_search_is_due() -> None:

@@ -200,6 +200,23 @@ def test_a_run_queues_what_its_steps_have_embedded(tiny: list[str]) -> None:
         images_twin, captions_twin = images_twin + own_images, captions_twin + own_captions
 
 
+def test_the_plateau_is_that_of_the_batch_beside_the_queue(tiny: list[str]) -> None:
+    """Equal scores cost the margin for each pair and direction, of the batch and of the queue."""
+    more = ["train.queue={size: 1000, start_epoch: 0}", "loss.ranking.warmup_epochs=0", "run.log_steps=1"]
+    training = steps_of(tiny, *more)
+    for number, batch in enumerate(itertools.islice(training.batches(), 3)):
+        old = training.queue.captions.image if training.queue and training.queue.captions else torch.empty(0)
+        old_images = training.queue.images.image if training.queue and training.queue.images else torch.empty(0)
+        training.train_step(batch)
+        training.step += 1
+        assert batch.image_of_row is not None and batch.image_of_column is not None
+        own = len(batch.image_of_column)
+        captions = sum(int(image) in batch.image_of_row.tolist() for image in old)
+        images = sum(batch.image_of_column.tolist().count(int(image)) for image in old_images)
+        assert float(training.health["plateau"]) == pytest.approx(MARGIN * (4 * own + 2 * captions + 2 * images) / 2)
+        assert number == 0 or len(old) > 0
+
+
 def test_slow_towers_follow_the_trained_ones(tiny: list[str]) -> None:
     training = steps_of(tiny, "train.queue={size: 50, momentum: 0.75}")
     assert training.queue is not None and training.queue.slow is not None

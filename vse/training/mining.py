@@ -9,7 +9,8 @@ from torch import Tensor
 from vse.config import MiningConfig
 from vse.data.corpus import Corpus
 from vse.distributed import broadcast, is_main
-from vse.evaluation.blocks import ScoreBlocks, blocks_of_embeddings, bounds, check_not_nan
+from vse.errors import InputError
+from vse.evaluation.blocks import NaNScores, ScoreBlocks, blocks_of_embeddings, bounds, check_not_nan
 from vse.evaluation.encode import encode_corpus
 from vse.model import VSEModel
 
@@ -46,15 +47,21 @@ def mine(model: VSEModel, corpus: Corpus, count: int, batch_size: int, precision
         Indices (images, count) of captions, as :func:`hardest_captions` gives them; the same in every process.
 
     Raises:
-        vse.evaluation.blocks.NaNScores: The model gives NaN.
+        InputError: The model gives NaN.
     """
     found = encode_corpus(model, corpus, batch_size, precision)
-    table = None
+    table, problem = None, ""
     if is_main():
         scores = blocks_of_embeddings(found.similarity, found.images, found.captions)
-        table = hardest_captions(scores, corpus.image_of_caption, count)
-    shared: np.ndarray = broadcast(table)
-    return shared
+        try:
+            table = hardest_captions(scores, corpus.image_of_caption, count)
+        except NaNScores as error:
+            problem = f"train.mining: {corpus.name}: {error}"
+    table, problem = broadcast((table, problem))
+    if problem:  # every process raises it
+        raise InputError(problem)
+    assert isinstance(table, np.ndarray)
+    return table
 
 
 @torch.no_grad()
