@@ -39,7 +39,7 @@ def slow_triplet(scores: Tensor, positives: Tensor, mining: str) -> Tensor:
             others = [c for c in range(scores.shape[1]) if not positives[row, c]]
             found = [(MARGIN + scores[row, c] - scores[row, column]).clamp(min=0) for c in others]
             if mining == "hardest":
-                found = [max(found, key=float)] if found else []
+                found = [max(found, key=lambda cost: cost.item())] if found else []
             costs += [cost.clamp(max=MARGIN) if mining == "semihard" else cost for cost in found]
     return torch.stack(costs).sum()
 
