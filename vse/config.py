@@ -129,6 +129,22 @@ class OptimConfig(Component):
     schedule: Component
 
 
+class QueueConfig(Section):
+    """Past embeddings that every batch is also compared with."""
+
+    size: PositiveInt  # number of images, and of captions, that are kept
+    momentum: Annotated[float, Field(ge=0, lt=1)] | None = None  # of a slower copy of the towers that fills the queue
+    start_epoch: Annotated[int, Field(ge=0)] = 1  # the first epoch, counted from 0, in which the loss sees the queue
+
+
+class MiningConfig(Section):
+    """Batches that bring captions together which the model confuses."""
+
+    every: PositiveInt = 1  # number of epochs between two searches of the training corpus
+    negatives: PositiveInt = 4  # how many of an image's hardest captions join its batch
+    start_epoch: Annotated[int, Field(ge=0)] = 1  # the first epoch, counted from 0, that begins with a search
+
+
 class TrainConfig(Section):
     """Epochs, batches, and the checkpoint that training starts from."""
 
@@ -137,6 +153,8 @@ class TrainConfig(Section):
     micro_batch: Annotated[PositiveInt | None, MAY_CHANGE] = None  # how many samples are encoded at a time
     clip_norm: PositiveFloat | None = 2.0
     freeze: list[Text] = []  # prefixes of parameter names that are not trained
+    queue: QueueConfig | None = None
+    mining: MiningConfig | None = None
     start_from: FilePath | None = None  # a run folder or checkpoint whose weights and vocabulary a new run begins with
     start_fresh: list[Text] = []  # prefixes of parameter names that keep their own initialisation
 
@@ -211,7 +229,7 @@ class Config(Section):
         return config
 
 
-_OPTIONAL = {"data.transform"}  # mappings that may be null
+_OPTIONAL = {"data.transform", "train.queue", "train.mining"}  # mappings that may be null
 
 # What every config starts from, so that a file may give arguments of these components without their names.
 _DEFAULTS = {

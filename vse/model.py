@@ -16,6 +16,7 @@ from vse.encoders.base import traits_of as traits_of_encoder
 from vse.errors import check_at_least
 from vse.ragged import Collector, Sets, padded
 from vse.sets import Aggregated, check_mask, pad
+from vse.word_regions import WordMatch, match_words
 
 if TYPE_CHECKING:
     from vse.data.subwords import Subwords
@@ -243,8 +244,65 @@ class VSEModel(nn.Module):
         if kind == "features":
             features = _check_features(images)
             return self._encode(self.image, features, pad, [len(rows) for rows in features], batch_size, progress)
-        prepare = self._read_pictures if kind == "pictures" else self._read_clips
-        return self._encode(self.image, images, prepare, None, batch_size, progress)
+        return self._encode(self.image, images, self._prepare_images, None, batch_size, progress)
+
+    def match(self, image: Any, text: str, temperature: float = 0.1) -> WordMatch:
+        """Tell which region of an image each word of a caption takes, in evaluation mode and without gradients.
+
+        Words are compared with regions by the cosine, as :func:`vse.word_regions.match_words` describes. Where an
+        aggregator keeps every element (``tokens``, as in late interaction), its embeddings are compared, which is what
+        the model was trained to do. For other models the encoders' local features are: nothing has trained single words
+        and regions to agree, so look at such a result with care.
+
+        Args:
+            image: One image, as an item of :meth:`encode_images`.
+            text: One caption.
+            temperature: What cosines are divided by in the softmax of the attention.
+
+        Returns:
+            The words, and for each its region, the cosine of the two, and its attention to all regions. A region is an
+            element of the image encoder: one of the given features, a cell of the grid, row by row, or a frame.
+
+        Raises:
+            ValueError: ``image`` is a list, the caption is not a text or has no word, the model has no vocabulary, the
+                temperature is not positive, or words and regions cannot be compared, since their widths differ or the
+                text encoder does not give one element per token.
+            vse.errors.InputError: A file is missing or cannot be read.
+
+        >>> model.match(torch.randn(36, 2048), "a dog runs").region
+        tensor([ 3, 17,  4])
+        """
+        if self.vocabulary is None:
+            raise ValueError("this model has no vocabulary: pass one to vse.load(path, vocabulary=...)")
+        _check_caption(text, 0)
+        ids = torch.as_tensor(self.vocabulary.encode(text))
+        words, numbers = self.vocabulary.words_of_tokens(text)
+        regions = self._elements(self.image, *self._prepare_images([image]))
+        tokens = self._elements(self.text, *pad([ids]))
+        return match_words(regions, tokens, words, numbers, temperature)
+
+    @torch.no_grad()
+    def _elements(self, tower: Tower, inputs: Tensor, mask: Tensor | None) -> Tensor:
+        """The elements (N, D) of one sample: the tower's embeddings if there is one for each, or local features."""
+        training = self.training
+        self.eval()
+        try:
+            if traits_of_aggregator(tower.aggregator).keeps_elements:
+                result = self._embed(tower, inputs, mask)
+                found, kept = result.embeddings[0], result.mask
+            else:
+                features = self._on_device(tower.encoder, inputs, mask)
+                found, kept = features.features[0], features.mask
+        finally:
+            self.train(training)
+        return found if kept is None else found[kept[0]]
+
+    def _prepare_images(self, images: Sequence[Any]) -> tuple[Tensor, Tensor | None]:
+        """A batch of images as the image encoder takes it, and its mask."""
+        kind = _kind_of_images(traits_of_encoder(self.image.encoder))
+        if kind == "features":
+            return pad(_check_features(list(images)))
+        return self._read_pictures(images) if kind == "pictures" else self._read_clips(images)
 
     def _read_pictures(self, pictures: Sequence[Any]) -> tuple[Tensor, None]:
         """Batch (B, 3, height, width) of pictures; there is nothing to mask."""
@@ -320,13 +378,17 @@ class VSEModel(nn.Module):
 
     def _embed(self, tower: Tower, inputs: Tensor, mask: Tensor | None) -> Aggregated:
         """What a tower makes of one batch, on the model's device and in its precision."""
+        result: Aggregated = self._on_device(tower, inputs, mask)
+        return result
+
+    def _on_device(self, part: nn.Module, inputs: Tensor, mask: Tensor | None) -> Any:
+        """What a tower or an encoder makes of one batch, on the model's device and in its precision."""
         if inputs.is_floating_point():
             inputs = inputs.to(next(self.parameters()).dtype)
         if mask is not None:
             check_mask(mask, mask.shape)  # on an accelerator nothing looks at its values
             mask = mask.to(self.device)
-        result: Aggregated = tower(inputs.to(self.device), mask)
-        return result
+        return part(inputs.to(self.device), mask)
 
 
 def _of_one_size(sets: Sets, method: str) -> Tensor:

@@ -59,8 +59,8 @@ def _read_packed(gru: nn.GRU, sequence: Tensor, mask: Tensor | None) -> tuple[Te
 def _read_steps(gru: nn.GRU, inputs: Tensor, sizes: list[int], direction: str) -> Tensor:
     """States (steps of all sequences, H) of one direction's weights; ``sizes`` tells how many sequences a step has.
 
-    The input's products are taken once for all steps. torch's own GRU does so, too, but its backward pass fills and adds
-    a gradient of all steps in each step.
+    The input's products are taken once for all steps. torch's own GRU does so, too, but in each step its backward pass
+    fills and adds a gradient of all of them.
     """
     weight_ih, weight_hh, bias_ih, bias_hh = _weights(gru, direction)
     parts = [2 * gru.hidden_size, gru.hidden_size]

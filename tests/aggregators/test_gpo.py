@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from vse.aggregators import GPO
 from vse.aggregators.gpo import position_codes
+from vse.sequences import read_both_ways
 
 DESIGNS: dict[str, dict[str, Any]] = {
     "paper": {},
@@ -83,11 +84,22 @@ def test_position_codes() -> None:
         torch.testing.assert_close(codes[k], torch.tensor(expected))
 
 
-def test_it_computes_its_weights_once_per_count() -> None:
+def counted_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list that grows with each call of a GPO's GRU: by the number of sequences that it reads."""
+    calls: list[int] = []
+
+    def read(gru: nn.GRU, codes: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        calls.append(len(codes))
+        return read_both_ways(gru, codes, mask)
+
+    monkeypatch.setattr("vse.aggregators.gpo.read_both_ways", read)
+    return calls
+
+
+def test_it_computes_its_weights_once_per_count(monkeypatch: pytest.MonkeyPatch) -> None:
     """A large batch takes them from a table of all counts, a small one has a row of its own for each sample."""
     gpo = GPO()
-    rows = []
-    gpo.gru.register_forward_pre_hook(lambda _, inputs: rows.append(int(inputs[0].batch_sizes[0])))
+    rows = counted_calls(monkeypatch)
     features = torch.randn(64, 5, DIM)
     mask = torch.arange(5) < torch.tensor([2, 5]).repeat(32)[:, None]
     gpo(features, mask)
@@ -112,10 +124,9 @@ def test_the_table_of_all_counts_gives_the_weights_of_each_sample(design: str) -
     torch.testing.assert_close(*results)
 
 
-def test_its_table_is_kept_in_evaluation_until_a_parameter_changes() -> None:
+def test_its_table_is_kept_in_evaluation_until_a_parameter_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     gpo = GPO().eval()
-    calls = []
-    gpo.gru.register_forward_pre_hook(lambda *_: calls.append(1))
+    calls = counted_calls(monkeypatch)
     features, mask = sets(torch.float32)
     with torch.no_grad():
         first = gpo(features, mask).embeddings

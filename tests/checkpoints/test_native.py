@@ -111,7 +111,7 @@ def test_a_run_state_has_all_its_fields(tmp_path: Path) -> None:
     state: dict[str, Any] = {**PARTS, "config": {}, "model": {}}
     fields = ["best", "criterion", "epoch", "history", "optimiser", "random", "scaler", "start", "step"]
     whole = {**state, **dict.fromkeys([*fields, "train_captions"], 0)}
-    assert training_state(whole, tmp_path) == {**whole, "source": None}
+    assert training_state(whole, tmp_path) == {**whole, "source": None, "queue": None, "confused": None}
     for field in fields:
         with pytest.raises(InputError, match=rf"holds no training state \(no {field}\)"):
             training_state({key: value for key, value in whole.items() if key != field}, tmp_path)

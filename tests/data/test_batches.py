@@ -71,6 +71,8 @@ def test_batch_holds_each_image_once(corpus: Corpus) -> None:
         [True, False, True, False, True],
         [False, False, False, True, False],
     ]
+    assert batch.image_of_row is not None and batch.image_of_row.tolist() == [0, 1, 20]
+    assert batch.image_of_column is not None and batch.image_of_column.tolist() == [1, 0, 1, 20, 1]
     assert torch.equal(batch.images[1], torch.from_numpy(corpus.images[1]))
     vocabulary = Vocabulary.build(corpus.captions)
     for row, caption in enumerate([7, 3, 5, 100, 8]):

@@ -33,6 +33,10 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "dive, matching": ("dive", ["model.similarity={name: assignment}", "loss.terms.global_discriminative.weight=0.1"]),
     "esa": ("esa", []),
     "chan": ("chan", ["model.embed_dim=16"]),
+    "vse_infty, queue": ("vse_infty", ["train.queue={size: 17, start_epoch: 0}"]),
+    "vse_infty, queue with momentum": ("vse_infty", ["train.queue={size: 17, momentum: 0.9, start_epoch: 0}"]),
+    "chan, queue": ("chan", ["model.embed_dim=16", "train.queue={size: 17, start_epoch: 0}"]),
+    "vse_infty, mining": ("vse_infty", ["train.mining={start_epoch: 0, negatives: 3}"]),
     "dive, pairs": ("dive", ["data.sampling=pair", "train.batch_size=13"]),
 }
 
@@ -61,6 +65,8 @@ def take_steps(settings: list[str]) -> tuple[list[dict[str, Tensor]], dict[str, 
     training = Training(read_config(settings[0], settings[1:]))
     training.model.double()
     training.criterion.double()
+    for tower in (training.queue.slow if training.queue is not None else None) or ():
+        tower.double()
     logged = []
     for epoch in range(training.config.train.epochs):
         training.epoch, training.step = epoch, 0
@@ -115,7 +121,7 @@ def test_a_backbones_batchnorm_has_the_global_statistics(world: int, tmp_path: P
 
 
 @pytest.mark.parametrize("world", [1, 2])
-@pytest.mark.parametrize("case", [*SYSTEMS, "esa", "chan"])
+@pytest.mark.parametrize("case", [*SYSTEMS, "esa", "chan", "vse_infty, queue with momentum"])
 def test_chunks_train_as_whole_batches(case: str, world: int, tiny: list[str], tmp_path: Path) -> None:
     settings = settings_of(case, tiny)
     logged, state = take_steps(settings)

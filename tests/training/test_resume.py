@@ -59,11 +59,16 @@ def test_kill_at_any_moment_and_go_on(cli: Cli, tiny: list[str], tmp_path: Path)
     assert not list(run.glob(".*.tmp"))
 
 
+QUEUE = "train.queue={size: 40, momentum: 0.9, start_epoch: 0}"
+MINING = "train.mining={every: 2, start_epoch: 0}"
+
+
+@pytest.mark.parametrize("more", [[], [QUEUE, MINING], ["train.queue={size: 5, start_epoch: 1}"]], ids=len)
 def test_interrupted_in_this_process_equals_uninterrupted(
-    cli: Cli, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    more: list[str], cli: Cli, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A signal in the middle of the second epoch; the model has dropout from the device's own generator."""
-    whole = tmp_path / "whole"
+    tiny, whole = [*tiny, *more], tmp_path / "whole"
     cli("train", *tiny, f"run.dir={whole}")
     step = trainer.Training.train_step
 
@@ -79,6 +84,12 @@ def test_interrupted_in_this_process_equals_uninterrupted(
     assert "going on with epoch 2, step 5;" in outcome.out
     a, b = load_checkpoint(tmp_path / "run" / "last.pt"), load_checkpoint(whole / "last.pt")
     assert same_weights(a["model"], b["model"]) and torch.equal(a["random"][0]["torch"], b["random"][0]["torch"])
+    assert (a["queue"] is None) == (not more) and (a["confused"] is None) == (MINING not in more)
+    if more:
+        for side in ("images", "captions"):
+            assert torch.equal(a["queue"][side]["embeddings"], b["queue"][side]["embeddings"])
+    if MINING in more:
+        assert same_weights(a["queue"]["slow"], b["queue"]["slow"]) and torch.equal(a["confused"], b["confused"])
 
 
 def test_leftovers_of_a_killed_write_go(cli: Cli, tiny: list[str], tmp_path: Path) -> None:

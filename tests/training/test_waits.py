@@ -9,10 +9,12 @@ What waits all the same, and why:
 
 * clips of different lengths: how many real frames there are decides how many pictures the backbone gets;
 * fp16: the scaler has to know whether a gradient has overflowed before the optimiser's step;
-* a logged step, since its numbers are printed.
+* a logged step, since its numbers are printed;
+* a queue: how many positives it has is not known before.
 """
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ import torch
 from helpers import ROOT, without_word_vectors, write_pictures
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental._config import patch as known_pairs  # type: ignore[attr-defined]
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -62,7 +65,10 @@ def gru_without_cudnn(sequence: Tensor, start: Tensor, weights: list[Tensor], *_
 
 def move(training: Training, put: Put) -> None:
     """Put the model and the optimiser of a run elsewhere."""
-    for module in [*training.model.modules(), *training.criterion.modules()]:
+    parts: list[nn.Module] = [training.model, training.criterion]
+    if training.queue is not None and training.queue.slow is not None:
+        parts += training.queue.slow
+    for module in itertools.chain.from_iterable(part.modules() for part in parts):
         for name, parameter in module._parameters.items():
             if parameter is not None:
                 module._parameters[name] = nn.Parameter(put(parameter), parameter.requires_grad)
@@ -85,7 +91,7 @@ def without_devices(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             patch.setattr(place, lambda _: contextlib.nullcontext())
         patch.setattr(torch, "manual_seed", lambda _: None)
         patch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
-        patch.setattr(torch, "is_autocast_enabled", lambda _: False)
+        patch.setattr(torch, "is_autocast_enabled", lambda *_: False)
         yield
 
 
@@ -108,6 +114,23 @@ def step_without_values(training: Training, monkeypatch: pytest.MonkeyPatch) -> 
     batch = move_batch(batch, on_meta)
     with without_devices(monkeypatch), OneDevice():
         return training.train_step(batch)
+
+
+@pytest.mark.parametrize("name", ["vse_infty", "chan"])
+def test_a_step_with_a_queue_waits_for_its_positives_alone(
+    name: str, data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Taken for known here, as if all pairs were positive, nothing else has to be asked for."""
+    queue = "train.queue={size: 20, momentum: 0.9, start_epoch: 0}"
+    training = start(ROOT / "configs" / name / "f30k_region_bigru.yaml", tmp_path, f"data.root={data_folder}", queue)
+    step_without_values(training, monkeypatch)
+    assert training.queue is not None and training.queue.captions is not None
+    assert training.queue.captions.embeddings.device == META
+    batch = move_batch(next(training.batches()), on_meta)
+    with without_devices(monkeypatch), OneDevice(), pytest.raises(NotImplementedError, match="nonzero"):
+        training.train_step(batch)
+    with known_pairs(meta_nonzero_assume_all_nonzero=True), without_devices(monkeypatch), OneDevice():
+        training.train_step(batch)
 
 
 REGIONS = [f"{system}/f30k_region_bigru" for system in ("vse_infty", "vse_2ad", "pvse", "dive", "vsepp", "esa", "chan")]

@@ -26,6 +26,7 @@ class Tokens(nn.Module):
 
     def __init__(self, in_dim: int | None = None, out_dim: int | None = None, project: bool = False) -> None:
         super().__init__()
+        self.keeps_elements = True
         self.project: nn.Linear | None = None
         self.out_dim: int | None = None  # the features' own width
         if project:

@@ -72,6 +72,8 @@ class TrainingState(RunState):
     train_captions: int  # number of training captions: another number means another data set
     optimiser: dict[str, Any]  # its state dict
     scaler: dict[str, Any]  # the state dict of the fp16 loss scaler
+    queue: dict[str, Any] | None  # what `vse.training.queue.EmbeddingQueue.state()` gives; may be missing in a file
+    confused: Tensor | None  # the table of the last mining (`vse.training.mining`); may be missing in a file
     random: list[dict[str, Any]]  # of each process: its generators, as `vse.runtime.random_states()` gives them
 
 
@@ -194,7 +196,7 @@ def training_state(state: dict[str, Any], path: Path) -> TrainingState:
     Raises:
         InputError: The checkpoint lacks what a run needs to continue.
     """
-    state = {"source": None, **state}
+    state = {"source": None, "queue": None, "confused": None, **state}
     if missing := [key for key in _TRAINING_FIELDS if key not in state]:
         raise InputError(f"{path}: holds no training state (no {', '.join(missing)}); expected the last.pt of a run")
     return cast(TrainingState, state)

@@ -41,6 +41,8 @@ class Batch(NamedTuple):
         token_mask: (C, length) bool, True for real tokens.
         positives: (A, C) bool, True where the caption describes the image.
         pairs: Rows and columns (2, P) of the positives, which the losses need; None when they are not known.
+        image_of_row: (A,) the corpus's index of each image, of all processes; None when it is not known.
+        image_of_column: (C,) the corpus's index of each caption's image, of all processes; None when it is not known.
     """
 
     images: Tensor
@@ -49,6 +51,8 @@ class Batch(NamedTuple):
     token_mask: Tensor
     positives: Tensor
     pairs: Tensor | None = None
+    image_of_row: Tensor | None = None
+    image_of_column: Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """Copy to a device.
@@ -71,7 +75,8 @@ class BatchSampler(Sampler[tuple[int, np.ndarray]]):
     """The caption indices of each batch of an epoch, which depend only on the seed and the epoch.
 
     An incomplete last batch is left out unless it is the only one. Set ``epoch`` and ``first``, the number of the first
-    batch, before iterating.
+    batch, before iterating. With a table ``confused`` each caption (or image) of the shuffled order is followed by
+    those that the model confuses with it, as far as the epoch has not had them yet; each still comes once in an epoch.
 
     Args:
         image_of_caption: (captions,) the index of each caption's image.
@@ -79,6 +84,10 @@ class BatchSampler(Sampler[tuple[int, np.ndarray]]):
         batch_size: Number of captions in a batch; with ``sampling="image"``, number of images.
         sampling: "pair" shuffles captions; "image" shuffles images and takes all captions of each.
         seed: The seed of the shuffling.
+
+    Attributes:
+        confused: (images, n) captions of other images that the model takes for an image's own, the hardest first, -1
+            for none (:func:`vse.training.mining.hardest_captions`); None for plain shuffling.
 
     Raises:
         ValueError: ``sampling`` is unknown.
@@ -91,11 +100,14 @@ class BatchSampler(Sampler[tuple[int, np.ndarray]]):
         check_choice("sampling", sampling, ("pair", "image"))
         self.captions_of_image: list[np.ndarray] | None = None
         self.count = len(image_of_caption)
+        self.image_of_item, self.item_of_caption = image_of_caption, np.arange(self.count)
         if sampling == "image":
             order = np.argsort(image_of_caption, kind="stable")
             ends = np.cumsum(np.bincount(image_of_caption, minlength=images))
             self.captions_of_image = [part for part in np.split(order, ends[:-1]) if len(part)]
             self.count = len(self.captions_of_image)
+            self.image_of_item, self.item_of_caption = np.unique(image_of_caption, return_inverse=True)
+        self.confused: np.ndarray | None = None
         self.batch_size = min(batch_size, self.count)
         self.seed = seed
         self.epoch = 0
@@ -108,11 +120,27 @@ class BatchSampler(Sampler[tuple[int, np.ndarray]]):
     def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
         """Yield the epoch and caption indices of each batch from number ``first`` on."""
         order = np.random.default_rng((_ORDER, self.seed, self.epoch, 0)).permutation(self.count)
+        if self.confused is not None:
+            order = self._grouped(order, self.confused)
         for number in range(self.first, len(self)):
             chosen = order[number * self.batch_size : (number + 1) * self.batch_size]
             if self.captions_of_image is not None:
                 chosen = np.concatenate([self.captions_of_image[i] for i in chosen])
             yield self.epoch, chosen
+
+    def _grouped(self, order: np.ndarray, confused: np.ndarray) -> np.ndarray:
+        """The same captions, or images, with those that the model confuses one after another."""
+        used = np.zeros(self.count, dtype=bool)
+        found: list[int] = []
+        for item in order.tolist():
+            if used[item]:
+                continue
+            captions = confused[self.image_of_item[item]]
+            for member in (item, *self.item_of_caption[captions[captions >= 0]].tolist()):
+                if not used[member]:
+                    used[member] = True
+                    found.append(member)
+        return np.array(found)
 
 
 class TrainingData(Dataset[Batch | InputError]):
@@ -180,6 +208,7 @@ class TrainingData(Dataset[Batch | InputError]):
             )
         positives = positives.repeat_interleave(self.views, 0).repeat_interleave(self.views, 1)
         images, captions = np.repeat(images, self.views), np.repeat(captions, self.views)
+        places = torch.from_numpy(images), torch.from_numpy(self.corpus.image_of_caption[captions])
         view = np.arange(len(captions)) % self.views
         images = images[share(len(images), self.part, self.parts)]
         own = share(len(captions), self.part, self.parts)
@@ -192,7 +221,7 @@ class TrainingData(Dataset[Batch | InputError]):
             features, image_mask = torch.from_numpy(read), None
         else:  # clips of different lengths
             features, image_mask = pad([torch.from_numpy(clip) for clip in read])
-        return Batch(features, image_mask, tokens, mask, positives, positives.nonzero().T.contiguous())
+        return Batch(features, image_mask, tokens, mask, positives, positives.nonzero().T.contiguous(), *places)
 
     def sample(self) -> Batch:
         """Return a small whole batch, always the same one.

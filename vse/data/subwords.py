@@ -86,6 +86,27 @@ class Subwords:
         encoding = self.tokenizer.encode(caption)
         return encoding.ids, [-1 if word is None else word for word in encoding.word_ids]
 
+    def words_of_tokens(self, caption: str) -> tuple[list[str], list[int]]:
+        """Tell which word each subword of :meth:`encode` belongs to.
+
+        Args:
+            caption: The caption.
+
+        Returns:
+            The words as they stand in the caption, and for each subword the number of its word, -1 for specials.
+
+        >>> Subwords.read("bert-base-uncased").words_of_tokens("Two dogs")
+        (['Two', 'dogs'], [-1, 0, 1, -1])
+        """
+        encoding = self.tokenizer.encode(caption)
+        numbers = [-1 if word is None else word for word in encoding.word_ids]
+        spans: dict[int, tuple[int, int]] = {}
+        for number, (first, end) in zip(numbers, encoding.offsets, strict=True):
+            if number >= 0:
+                spans[number] = (spans.get(number, (first, end))[0], end)
+        known = {number: place for place, number in enumerate(spans)}
+        return [caption[first:end] for first, end in spans.values()], [known.get(number, -1) for number in numbers]
+
     def encode_all(self, captions: Sequence[str]) -> tuple[FlatCaptions, np.ndarray]:
         """Encode many captions at once, on all cores or from the cache.
 

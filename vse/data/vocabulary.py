@@ -147,6 +147,21 @@ class Vocabulary:
         words = [self.ids.get(word, self.unk) for word in tokenise(caption)]
         return np.array([self.start, *words, self.end], dtype=np.int64)
 
+    def words_of_tokens(self, caption: str) -> tuple[list[str], list[int]]:
+        """Tell which word each token of :meth:`encode` belongs to.
+
+        Args:
+            caption: The caption.
+
+        Returns:
+            The words, and for each token the number of its word, -1 for ``<start>`` and ``<end>``.
+
+        >>> Vocabulary.build(["a dog"]).words_of_tokens("A dog")
+        (['a', 'dog'], [-1, 0, 1, -1])
+        """
+        words = tokenise(caption)
+        return words, [-1, *range(len(words)), -1]
+
     def encode_all(self, captions: Sequence[str]) -> tuple[FlatCaptions, np.ndarray]:
         """Encode many captions at once, on all cores or from the cache.
 
@@ -191,8 +206,20 @@ class MissingVocabulary:
         Raises:
             InputError: Every caption raises it; the message names the checkpoint and the vocabulary that it lacks.
         """
+        raise self._refusal()
+
+    def words_of_tokens(self, caption: str) -> tuple[list[str], list[int]]:
+        """Refuse to split a caption, as :meth:`encode` does.
+
+        Raises:
+            InputError: Every caption raises it.
+        """
+        raise self._refusal()
+
+    def _refusal(self) -> InputError:
+        """The error that names the checkpoint and the vocabulary that it lacks."""
         what = self.file if "." in self.file else f"the folder {self.file} of its tokenizer"
-        raise InputError(
+        return InputError(
             f"{self.checkpoint}: came without its vocabulary, {what} ({self.rows:,} rows); pass it to "
             f"vse.load(path, vocabulary=...) or with --vocabulary FILE, or put it beside the checkpoint"
         )

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from vse.losses.adaptive_contrastive import AdaptiveContrastiveLoss
-from vse.losses.criterion import Criterion
+from vse.losses.criterion import Criterion, ScoreTable
 from vse.losses.info_nce import InfoNCELoss
 from vse.losses.pairs import positive_pairs
 from vse.losses.regularisers import (
@@ -48,6 +48,7 @@ __all__ = [
     "Mining",
     "Positives",
     "Reduction",
+    "ScoreTable",
     "SigmoidLoss",
     "TripletLoss",
     "diversity_loss",

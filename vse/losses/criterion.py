@@ -1,11 +1,26 @@
 """The sum of a ranking loss and weighted terms."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from vse.sets import Aggregated
+
+
+class ScoreTable(NamedTuple):
+    """What a ranking loss judges.
+
+    Attributes:
+        scores: Scores (A, C), images by captions.
+        positives: (A, C) bool, True where image and caption belong together.
+        pairs: Rows and columns (2, P) of the positive pairs, if they are known.
+    """
+
+    scores: Tensor
+    positives: Tensor
+    pairs: Tensor | None = None
 
 
 class Criterion(nn.Module):
@@ -60,8 +75,28 @@ class Criterion(nn.Module):
             return self.ranking(scores, positives, pairs)
         return self.ranking(scores, positives)
 
+    def rank_all(self, tables: Sequence[ScoreTable]) -> Tensor:
+        """Compute the mean of the ranking losses of several score tables.
+
+        Args:
+            tables: The tables, at least one.
+
+        Returns:
+            The mean, a scalar.
+        """
+        total = self.rank(*tables[0])
+        for table in tables[1:]:
+            total = total + self.rank(*table)
+        return total / len(tables)
+
     def forward(
-        self, scores: Tensor, positives: Tensor, image: Aggregated, text: Aggregated, pairs: Tensor | None = None
+        self,
+        scores: Tensor,
+        positives: Tensor,
+        image: Aggregated,
+        text: Aggregated,
+        pairs: Tensor | None = None,
+        tables: Sequence[ScoreTable] = (),
     ) -> dict[str, Tensor]:
         """Judge a batch.
 
@@ -71,11 +106,12 @@ class Criterion(nn.Module):
             image: What the image tower returns.
             text: What the text tower returns.
             pairs: Rows and columns (2, P) of the positive pairs, if they are known.
+            tables: What the ranking loss judges in place of the batch's own scores, such as a batch beside a queue.
 
         Returns:
             The loss as "total"; for the logs also "ranking" and each term by its name, without its weight.
         """
-        parts = {"ranking": self.rank(scores, positives, pairs)}
+        parts = {"ranking": self.rank_all(tables or [ScoreTable(scores, positives, pairs)])}
         total = parts["ranking"]
         for name, (weight, term) in self.terms.items():
             parts[name] = term(image, text)

@@ -19,12 +19,15 @@ from vse.data.resident import place
 from vse.encoders.base import traits_of
 from vse.errors import InputError
 from vse.evaluation.score import evaluate
+from vse.losses import ScoreTable
 from vse.model import Tower
 from vse.sets import Aggregated, at_least_float32, widen
 from vse.similarity import compare
 from vse.training.chunks import check_chunks, encode_in_chunks
 from vse.training.compiled import CompiledTower, pad_captions
 from vse.training.health import HealthMonitor, batch_health, plateau_loss
+from vse.training.mining import is_due, mine
+from vse.training.queue import EmbeddingQueue
 from vse.training.scheduled import set_epoch
 from vse.training.start import start
 
@@ -131,6 +134,9 @@ class Training:
         self.compiled = self.compile_towers(self.on_device(sample)) if config.run.compile else {}
         self.epoch = 0  # place of the next step
         self.step = 0
+        self.queue = (
+            None if config.train.queue is None else EmbeddingQueue(self.model, **config.train.queue.model_dump())
+        )
         self.best: dict[str, Any] = {"rsum": -1.0, "epoch": None}
         self.health: dict[str, Tensor] = {}  # of the last step that is logged
         if not distributed.is_main():  # dropout and the like draw other numbers in each process
@@ -167,6 +173,8 @@ class Training:
             "train_captions": len(self.train_corpus.captions),
             "optimiser": self.optimiser.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "queue": None if self.queue is None else self.queue.state(),
+            "confused": None if self.sampler.confused is None else torch.from_numpy(self.sampler.confused),
             "random": distributed.collect(runtime.random_states()),
         }
 
@@ -188,6 +196,9 @@ class Training:
         self.criterion.load_state_dict(state["criterion"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.scaler.load_state_dict(state["scaler"])
+        if self.queue is not None and state["queue"] is not None:
+            self.queue.restore(state["queue"], self.device)
+        self.sampler.confused = None if state["confused"] is None else state["confused"].numpy()
         self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
         self.schedule.history, self.monitor.start = state["history"], state["start"]
         if len(state["random"]) == distributed.world_size():
@@ -230,6 +241,8 @@ class Training:
         self.model.train()
         set_epoch([*self.model.modules(), *self.criterion.modules()], self.epoch)
         build.freeze(self.config, self.model)  # also what has been unfrozen with the epoch
+        if self.queue is not None:
+            self.queue.set_epoch(self.epoch)
 
     def batches(self) -> Iterator[Batch]:
         """Yield the remaining batches of the epoch, on the device.
@@ -238,11 +251,21 @@ class Training:
             InputError: The data is damaged.
         """
         self.sampler.epoch, self.sampler.first = self.epoch, self.step
+        if self.step == 0 and is_due(self.config.train.mining, self.epoch):
+            self.mine()
         for batch in self.loader:
             if isinstance(batch, InputError):
                 raise batch
             distributed.agree(False)  # on a GPU, waiting for a process that has ended would take half an hour
             yield self.on_device(batch)
+
+    def mine(self) -> None:
+        """Find the captions that the model confuses now; the batches of the coming epochs bring them together."""
+        mining, settings = self.config.train.mining, self.config.eval
+        assert mining is not None
+        with runtime.keep_random_state(self.device):
+            found = mine(self.model, self.train_corpus, mining.negatives, settings.batch_size, settings.precision)
+        self.sampler.confused = found
 
     def on_device(self, batch: Batch) -> Batch:
         """Return a batch of the loader as the model takes it: on the device, its features in float32."""
@@ -265,8 +288,11 @@ class Training:
             group["lr"] = group["initial_lr"] * factor
         self.criterion.set_time(now)
         image, text, scores = self.forward(batch)
+        tables = [ScoreTable(scores, batch.positives, batch.pairs)]
+        if self.queue is not None:
+            tables = self.queue.tables(self.model.similarity, batch, image, text, scores)
         with self.shared_draws():
-            losses: dict[str, Tensor] = self.criterion(scores, batch.positives, image, text, batch.pairs)
+            losses: dict[str, Tensor] = self.criterion(scores, batch.positives, image, text, tables=tables)
         self.optimiser.zero_grad(set_to_none=True)
         self.scaler.scale(losses["total"]).backward()
         parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
@@ -275,11 +301,14 @@ class Training:
         norm = nn.utils.clip_grad_norm_(parameters, self.config.train.clip_norm or math.inf)
         if self.is_logged or self.total_steps == 0:
             with self.shared_draws():
-                self.health = {"plateau": plateau_loss(self.criterion, scores, batch.positives, batch.pairs)}
+                plateaus = [plateau_loss(self.criterion, *table) for table in tables]
+                self.health = {"plateau": torch.stack(plateaus).mean()}
             if image.embeddings.shape[1] > 1 or text.embeddings.shape[1] > 1:
                 self.health |= self.set_health(batch)
         self.scaler.step(self.optimiser)
         self.scaler.update()
+        if self.queue is not None:
+            self.remember(self.queue, batch, image, text)
         return {name: value.detach() for name, value in {**losses, "gradient_norm": norm}.items()}
 
     def forward(self, batch: Batch) -> tuple[Aggregated, Aggregated, Tensor]:
@@ -294,13 +323,41 @@ class Training:
             What the image tower gave for all A images, what the text tower gave for all C captions, and the scores (A,
             C) in float32, which ranking needs.
         """
-        with runtime.autocast(self.device, self.config.run.precision):
-            image = self.embed(self.model.image, batch.images, batch.image_mask)
-            text = self.embed(self.model.text, batch.tokens, batch.token_mask)
-        images, captions = batch.positives.shape
-        image, text = gather_aggregated(image, images), gather_aggregated(text, captions)
+        image, text = self.encode(self.model.image, self.model.text, batch)
         scores = compare(self.model.similarity, image.embeddings, text.embeddings, image.mask, text.mask)
         return image, text, scores
+
+    def encode(self, image_tower: Tower, text_tower: Tower, batch: Batch) -> tuple[Aggregated, Aggregated]:
+        """Embed both sides of a batch; several processes embed their shares and get the whole batch's embeddings.
+
+        Args:
+            image_tower: The tower of the images.
+            text_tower: The tower of the captions.
+            batch: The batch of A images and C captions, on the device.
+
+        Returns:
+            What the towers gave for all A images and for all C captions.
+        """
+        with runtime.autocast(self.device, self.config.run.precision):
+            image = self.embed(image_tower, batch.images, batch.image_mask)
+            text = self.embed(text_tower, batch.tokens, batch.token_mask)
+        images, captions = batch.positives.shape
+        return gather_aggregated(image, images), gather_aggregated(text, captions)
+
+    @torch.no_grad()
+    def remember(self, queue: EmbeddingQueue, batch: Batch, image: Aggregated, text: Aggregated) -> None:
+        """Put a batch into the queue: its embeddings, or with momentum those of the slow towers.
+
+        Args:
+            queue: The queue.
+            batch: The batch, on the device.
+            image: What the image tower gave for it.
+            text: What the text tower gave for it.
+        """
+        queue.follow(self.model)
+        if queue.slow is not None:
+            image, text = self.encode(queue.slow.image, queue.slow.text, batch)
+        queue.add(batch, image, text)
 
     def embed(self, tower: Tower, inputs: Tensor, mask: Tensor | None) -> Aggregated:
         """Embed this process's share of one side of a batch, in chunks if the config asks for them.
