@@ -128,7 +128,7 @@ def parts(folder: Path) -> list[Row]:
         found, bare = seconds_of(works, CPU)
         rows.append(Row(f"loss {name}, 128 x 640", 1000 * found, "exp and sum", 1000 * bare))
     sides = [nn.functional.normalize(torch.randn(n, 4, 1024), dim=-1).requires_grad_() for n in (128, 640)]
-    image, text = (Aggregated(side, residual=side) for side in sides)
+    image, text = (Aggregated(side, residual=side, context=side[:, 0]) for side in sides)
     for name, term in REGULARISERS.items():
         found, bare = seconds_of(
             [lambda t=term: t(image, text).backward(), lambda: (sides[0].sum() + sides[1].sum()).backward()],  # type: ignore[misc]

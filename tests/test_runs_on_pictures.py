@@ -68,7 +68,13 @@ PICTURE_CONFIGS = sorted(
 )
 
 
-@pytest.mark.parametrize("config", PICTURE_CONFIGS[1:])  # the first is their base
+SLOW = "vse_infty/f30k_grid_butd_bert.yaml"  # the detector's ResNet-101
+
+
+@pytest.mark.parametrize(
+    "config",  # the first is their base
+    [pytest.param(name, marks=pytest.mark.slow if name == SLOW else ()) for name in PICTURE_CONFIGS[1:]],
+)
 def test_the_recipes_for_pictures(config: str, cli: Cli, tiny_bert: Path, tiny_vit: Path, tmp_path: Path) -> None:
     """Made small, on the demo's pictures: they train without a warning, go on into the next epoch, and evaluate."""
     assert PICTURE_CONFIGS[0] == "_base/grid_bert.yaml"

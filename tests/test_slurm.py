@@ -65,6 +65,7 @@ def finish(process: subprocess.Popen[str]) -> str:
     return out
 
 
+@pytest.mark.slow
 def test_the_command_is_accepted(slurm: Path, tiny: list[str]) -> None:
     process = launch(*tiny, "--dry-run")
     out = finish(process)

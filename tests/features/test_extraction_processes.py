@@ -188,6 +188,7 @@ def test_detected_regions(pictures: Config, tmp_path: Path) -> None:
     check_same_files(tmp_path / "several", tmp_path / "one")
 
 
+@pytest.mark.slow
 def test_a_picture_that_only_the_second_process_reads(tmp_path: Path, pictures: Config) -> None:
     """The mistake is said once, and no process waits for another one."""
     picture = Path(pictures.data.root) / "images" / "3.jpg"

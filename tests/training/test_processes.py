@@ -98,7 +98,12 @@ def check_processes(settings: list[str], world: int, folder: Path) -> None:
     in_processes(world, folder, check)
 
 
-@pytest.mark.parametrize(("case", "world"), [(case, 2) for case in CASES] + [(case, 3) for case in SYSTEMS])
+@pytest.mark.parametrize(
+    ("case", "world"),
+    [(case, 2) for case in CASES]
+    + [pytest.param(case, 3, marks=pytest.mark.slow) for case in SYSTEMS[1:]]
+    + [(SYSTEMS[0], 3)],
+)
 def test_processes_train_as_one(case: str, world: int, tiny: list[str], tmp_path: Path) -> None:
     check_processes(settings_of(case, tiny), world, tmp_path)
 

@@ -22,9 +22,11 @@ Cli = Callable[..., Outcome]
     ("number", "group", "workers"),
     [
         pytest.param(signal.SIGTERM, False, "threads", id="SIGTERM to the process"),
-        pytest.param(signal.SIGTERM, False, "processes", id="SIGTERM to the process with workers"),
+        pytest.param(
+            signal.SIGTERM, False, "processes", id="SIGTERM to the process with workers", marks=pytest.mark.slow
+        ),
         pytest.param(signal.SIGINT, True, "processes", id="Ctrl-C"),
-        pytest.param(signal.SIGUSR1, True, "processes", id="SIGUSR1 to the group"),
+        pytest.param(signal.SIGUSR1, True, "processes", id="SIGUSR1 to the group", marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, True, "processes", id="SIGTERM to the group", marks=pytest.mark.slow),
         pytest.param(signal.SIGINT, False, "threads", id="SIGINT to the process", marks=pytest.mark.slow),
     ],

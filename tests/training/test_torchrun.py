@@ -105,6 +105,7 @@ def broken(scores, positives):
 """
 
 
+@pytest.mark.slow
 def test_a_bug_in_one_process_ends_all(tiny: list[str], tmp_path: Path, store: TCPStore) -> None:
     (tmp_path / "own_loss.py").write_text(BROKEN)
     processes = launch_alone(store, *tiny, "loss.ranking={name: 'own_loss:broken'}", path=tmp_path)
@@ -114,6 +115,7 @@ def test_a_bug_in_one_process_ends_all(tiny: list[str], tmp_path: Path, store: T
     assert not any(errors_in(err) for _, _, err in ends)
 
 
+@pytest.mark.slow
 def test_a_signal_to_torchrun_saves_and_leaves(cli: Cli, tiny: list[str], tmp_path: Path) -> None:
     process = launch(2, "train", *tiny, "train.epochs=500")
     wait_for((tmp_path / "run" / "last.pt").exists, process)
