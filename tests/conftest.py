@@ -25,7 +25,14 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test waits for a connection
 
 
-LONGEST = ("test_readme.py", "test_torchrun.py", "test_processes.py")
+LONGEST = (
+    "test_readme.py",
+    "test_torchrun.py",
+    "test_processes.py",
+    "test_golden.py",
+    "test_stop.py",
+    "test_extraction.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

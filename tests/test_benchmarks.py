@@ -1,6 +1,7 @@
 """The benchmarks run; what they measure is not judged here."""
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -16,9 +17,12 @@ def run(script: str, *words: object) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU, which the benchmark would measure")
-def test_a_machine_without_a_gpu_is_told_so() -> None:
-    done = run("gpu.py")
-    assert done.returncode == 0 and "no GPU" in done.stdout and not done.stderr
+def test_a_machine_without_a_gpu_is_told_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    assert runpy.run_path(str(ROOT / "benchmarks" / "gpu.py"))["main"]([]) == 0
+    assert "no GPU" in capsys.readouterr().out
 
 
 def test_the_checks_for_a_gpu_pass_on_the_cpu(tmp_path: Path) -> None:

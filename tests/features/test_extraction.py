@@ -167,6 +167,7 @@ def test_killed_between_the_last_rows_and_the_manifest(moved: int, tmp_path: Pat
     assert sorted(p.name for p in tmp_path.iterdir()) == ["dev_boxes.npy", "dev_ims.npy", "dev_manifest.json"]
 
 
+@pytest.mark.slow
 def test_kill_9(grid: list[str], cli: Cli, tmp_path: Path) -> None:
     """A real one, whenever it comes."""
     config, *settings = grid

@@ -128,7 +128,7 @@ def test_a_signal_to_torchrun_saves_and_leaves(cli: Cli, tiny: list[str], tmp_pa
 @pytest.mark.parametrize(
     ("number", "rank"),
     [
-        (signal.SIGKILL, 0),
+        pytest.param(signal.SIGKILL, 0, marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, 0, marks=pytest.mark.slow),
         pytest.param(signal.SIGKILL, 1, marks=pytest.mark.slow),
     ],
