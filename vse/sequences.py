@@ -11,11 +11,12 @@ from vse.sets import fill_masked
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # cuDNN gains nothing, and a CPU would compile each step
 def read_both_ways(gru: nn.GRU, sequence: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Run a bidirectional GRU over padded sequences; padding is never read.
+    """Run a bidirectional GRU over padded sequences; what is in the padding does not matter.
 
-    A packed sequence needs the lengths on the CPU, and a GPU would have to be waited for. There, each direction reads
-    the padded sequences instead, the backward one in reverse order, so that padding comes last in both. It runs in
-    float32 on a GPU: under autocast, cuDNN computes in half precision, also where bfloat16 is asked for.
+    A CPU computes each step only for the sequences that have it. This needs their lengths on the CPU, for which a GPU
+    would have to be waited for. A GPU therefore reads the padding, too. It reads each sequence in reverse order in the
+    backward direction, so that padding comes last both ways. It does so in float32: under autocast, cuDNN computes in
+    half precision, also where bfloat16 is asked for.
 
     Args:
         gru: A bidirectional GRU of one layer that takes the batch first.
@@ -28,7 +29,7 @@ def read_both_ways(gru: nn.GRU, sequence: Tensor, mask: Tensor | None) -> tuple[
     >>> read_both_ways(nn.GRU(4, 6, batch_first=True, bidirectional=True), torch.randn(2, 5, 4), None)[0].shape
     torch.Size([2, 5, 6])
     """
-    return (_read_packed if sequence.device.type == "cpu" else _read_padded)(gru, sequence, mask)
+    return (_read_in_steps if sequence.device.type == "cpu" else _read_padded)(gru, sequence, mask)
 
 
 def _read_padded(gru: nn.GRU, sequence: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -41,8 +42,8 @@ def _read_padded(gru: nn.GRU, sequence: Tensor, mask: Tensor | None) -> tuple[Te
         return fill_masked(forward, mask), fill_masked(_take(backward, reverse), mask)
 
 
-def _read_packed(gru: nn.GRU, sequence: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The states of both directions, step by step over the sequences that are so long: no padding is computed."""
+def _read_in_steps(gru: nn.GRU, sequence: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The states of both directions, computed in each step for the sequences that have it, and not for padding."""
     real = sequence.new_ones(sequence.shape[:2], dtype=torch.bool) if mask is None else mask
     lengths, order = real.sum(1).sort(descending=True)
     sizes = real.sum(0).tolist()  # sequences that have each step

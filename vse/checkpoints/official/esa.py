@@ -1,16 +1,9 @@
 """ESA (Zhu et al., IEEE TCSVT 2023): regions or grid, BiGRU or BERT, per-dimension attention."""
 
-from vse.checkpoints.official.keys import BERT, GRU, Names, State, size
+from vse.checkpoints.official.keys import Names, State
 from vse.checkpoints.official.options import Options
-from vse.checkpoints.official.reading import (
-    BERT_NAME,
-    REGIONS,
-    SPLIT_BACKBONE,
-    Reading,
-    read_dataset,
-    read_split_grid,
-    read_text_encoder,
-)
+from vse.checkpoints.official.reading import SPLIT_BACKBONE, Reading
+from vse.checkpoints.official.vse_infty import read_one_pooling
 
 # The bias is the same for all elements, so it cancels in the softmax over them.
 _POOL: Names = {"linear1.bias": None, "linear1.": "aggregator.linear."}
@@ -36,24 +29,4 @@ def read_esa(image: State, text: State, options: Options) -> Reading:
     Raises:
         ValueError: A weight is missing, or the checkpoint needs an option that this package does not support.
     """
-    options.require(no_imgnorm=False, no_txtnorm=False)
-    dataset, vocabulary = read_dataset(options)
-    if "fc.weight" in image:
-        mlp = "input" if "mlp.layers.0.weight" in image else None
-        encoder, names, data = {"name": "regions", "mlp": mlp}, REGIONS | _POOL, {"format": "precomp"}
-        embed_dim = size(image, "fc.weight", 0)
-    else:
-        encoder, data = read_split_grid(image, options, 2.0)
-        names, embed_dim = _GRID, size(image, "image_encoder.fc.weight", 0)
-    pool = {"name": "softmax_pool"}
-    return Reading(
-        system="ESA",
-        data={**data, "root": f"data/{dataset}"},
-        image={"encoder": encoder, "aggregator": pool},
-        text={"encoder": read_text_encoder(text, embed_dim, "linear"), "aggregator": pool},
-        embed_dim=embed_dim,
-        similarity={"name": "cosine"},
-        batch_size=options.get("batch_size", 128),
-        names=(names, GRU | BERT | _POOL),
-        vocabulary=vocabulary if "embed.weight" in text else BERT_NAME,
-    )
+    return read_one_pooling("ESA", "softmax_pool", (_POOL, _GRID), image, text, options)
