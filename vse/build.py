@@ -1,7 +1,7 @@
 """Build the objects that a config describes; the only module that knows every table."""
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -38,7 +38,7 @@ from vse.encoders.pretrained import read_preprocessing
 from vse.errors import InputError, close_match, first_line
 from vse.losses import LOSSES, REGULARISERS, Criterion, InfoNCELoss
 from vse.model import Tower, VSEModel
-from vse.optim import OPTIMISERS, SCHEDULES, Schedule, layer_factors, parameter_groups
+from vse.optim import OPTIMISERS, SCHEDULES, Schedule, is_below, layer_factors, parameter_groups
 from vse.runtime import keep_random_state
 from vse.sets import Aggregated
 from vse.similarity import SIMILARITIES, check_takes_masks, compare
@@ -606,15 +606,31 @@ def freeze(config: Config, model: VSEModel) -> None:
     Raises:
         InputError: A prefix fits no parameter's name.
     """
-    named = dict(model.named_parameters())
-    for prefix in config.train.freeze:
-        below = [value for name, value in named.items() if name == prefix or name.startswith(f"{prefix}.")]
-        if not below:
-            parts = {".".join(name.split(".")[:depth]) for name in named for depth in (1, 2, 3)}
-            problem = f"{prefix!r} begins no parameter's name ({close_match(prefix, list(parts))})"
-            raise config.error("train.freeze", problem)
-        for parameter in below:
+    prefixes, named = config.train.freeze, dict(model.named_parameters())
+    check_prefixes(config, "train.freeze", prefixes, named)
+    for name, parameter in named.items():
+        if any(is_below(name, prefix) for prefix in prefixes):
             parameter.requires_grad_(False)
+
+
+def check_prefixes(config: Config, key: str, prefixes: Iterable[str], names: Iterable[str]) -> None:
+    """Check that each prefix of parameter names that a config gives begins one.
+
+    Args:
+        config: The config.
+        key: The setting that holds the prefixes.
+        prefixes: The prefixes.
+        names: The names of the parameters.
+
+    Raises:
+        InputError: A prefix fits no name; the message has the close match.
+    """
+    names = list(names)
+    for prefix in prefixes:
+        if not any(is_below(name, prefix) for name in names):
+            parts = {".".join(name.split(".")[:depth]) for name in names for depth in (1, 2, 3)}
+            problem = f"{prefix!r} begins no parameter's name ({close_match(prefix, list(parts))})"
+            raise config.error(key, problem)
 
 
 def build_schedule(config: Config) -> Schedule:

@@ -77,7 +77,7 @@ def parameter_groups(
     groups: dict[float, list[nn.Parameter]] = {}
     used: set[str] = set()
     for name, parameter in named_parameters:
-        prefixes = [p for p in factors if name == p or name.startswith(f"{p}.")]
+        prefixes = [prefix for prefix in factors if is_below(name, prefix)]
         used.update(prefixes)
         factor = factors[max(prefixes, key=len)] if prefixes else 1.0
         factor *= (decays or {}).get(name, 1.0)
@@ -86,6 +86,22 @@ def parameter_groups(
         if prefix not in used:
             raise ValueError(f"{prefix!r} begins no parameter's name")
     return [{"params": group, "lr": lr * factor, "initial_lr": lr * factor} for factor, group in groups.items()]
+
+
+def is_below(name: str, prefix: str) -> bool:
+    """Tell whether a parameter's dotted name is ``prefix`` or goes on below it.
+
+    Args:
+        name: The name.
+        prefix: The prefix, without a dot at its end.
+
+    Returns:
+        Whether the name begins with the prefix, up to a dot.
+
+    >>> is_below("text.encoder.gru", "text.encoder"), is_below("text.encoder2", "text.encoder")
+    (True, False)
+    """
+    return name == prefix or name.startswith(f"{prefix}.")
 
 
 class Schedule:

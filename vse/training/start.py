@@ -11,6 +11,7 @@ from vse.build import (
     build_model,
     build_vocabulary,
     check_augmentation,
+    check_prefixes,
     fill_word_vectors,
     reads_subwords,
     resolve,
@@ -29,9 +30,10 @@ from vse.config import Config, config_changes, make_config
 from vse.data.corpus import Corpus
 from vse.data.subwords import Subwords
 from vse.data.vocabulary import MissingVocabulary, Vocabulary
-from vse.errors import InputError, close_match, misfit
+from vse.errors import InputError, misfit
 from vse.files import sha256
 from vse.model import VSEModel
+from vse.optim import is_below
 
 _WORD_TABLE = "text.encoder.embedding.weight"
 
@@ -161,12 +163,8 @@ def load_parts(config: Config, model: VSEModel, weights: dict[str, Tensor], file
     """
     fresh, own = config.train.start_fresh, model.state_dict()
     names = own.keys() | weights.keys()
-    for prefix in fresh:
-        if not any(_is_below(name, prefix) for name in names):
-            parts = {".".join(name.split(".")[:depth]) for name in names for depth in (1, 2, 3)}
-            problem = f"{prefix!r} begins no parameter's name ({close_match(prefix, list(parts))})"
-            raise config.error("train.start_fresh", problem)
-    kept = {name for name in names if not any(_is_below(name, prefix) for prefix in fresh)}
+    check_prefixes(config, "train.start_fresh", fresh, names)
+    kept = {name for name in names if not any(is_below(name, prefix) for prefix in fresh)}
     expected = {name: value for name, value in own.items() if name in kept}
     given = {name: value for name, value in weights.items() if name in kept}
     if problem := misfit(expected, given):
@@ -189,7 +187,7 @@ def _hint(parts: Iterable[str]) -> str:
 def _has_fresh_encoder(config: Config, side: str) -> bool:
     """Whether a side's encoder, or a part of it, is initialised anew, perhaps from a file of published weights."""
     encoder = f"{side}.encoder"
-    return any(_is_below(encoder, prefix) or _is_below(prefix, encoder) for prefix in config.train.start_fresh)
+    return any(is_below(encoder, prefix) or is_below(prefix, encoder) for prefix in config.train.start_fresh)
 
 
 def _start_vocabulary(
@@ -237,11 +235,6 @@ def _extend_table(
     for word, row in known.ids.items():
         extended[words.ids[word]] = table[row]
     return {**weights, _WORD_TABLE: extended}
-
-
-def _is_below(name: str, prefix: str) -> bool:
-    """Whether a dotted name is ``prefix`` or goes on below it."""
-    return name == prefix or name.startswith(f"{prefix}.")
 
 
 def _part(name: str) -> str:
