@@ -27,7 +27,7 @@ def gradients(gru: nn.GRU, sequence: Tensor, states: tuple[Tensor, Tensor]) -> l
     return list(torch.autograd.grad(total, [sequence, *gru.parameters()]))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("read", [sequences._read_padded, sequences._read_in_steps, read_both_ways])
+@pytest.mark.parametrize("read", [sequences.read_padded, sequences._read_in_steps, read_both_ways])
 @pytest.mark.parametrize("padded", [True, False])
 def test_both_ways_equal_one_sequence_after_another(read: Read, padded: bool) -> None:
     """States and gradients, by the way of a CPU and by that of a GPU; what is in the padding does not matter."""

@@ -37,7 +37,9 @@ def slow_gpo(gpo: GPO, elements: Tensor) -> Tensor:
     if gpo.condition is not None:
         codes = codes + ranked @ gpo.condition.weight.T
     if gpo.decoder == "gru":
-        states = gpo.gru(codes.unsqueeze(0))[0][0]
+        gru = nn.GRU(gpo.position_dim, gpo.gru.hidden_size, bidirectional=True).to(elements)
+        gru.load_state_dict(gpo.gru.state_dict())
+        states = gru(codes)[0]
         half = states.shape[1] // 2
         states = (states[:, :half] + states[:, half:]) / 2
     elif gpo.decoder == "transformer":

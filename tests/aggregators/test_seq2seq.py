@@ -1,12 +1,13 @@
 import pytest
 import torch
 from aggregator_cases import DIM, sets, valid
-from torch import Tensor, nn
+from torch import Tensor
 
 from vse.aggregators import Seq2Seq
+from vse.sequences import GRUWeights
 
 
-def slow_gru(gru: nn.GRU, elements: Tensor) -> Tensor:
+def slow_gru(gru: GRUWeights, elements: Tensor) -> Tensor:
     """The last state of a GRU, step by step."""
     weight = gru.state_dict()
     state = torch.zeros(gru.hidden_size, dtype=elements.dtype)

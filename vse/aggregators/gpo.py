@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
 from vse.errors import check_at_least, check_choice
-from vse.sequences import read_both_ways
+from vse.sequences import GRUWeights, read_both_ways, read_padded
 from vse.sets import Aggregated, check_set, count_elements, lengths_to_mask, masked_softmax, masked_sort
 
 Decoder = Literal["gru", "transformer", "mlp"]
@@ -69,7 +69,7 @@ class GPO(nn.Module):
         self.per_dimension = per_dimension
         self.in_dim = in_dim
         if decoder == "gru":
-            self.gru = nn.GRU(position_dim, hidden_dim, batch_first=True, bidirectional=True)
+            self.gru = GRUWeights(position_dim, hidden_dim, bidirectional=True)
         elif decoder == "transformer":
             self.transformer = nn.TransformerEncoderLayer(position_dim, 1, hidden_dim, dropout=0.0, batch_first=True)
         else:
@@ -118,9 +118,13 @@ class GPO(nn.Module):
         counts = count_elements(ranked[:1], None) if mask is None else mask.sum(1)
         if self._keeps_table():
             return self._kept_table(size)[:, :size][counts - 1]
-        if self.per_dimension or len(counts) <= size:
+        if mask is None or self.per_dimension or self._has_few(counts, size):
             return self._weights(counts, size)
         return self._table_of(size)[counts - 1]
+
+    def _has_few(self, counts: Tensor, size: int) -> bool:
+        """Whether a batch needs fewer weights than the table of all sizes has; compiled, it serves any batch."""
+        return not torch.compiler.is_compiling() and len(counts) <= size
 
     def _table_of(self, size: int) -> Tensor:
         """Weights theta (size, size) of sets of 1..size elements."""
@@ -131,7 +135,7 @@ class GPO(nn.Module):
         # float32 whatever the surrounding precision: the table is tiny and its softmax is sharp.
         with torch.autocast(self.linear.weight.device.type, enabled=False):
             codes = position_codes(size, self.position_dim, counts.device).to(self.linear.weight)
-            codes = codes.expand(len(counts), -1, -1)
+            codes = codes.expand(counts.shape[0], -1, -1)
             if self.condition is not None and ranked is not None:
                 codes = codes + self.condition(ranked.to(codes.dtype))
             real = lengths_to_mask(counts, size)
@@ -145,7 +149,8 @@ class GPO(nn.Module):
             return self.mlp(codes)
         if self.decoder == "transformer":
             return self.transformer(codes, src_key_padding_mask=~real)
-        forward, backward = read_both_ways(self.gru, codes, real)
+        read = read_padded if torch.compiler.is_compiling() else read_both_ways
+        forward, backward = read(self.gru, codes, real)
         return (forward + backward) / 2
 
     def _keeps_table(self) -> bool:

@@ -157,7 +157,6 @@ class KMaxPool(nn.Module):
         check_set(features, mask)
         ranked, _ = masked_sort(features, mask)
         kept = count_elements(features, mask).clamp(max=self.k)
-        ranked = ranked[:, : self.k]
         return Aggregated(masked_mean(ranked, lengths_to_mask(kept, ranked.shape[1])).unsqueeze(1))
 
     def extra_repr(self) -> str:
@@ -194,7 +193,7 @@ def set_context(
     if context is None:
         context = masked_mean(features, mask)
     dim = dim if project is None else project.in_features
-    if context.dim() != 2 or len(context) != len(features) or dim not in (None, context.shape[1]):
+    if context.dim() != 2 or context.shape[0] != features.shape[0] or dim not in (None, context.shape[1]):
         name = "context" if given else "the masked mean, which replaces the missing context,"
         hint = "" if dim is None else "; see project_context"
         raise ValueError(f"{name} must be ({len(features)}, {dim or 'C'}), got shape {tuple(context.shape)}{hint}")

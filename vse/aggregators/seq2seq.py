@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from vse.errors import check_at_least
+from vse.sequences import GRUWeights, read_forwards
 from vse.sets import Aggregated, check_set, close_gaps, count_elements
 
 
@@ -31,7 +32,7 @@ class Seq2Seq(nn.Module):
         check_at_least("in_dim", in_dim, 1)
         check_at_least("out_dim", out_dim, 1)
         self.in_dim, self.out_dim = in_dim, out_dim
-        self.gru = nn.GRU(in_dim, out_dim, batch_first=True)
+        self.gru = GRUWeights(in_dim, out_dim)
 
     def forward(self, features: Tensor, mask: Tensor | None = None, context: Tensor | None = None) -> Aggregated:
         """Embed a batch of sequences.
@@ -49,7 +50,7 @@ class Seq2Seq(nn.Module):
         """
         check_set(features, mask, dim=self.in_dim)
         sequence, _ = close_gaps(features, mask)
-        states = self.gru(sequence)[0]
+        states = read_forwards(self.gru, sequence)
         last = count_elements(features, mask) - 1  # padding comes later, so it has no effect on this state
-        rows = torch.arange(len(states), device=states.device)
+        rows = torch.arange(states.shape[0], device=states.device)
         return Aggregated(states[rows, last].unsqueeze(1))

@@ -110,7 +110,7 @@ def mmd_loss(image: Aggregated, text: Aggregated, kernel: Kernel = "rbf", gamma:
     def mean_kernel(a: Tensor, b: Tensor) -> Tensor:
         squared = a.square().sum(1, keepdim=True) + b.square().sum(1) - 2 * a @ b.T
         if a is b:  # no rounding, and no gradient, where the distance is exactly 0
-            squared = squared.masked_fill(torch.eye(len(a), dtype=torch.bool, device=a.device), 0.0)
+            squared = squared.masked_fill(torch.eye(a.shape[0], dtype=torch.bool, device=a.device), 0.0)
         distance = squared.clamp(min=0.0) if kernel == "rbf" else squared.clamp(min=1e-12).sqrt()
         return (-gamma * distance).exp().mean()
 

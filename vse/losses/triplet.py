@@ -96,13 +96,13 @@ class TripletLoss(nn.Module):
         negatives = scores.masked_fill(positives, float("-inf"))
         if mining == "hardest":
             negatives = negatives.max(1, keepdim=True).values
-        counted = positives.new_ones(len(query), 1)  # which positives there are
+        counted = positives.new_ones(query.shape[0], 1)  # which positives there are
         if self.positives == "worst":  # one for each row; it is inf, and all costs are 0, where there is none
             matched, counted = (
                 scores.masked_fill(~positives, float("inf")).min(1).values,
                 positives.any(1, keepdim=True),
             )
-            query = torch.arange(len(scores), device=scores.device)
+            query = torch.arange(scores.shape[0], device=scores.device)
         else:
             matched = scores[query, match]
         costs = (self.margin + negatives[query] - matched.unsqueeze(1)).relu()  # (P, 1) or (P, columns)

@@ -130,8 +130,9 @@ def unit(x: Tensor) -> Tensor:
     """
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     normalised = (length - 1).abs() < _ROUNDING
-    if not torch.is_grad_enabled() and x.device.type == "cpu" and normalised.all():
-        return x  # evaluation compares many blocks; an accelerator would have to be waited for
+    can_look = x.device.type == "cpu" and not torch.compiler.is_compiling()  # at values, without a wait
+    if can_look and not torch.is_grad_enabled() and normalised.all():
+        return x  # evaluation compares many blocks
     divisor = length.clamp(min=torch.finfo(x.dtype).tiny).masked_fill(normalised, 1.0)
     return x / divisor
 

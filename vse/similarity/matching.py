@@ -81,24 +81,29 @@ def match(cosines: Tensor, a_mask: Tensor | None = None, b_mask: Tensor | None =
     >>> match(torch.tensor([[0.9, 0.8], [0.7, 0.1]])[None, :, None]).flatten().tolist()
     [1, 0]
     """
-    left, right = cosines.shape[1], cosines.shape[3]
-    size = max(left, right)
+    size = max(cosines.shape[1], cosines.shape[3])
     steps = _steps(size, cosines.device)
+    if torch.compiler.is_compiling():  # for any number of samples, so in one piece
+        return _partners(cosines, a_mask, b_mask, steps)
     width = max(step.column.numel() for step in steps)
     rows = max(1, _BLOCK // (cosines.shape[2] * max(width, size * size)))
-    blocks = []
-    for start in range(0, len(cosines), rows):
-        own = slice(start, start + rows)
-        worth = _square(cosines[own], None if a_mask is None else a_mask[own], b_mask, size)
-        partners = _best_columns(worth, steps)[..., :left].transpose(1, 2)  # (rows, K, C)
-        found = partners < right
-        if a_mask is not None:
-            found = found & a_mask[own].unsqueeze(-1)
-        if b_mask is not None:
-            real = b_mask.expand(len(partners), left, -1, -1)
-            found = found & real.gather(3, partners.clamp(max=right - 1).unsqueeze(-1)).squeeze(-1)
-        blocks.append(partners.masked_fill(~found, -1))
-    return torch.cat(blocks)
+    masks = [None] * len(cosines) if a_mask is None else a_mask.split(rows)
+    blocks = zip(cosines.split(rows), masks, strict=False)
+    return torch.cat([_partners(own, mask, b_mask, steps) for own, mask in blocks])
+
+
+def _partners(cosines: Tensor, a_mask: Tensor | None, b_mask: Tensor | None, steps: list["_Step"]) -> Tensor:
+    """What :func:`match` returns, for a block of the left sets."""
+    left, right = cosines.shape[1], cosines.shape[3]
+    worth = _square(cosines, a_mask, b_mask, len(steps))
+    partners = _best_columns(worth, steps)[..., :left].transpose(1, 2)  # (A, K, C)
+    found = partners < right
+    if a_mask is not None:
+        found = found & a_mask.unsqueeze(-1)
+    if b_mask is not None:
+        real = b_mask.expand(partners.shape[0], left, -1, -1)
+        found = found & real.gather(3, partners.clamp(max=right - 1).unsqueeze(-1)).squeeze(-1)
+    return partners.masked_fill(~found, -1)
 
 
 def _square(cosines: Tensor, a_mask: Tensor | None, b_mask: Tensor | None, size: int) -> Tensor:

@@ -199,13 +199,17 @@ def order(a: Tensor, b: Tensor, a_mask: Tensor | None = None, b_mask: Tensor | N
     """
     check_embeddings(a, b, a_mask, b_mask)
     a, b = fill_masked(a, a_mask).abs(), fill_masked(b, b_mask).abs()
-    rows = max(1, _BLOCK // (a.shape[1] * b.numel()))
-    blocks = []
-    for start in range(0, len(a), rows):  # in blocks, since the difference of all pairs has an axis H
-        own = slice(start, start + rows)
-        excess = (b[None, None] - a[own, :, None, None]).relu()  # (rows, K, C, L, H)
-        size = torch.linalg.vector_norm(excess, dim=-1)
-        if a_mask is not None:
-            size = hide(size, a_mask[own, :, None, None], float("inf"))
-        blocks.append(-hide(size, b_mask, float("inf")).amin((1, 3)))
-    return torch.cat(blocks)
+    if torch.compiler.is_compiling():  # for any number of samples, so in one piece
+        return _order_scores(a, b, a_mask, b_mask)
+    rows = max(1, _BLOCK // (a.shape[1] * b.numel()))  # in blocks, since the difference of all pairs has an axis H
+    masks = [None] * len(a) if a_mask is None else a_mask.split(rows)
+    return torch.cat([_order_scores(own, b, mask, b_mask) for own, mask in zip(a.split(rows), masks, strict=False)])
+
+
+def _order_scores(a: Tensor, b: Tensor, a_mask: Tensor | None, b_mask: Tensor | None) -> Tensor:
+    """Scores (A, C) of the absolute values of embeddings (A, K, H) and (C, L, H)."""
+    excess = (b[None, None] - a[:, :, None, None]).relu()  # (A, K, C, L, H)
+    size = torch.linalg.vector_norm(excess, dim=-1)
+    if a_mask is not None:
+        size = hide(size, a_mask[:, :, None, None], float("inf"))
+    return -hide(size, b_mask, float("inf")).amin((1, 3))
