@@ -74,7 +74,7 @@ def test_saved_scores_and_ensembles(make_run: MakeRun, cli: Cli, tmp_path: Path)
     embeddings = embed_corpus(vse.load(first), precomp(str(data_of(first)), "test"), 8, progress=False)
     with np.load(saved) as content:
         torch.testing.assert_close(torch.from_numpy(content["scores"]), score(*embeddings, progress=False))
-    outcome = cli("eval", first, second, saved, "--json", tmp_path / "all.json")
+    outcome = cli("eval", first, second, saved, "--each", "--ensemble", "--json", tmp_path / "all.json")
     assert outcome.code == 0, outcome.err
     assert len(json.loads((tmp_path / "all.json").read_text())) == 4
 
