@@ -1,4 +1,4 @@
-"""The command ``vse``: train, eval, extract, convert, configs; the files in ``scripts/`` call the same functions.
+"""The command ``vse``: train, eval, extract, convert, export, configs; the files in ``scripts/`` call its functions.
 
 A command is a function of a parser and of the words that follow its name on the command line. The first line of its
 docstring is its help. A command imports what it needs after it has read its arguments, so that help and mistakes are
@@ -162,6 +162,20 @@ def convert(parser: Parser, words: Sequence[str]) -> None:
     print(f"{arguments.output}: written, with {len(vocabulary):,} words{note}")
 
 
+def export(parser: Parser, words: Sequence[str]) -> None:
+    """Write a trained model as a folder to share: safetensors, a config, a card; see vse.load(FOLDER)."""
+    parser.add_argument("run", help="run folder or checkpoint")
+    parser.add_argument("folder", type=Path, help="the new folder")
+    _add_overrides(parser, "data.root=DIR")
+    parser.add_argument("--vocabulary", metavar="FILE", help="vocabulary of an official checkpoint")
+    arguments = parser.parse_intermixed_args(words)
+
+    from vse.sharing.export import export as export_model
+
+    export_model(arguments.run, arguments.folder, arguments.overrides, arguments.vocabulary)
+    print(f"{arguments.folder}: written; vse.load({str(arguments.folder)!r}) reads it")
+
+
 def configs(parser: Parser, words: Sequence[str]) -> None:
     """List the shipped configs, to be used by name as in `vse train NAME`."""
     parser.parse_args(words)
@@ -179,6 +193,7 @@ COMMANDS: dict[str, Callable[[Parser, Sequence[str]], None]] = {
     "eval": evaluate,
     "extract": extract,
     "convert": convert,
+    "export": export,
     "configs": configs,
 }
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vse.build import build_corpus
+from vse.checkpoints.hub import PREFIX
 from vse.checkpoints.load import Loaded, load_model
 from vse.checkpoints.native import find_checkpoint
 from vse.config_files import find_config, names_config
@@ -235,7 +236,8 @@ def _names(runs: Sequence[str], trained: Sequence[_Trained]) -> dict[str, str]:
     """What the tables call each member."""
     files = {run: Path(run) for run in runs} | {one.run: one.loaded.file for one in trained}
     names = dict(zip(runs, short_names([files[run] for run in runs]), strict=True))
-    return names | {run: run for run in runs if names_config(run) and not Path(run).exists()}
+    shipped = {run: run for run in runs if names_config(run) and not Path(run).exists()}
+    return names | shipped | {run: run.removeprefix(PREFIX) for run in runs if run.startswith(PREFIX)}
 
 
 def _score_members(
