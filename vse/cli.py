@@ -57,7 +57,7 @@ def train(parser: Parser, words: Sequence[str]) -> None:
 
 def evaluate(parser: Parser, words: Sequence[str]) -> None:
     """Evaluate retrieval with a trained model, or compare several."""
-    help_of_run = "run folder, checkpoint, file of --save-scores, or config of a pretrained model, which is not trained"
+    help_of_run = "run folder, exported model, checkpoint, file of --save-scores, or config of a pretrained model"
     parser.add_argument("run", nargs="+", metavar="RUN", help=help_of_run)
     parser.add_argument("--split", default="test", help="train, dev, test (default) or testall")
     parser.add_argument(
@@ -75,8 +75,8 @@ def evaluate(parser: Parser, words: Sequence[str]) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the metrics to this file")
     parser.add_argument("--ensemble", action="store_true", help="also evaluate the mean of all members' scores")
     parser.add_argument("--each", action="store_true", help="do not average runs that differ in their seed alone")
-    for name in ("markdown", "latex", "csv"):
-        parser.add_argument(f"--{name}", action="store_true", help=f"print a table as {name} after the others")
+    for name in ("Markdown", "LaTeX", "CSV"):
+        parser.add_argument(f"--{name.lower()}", action="store_true", help=f"print a table in {name} after the others")
     parser.add_argument("--save-scores", type=Path, metavar="FILE.npz", help="save the (ensemble's) score matrix")
     parser.epilog = "key=value: settings that differ from the run's, such as data.root=DIR"
     arguments = parser.parse_intermixed_args(words)

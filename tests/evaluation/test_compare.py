@@ -106,7 +106,7 @@ def test_runs_that_differ_in_their_seed_alone_are_one_row(
     assert f"{group} (n = 3), test: 10 images" in outcome.out and f"| {group} (n = 3) | " in outcome.out
     deviation = f"{content[group]['deviation']['rsum']:.1f}"
     assert f"{np.mean(rsums):.1f} ± {deviation} [" in outcome.out and rf"$\pm$ {deviation} [" in outcome.out
-    assert "RSUM,RSUM deviation,RSUM low,RSUM high,to the first" in outcome.out
+    assert "RSUM,RSUM deviation,RSUM low,RSUM high,RSUM - first" in outcome.out
     assert "difference" in content[last]["bootstrap"] and "difference" not in content[group]["bootstrap"]
     for one in (*three, other):
         own = json.loads((Path(one) / "test.json").read_text())

@@ -22,7 +22,7 @@ def test_numbers_are_rounded(tmp_path: Path) -> None:
     assert (
         path.read_text().split()
         == """{
-      "i2t": { "r1": 7.0, "nmr": 0.0143 }, "folds": 5, "difference": [ -1.2346, 2.0 ]
+      "i2t": { "r1": 7.0, "nmr": 0.014271 }, "folds": 5, "difference": [ -1.234568, 2.0 ]
     }""".split()
     )
 

@@ -223,7 +223,7 @@ def compared() -> list[Row]:
 
 def test_rows_in_a_terminal_have_no_room_for_intervals(compared: list[Row]) -> None:
     expected = """
-            I2T R@1         R@5         R@10    T2I R@1  R@5  R@10         RSUM  to the first
+            I2T R@1         R@5         R@10    T2I R@1  R@5  R@10         RSUM  RSUM - first
 a_1            12.3        45.1        100.0        1.0  2.0   3.0        163.4             -
 b* (n = 3)  12.3 ± 0.6  45.1 ± 0.0  100.0 ± 1.0  1.0 ± 0.2  2.0   3.0  165.0 ± 3.2          +1.6
 """
@@ -234,7 +234,7 @@ b* (n = 3)  12.3 ± 0.6  45.1 ± 0.0  100.0 ± 1.0  1.0 ± 0.2  2.0   3.0  165.0
 
 def test_markdown_has_deviations_and_intervals(compared: list[Row]) -> None:
     head, _, first, second = as_markdown(tables_of(compared)).split("\n")
-    assert head.endswith("| RSUM | to the first |")
+    assert head.endswith("| RSUM | RSUM - first |")
     assert first.startswith("| a_1 | 12.3 [10.0, 13.0] | 45.1 [40.0, 44.2] |") and first.endswith(
         "[150.0, 170.0] | - |"
     )
@@ -246,7 +246,7 @@ def test_latex_has_deviations_and_intervals(compared: list[Row]) -> None:
     begin, top, head, mid, first, second, bottom, end = as_latex(tables_of(compared)).split("\n")
     assert begin == r"\begin{tabular}{lrrrrrrrr}" and end == r"\end{tabular}"
     assert [top, mid, bottom] == [r"\toprule", r"\midrule", r"\bottomrule"]
-    assert head == r" & I2T R@1 & R@5 & R@10 & T2I R@1 & R@5 & R@10 & RSUM & to the first \\"
+    assert head == r" & I2T R@1 & R@5 & R@10 & T2I R@1 & R@5 & R@10 & RSUM & RSUM - first \\"
     assert first.startswith(r"a\_1 & 12.3 [10.0, 13.0] & ") and first.endswith(r" & - \\")
     assert second.startswith(r"b* (n = 3) & 12.3 $\pm$ 0.6 [10.0, 13.0] & ")
     odd = as_latex(tables_of([Row("50%_&\\{x}~^#$ VSE∞", METRICS)])).split("\n")[4]
@@ -256,10 +256,10 @@ def test_latex_has_deviations_and_intervals(compared: list[Row]) -> None:
 def test_csv_has_columns_for_deviations_and_intervals(compared: list[Row]) -> None:
     first, second = csv.DictReader(io.StringIO(as_csv(tables_of(compared))))
     assert list(first)[:5] == ["name", "I2T R@1", "I2T R@1 deviation", "I2T R@1 low", "I2T R@1 high"]
-    assert "T2I R@5" in first and "T2I R@5 deviation" not in first and "to the first" in first
+    assert "T2I R@5" in first and "T2I R@5 deviation" not in first and "RSUM - first" in first
     assert first["name"] == "a_1" and first["I2T R@1"] == "12.3400" and first["I2T R@1 deviation"] == ""
     assert second["I2T R@5 high"] == "44.2500" and second["RSUM deviation"] == "3.2100"
-    assert (second["to the first"], second["to the first low"]) == ("1.5600", "-3.2600") and first["to the first"] == ""
+    assert (second["RSUM - first"], second["RSUM - first low"]) == ("1.5600", "-3.2600") and first["RSUM - first"] == ""
 
 
 def test_every_format_of_a_protocol_with_parts(two_parts: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from vse.errors import InputError
 from vse.evaluation.tables import parts_of
 from vse.files import check_target, write_file
 
-_DIGITS = 4  # after the decimal point: 7.000000000000001 is 7.0
+_DIGITS = 6  # after the decimal point: 7.000000000000001 is 7.0
 
 
 def check_json_file(path: Path) -> None:
@@ -54,7 +54,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def rounded(content: Any) -> Any:
-    """Round every number in dicts and lists to four digits after the decimal point.
+    """Round every number in dicts and lists to six digits after the decimal point.
 
     >>> rounded({"r1": 7.000000000000001, "folds": 5})
     {'r1': 7.0, 'folds': 5}

@@ -265,7 +265,7 @@ def tables_of(rows: Sequence[Row]) -> list[Table]:
         if "rsum" in first:
             head.append(("", "RSUM"))
         if has_differences:
-            head.append(("", "to the first"))
+            head.append(("", "RSUM - first"))
         table = Table(part, head, [])
         for row, metrics in own:
             cells = [_cell(metrics, side, key, clips) for side, key in columns]
