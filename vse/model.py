@@ -220,7 +220,7 @@ class VSEModel(nn.Module):
 
         Returns:
             Embeddings (n, K, H) on the model's device, in the order of the images; (K, H) for one item that is not in
-            a list. A list of PIL pictures is n pictures, also for a model of clips.
+            a list. A clip that is a list of PIL pictures must itself be in a list.
 
         Raises:
             ValueError: There is no image, the model does not read such images, the sets differ in size, or there is no
