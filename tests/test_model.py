@@ -195,8 +195,12 @@ def test_texts_keep_their_order_and_ignore_batch_mates(regions: VSEModel) -> Non
     assert regions.encode_texts(texts).shape == (5, 1, 8)
 
 
-def test_one_text_is_a_list_of_one(regions: VSEModel) -> None:
-    assert torch.equal(regions.encode_texts("a dog"), regions.encode_texts(["a dog"]))
+def test_one_text_that_is_not_in_a_list(regions: VSEModel) -> None:
+    """It has no first dimension; other iterables are lists."""
+    one, listed = regions.encode_texts("a dog"), regions.encode_texts(["a dog"])
+    assert one.shape == (1, 8) and torch.equal(one, listed[0])
+    assert torch.equal(regions.embed_texts("a dog").embeddings, one) and regions.embed_texts("a dog").mask is None
+    assert regions.text_sets("a dog").shape == (1, 1, 8)  # type: ignore[union-attr]
     assert torch.equal(regions.encode_texts(t for t in ("ab", "c")), regions.encode_texts(["ab", "c"]))  # type: ignore[arg-type]
 
 
@@ -245,6 +249,16 @@ def test_arrays_are_like_tensors(regions: VSEModel) -> None:
         torch.testing.assert_close(regions.encode_images(same), expected)
 
 
+def test_one_image_of_features_that_is_not_in_a_list(regions: VSEModel) -> None:
+    image = torch.randn(4, 5)
+    expected = regions.encode_images([image])[0]
+    assert expected.shape == (1, 8)
+    for one in (image, image.numpy(), image.double().numpy()):
+        torch.testing.assert_close(regions.encode_images(one), expected)
+        torch.testing.assert_close(regions.embed_images(one).embeddings, expected)
+    assert regions.encode_images(image[None]).shape == (1, 1, 8)
+
+
 def test_an_encoder_that_tells_nothing_takes_features() -> None:
     model = make_model(Plain())
     images = [torch.randn(3, 5), torch.randn(2, 5)]
@@ -290,10 +304,27 @@ def test_pictures_from_anything(pictures: VSEModel, tmp_path: Path) -> None:
     opened = [noise(i) for i in range(3)]
     for same in (paths, [str(path) for path in paths], opened, tensors, arrays, np.stack(arrays), torch.stack(tensors)):
         torch.testing.assert_close(pictures.encode_images(same, batch_size=2), expected, atol=1e-5, rtol=0)
-    for one in (paths[1], str(paths[1]), opened[1]):
-        torch.testing.assert_close(pictures.encode_images(one), expected[1:2], atol=1e-5, rtol=0)
+    for one in (paths[1], str(paths[1]), opened[1], tensors[1], arrays[1]):
+        torch.testing.assert_close(pictures.encode_images(one), expected[1], atol=1e-5, rtol=0)
     transform: Any = pictures.transform
     assert transform.seen and not any(train for _, train in transform.seen)
+
+
+def test_arrays_with_their_colours_last_are_pictures(pictures: VSEModel, clips: VSEModel) -> None:
+    """They go through the transform, one by one or many; other arrays of bytes are as a transform leaves them."""
+    opened = [noise(i) for i in range(3)]
+    arrays = [np.asarray(picture) for picture in opened]
+    expected = pictures.encode_images(opened)
+    for same in (arrays, np.stack(arrays)):
+        torch.testing.assert_close(pictures.encode_images(same), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(pictures.encode_images(arrays[2]), expected[2], atol=1e-6, rtol=0)
+    clip = clips.encode_images([opened])[0]
+    torch.testing.assert_close(clips.encode_images(np.stack(arrays)), clip, atol=1e-6, rtol=0)
+    first = np.ascontiguousarray(arrays[0].transpose(2, 0, 1))
+    torch.testing.assert_close(pictures.encode_images(first), pictures.encode_images(torch.from_numpy(first)))
+    pictures.transform = None
+    with pytest.raises(ValueError, match=r"this model has no transform; pass tensors \(3, height, width\)"):
+        pictures.encode_images(arrays)
 
 
 @pytest.mark.parametrize(
@@ -343,6 +374,8 @@ def test_clips_from_lists_tensors_and_arrays(clips: VSEModel) -> None:
     assert expected.shape == (3, 2, 8)
     for same in (sources, [tensor.numpy() for tensor in tensors], torch.stack(tensors)):
         torch.testing.assert_close(clips.encode_images(same, batch_size=2), expected, atol=1e-5, rtol=0)
+    for one in (tensors[1], tensors[1].numpy()):
+        torch.testing.assert_close(clips.encode_images(one), expected[1], atol=1e-5, rtol=0)
 
 
 def test_clips_of_different_lengths_share_a_batch(clips: VSEModel) -> None:
@@ -400,6 +433,23 @@ def test_the_mode_is_restored_and_no_gradient_is_kept(regions: VSEModel) -> None
         found = regions.encode_images([torch.randn(3, 5)])
         assert not found.requires_grad and regions.training is training
         assert all(module.training is training for module in regions.modules())
+
+
+def test_the_model_moves_to_the_device(regions: VSEModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And stays there; a device that is not there leaves it as it is."""
+    moves: list[Any] = []
+    monkeypatch.setattr(regions, "to", moves.append)
+    texts, image = regions.encode_texts(["a"]), torch.randn(3, 5)
+    assert moves == []
+    assert torch.equal(regions.encode_texts(["a"], device="cpu"), texts) and moves == ["cpu"]
+    regions.embed_texts("a", device=torch.device("cpu"))
+    regions.encode_images(image, device=torch.device("cpu"))
+    regions.embed_images(image, device=torch.device("cpu"))
+    assert moves == ["cpu", *[torch.device("cpu")] * 3]
+    for device in ("meta", "cuda:77", "tpu9"):
+        with pytest.raises(ValueError, match=f"device '{device}' is not available here"):
+            regions.encode_images(image, device=device)
+    assert len(moves) == 4
 
 
 def test_evaluation_mode_is_used() -> None:

@@ -73,8 +73,8 @@ def test_zero_shot_has_the_options_of_runs(tiny_clip: Path, cli: Cli, tmp_path: 
     """Another split, intervals, an ensemble with a second member, and a protocol that wants another corpus."""
     words = ["clip/f30k", *settings(tiny_clip, tmp_path)]
     assert cli("eval", *words, "--save-scores", tmp_path / "a.npz").code == 0
-    outcome = cli("eval", *words, tmp_path / "a.npz", "--bootstrap", 20, "--markdown")
-    assert outcome.code == 0 and "ensemble" in outcome.out, outcome.err
+    outcome = cli("eval", *words, tmp_path / "a.npz", "--bootstrap", 20, "--markdown", "--ensemble")
+    assert outcome.code == 0 and "ensemble" in outcome.out and "| clip/f30k |" in outcome.out, outcome.err
     assert cli("eval", *words, "--split", "dev").code == 0
     outcome = cli("eval", *words, "--protocol", "f30k")
     assert outcome.code == 2 and "1,000 images" in outcome.err, outcome.err
@@ -100,7 +100,7 @@ def test_load_of_a_config(tiny_clip: Path, tmp_path: Path) -> None:
     lines = [f"base: {ROOT / 'configs' / 'clip' / 'f30k.yaml'}", "model:", "  embed_dim: 16"]
     lines += [f"  {side}: {{encoder: {{model: {tiny_clip}}}}}" for side in ("image", "text")]
     file.write_text("\n".join(lines))
-    assert vse.load(file).encode_texts("two dogs").shape == (1, 1, 16)
+    assert vse.load(file).encode_texts("two dogs").shape == (1, 16)
 
 
 def test_trained_resumed_and_evaluated_without_the_folder(cli: Cli, tiny_clip: Path, tmp_path: Path) -> None:

@@ -99,14 +99,16 @@ def __dir__() -> list[str]:
 
 
 def load(path: str | Path, vocabulary: str | Path | None = None, padding: str = "masked") -> "VSEModel":
-    """Load a trained model from a run folder or a checkpoint, in evaluation mode on the CPU.
+    """Load a trained model, in evaluation mode on the CPU.
 
     The checkpoint may be of this package or of the official codes of VSE∞, PVSE, VSE-2AD, DivE, ESA and CHAN (see
     :mod:`vse.checkpoints.official`). No code in the file is executed.
 
     Args:
-        path: A run folder or a checkpoint file; or a config whose encoders are pretrained and whose other parts have
-            nothing to train, such as "clip/f30k", for the published model as it is.
+        path: A run folder, a checkpoint file or the folder of an exported model (``vse export``); an exported model on
+            the Hugging Face hub, "hf://owner/name" or "hf://owner/name@revision"; or a config whose encoders are
+            pretrained and whose other parts have nothing to train, such as "clip/f30k", for the published model as it
+            is.
         vocabulary: A vocabulary file (for BERT: the folder of its tokenizer) to use instead of the checkpoint's own.
             Official checkpoints do not contain one; a file of the published name in the same folder is found without
             this argument. Without any vocabulary ``model.image`` and ``model.text`` work, but ``model.encode_texts``

@@ -1,4 +1,4 @@
-"""The command ``vse``: train, eval, extract, convert, configs; the files in ``scripts/`` call the same functions.
+"""The command ``vse``: train, eval, extract, convert, export, configs; the files in ``scripts/`` call its functions.
 
 A command is a function of a parser and of the words that follow its name on the command line. The first line of its
 docstring is its help. A command imports what it needs after it has read its arguments, so that help and mistakes are
@@ -56,8 +56,8 @@ def train(parser: Parser, words: Sequence[str]) -> None:
 
 
 def evaluate(parser: Parser, words: Sequence[str]) -> None:
-    """Evaluate retrieval with a trained model, or with several and their ensemble."""
-    help_of_run = "run folder, checkpoint, file of --save-scores, or config of a pretrained model, which is not trained"
+    """Evaluate retrieval with a trained model, or compare several."""
+    help_of_run = "run folder, exported model, checkpoint, file of --save-scores, or config of a pretrained model"
     parser.add_argument("run", nargs="+", metavar="RUN", help=help_of_run)
     parser.add_argument("--split", default="test", help="train, dev, test (default) or testall")
     parser.add_argument(
@@ -73,13 +73,17 @@ def evaluate(parser: Parser, words: Sequence[str]) -> None:
     parser.add_argument("--bootstrap", type=int, metavar="N", help="print 95 %% intervals from N samples of the images")
     parser.add_argument("--published", action="store_true", help="print the papers' numbers next to your own")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the metrics to this file")
-    parser.add_argument("--markdown", action="store_true", help="print a Markdown table after the others")
+    parser.add_argument("--ensemble", action="store_true", help="also evaluate the mean of all members' scores")
+    parser.add_argument("--each", action="store_true", help="do not average runs that differ in their seed alone")
+    for name in ("Markdown", "LaTeX", "CSV"):
+        parser.add_argument(f"--{name.lower()}", action="store_true", help=f"print a table in {name} after the others")
     parser.add_argument("--save-scores", type=Path, metavar="FILE.npz", help="save the (ensemble's) score matrix")
     parser.epilog = "key=value: settings that differ from the run's, such as data.root=DIR"
     arguments = parser.parse_intermixed_args(words)
 
     from vse.distributed import joined
     from vse.evaluation.compare import compare
+    from vse.evaluation.tables import FORMATS
 
     overrides = [item for item in arguments.run if "=" in item and not Path(item).exists()]
     runs = [item for item in arguments.run if item not in overrides]
@@ -94,12 +98,15 @@ def evaluate(parser: Parser, words: Sequence[str]) -> None:
             cxc=arguments.cxc,
             samples=arguments.bootstrap,
             published=arguments.published,
+            with_ensemble=arguments.ensemble,
+            each=arguments.each,
             scores_file=arguments.save_scores,
             json_file=arguments.json,
         )
-        print(result.tables)
-        if arguments.markdown:
-            print("\n" + result.markdown)
+        print(result.text)
+        for name, write in FORMATS.items():
+            if getattr(arguments, name) and result.tables:
+                print("\n" + write(result.tables))
         result.write()
 
 
@@ -155,6 +162,20 @@ def convert(parser: Parser, words: Sequence[str]) -> None:
     print(f"{arguments.output}: written, with {len(vocabulary):,} words{note}")
 
 
+def export(parser: Parser, words: Sequence[str]) -> None:
+    """Write a trained model as a folder to share: safetensors, a config, a card; see vse.load(FOLDER)."""
+    parser.add_argument("run", help="run folder or checkpoint")
+    parser.add_argument("folder", type=Path, help="the new folder")
+    _add_overrides(parser, "data.root=DIR")
+    parser.add_argument("--vocabulary", metavar="FILE", help="vocabulary of an official checkpoint")
+    arguments = parser.parse_intermixed_args(words)
+
+    from vse.sharing.export import export as export_model
+
+    export_model(arguments.run, arguments.folder, arguments.overrides, arguments.vocabulary)
+    print(f"{arguments.folder}: written; vse.load({str(arguments.folder)!r}) reads it")
+
+
 def configs(parser: Parser, words: Sequence[str]) -> None:
     """List the shipped configs, to be used by name as in `vse train NAME`."""
     parser.parse_args(words)
@@ -172,6 +193,7 @@ COMMANDS: dict[str, Callable[[Parser, Sequence[str]], None]] = {
     "eval": evaluate,
     "extract": extract,
     "convert": convert,
+    "export": export,
     "configs": configs,
 }
 

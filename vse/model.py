@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vse.aggregators.base import traits_of as traits_of_aggregator
 from vse.encoders.base import EncoderTraits
 from vse.encoders.base import traits_of as traits_of_encoder
-from vse.errors import check_at_least
+from vse.errors import check_at_least, first_line
 from vse.ragged import Collector, Sets, padded
 from vse.sets import Aggregated, check_mask, pad
 from vse.word_regions import WordMatch, match_words
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 Progress = bool | Callable[[int], object]
 Prepare = Callable[[Sequence[Any]], tuple[Tensor, Tensor | None]]
+Kind = Literal["features", "pictures", "frames"]
+
+_DIMENSIONS: dict[Kind, int] = {"features": 2, "pictures": 3, "frames": 4}  # of one image as a tensor or an array
 
 
 class Tower(nn.Module):
@@ -112,43 +115,63 @@ class VSEModel(nn.Module):
         """The device of the parameters."""
         return next(self.parameters()).device
 
-    def encode_texts(self, texts: str | Sequence[str], batch_size: int = 256, progress: Progress = False) -> Tensor:
+    def encode_texts(
+        self,
+        texts: str | Sequence[str],
+        batch_size: int = 256,
+        progress: Progress = False,
+        device: str | torch.device | None = None,
+    ) -> Tensor:
         """Embed captions, in evaluation mode and without gradients.
 
         Args:
             texts: One caption, or n of them in a list or another iterable.
             batch_size: Number of captions that are embedded at once.
             progress: True shows a progress bar. A function is called after each batch with its number of captions.
+            device: Where to embed, such as "cuda". The model moves there and stays. None: where the model is.
 
         Returns:
-            Embeddings (n, K, H) on the model's device, in the order of the captions.
+            Embeddings (n, K, H) on the model's device, in the order of the captions; (K, H) for one caption that is
+            not in a list.
 
         Raises:
-            ValueError: There is no caption, a caption is empty or not a string, the model has no vocabulary, or the
-                sets differ in size.
+            ValueError: There is no caption, a caption is empty or not a string, the model has no vocabulary, the
+                sets differ in size, or there is no such device.
 
-        >>> model.encode_texts(["a dog runs", "two red kites"]).shape
-        torch.Size([2, 1, 1024])
+        >>> model.encode_texts(["a dog runs", "two red kites"]).shape, model.encode_texts("a dog runs").shape
+        (torch.Size([2, 1, 1024]), torch.Size([1, 1024]))
         """
-        return _of_one_size(self.text_sets(texts, batch_size, progress), "embed_texts")
+        self._move(device)
+        sets = _of_one_size(self.text_sets(texts, batch_size, progress), "embed_texts")
+        return sets[0] if isinstance(texts, str) else sets
 
-    def embed_texts(self, texts: str | Sequence[str], batch_size: int = 256, progress: Progress = False) -> Aggregated:
-        """Embed captions whose embedding sets may differ in size, in evaluation mode and without gradients.
+    def embed_texts(
+        self,
+        texts: str | Sequence[str],
+        batch_size: int = 256,
+        progress: Progress = False,
+        device: str | torch.device | None = None,
+    ) -> Aggregated:
+        """Embed captions whose embedding sets may differ in size; all else is as in :meth:`encode_texts`.
 
         Args:
-            texts: As in :meth:`encode_texts`.
-            batch_size: As in :meth:`encode_texts`.
-            progress: As in :meth:`encode_texts`.
+            texts: As there.
+            batch_size: As there.
+            progress: As there.
+            device: As there.
 
         Returns:
-            Embeddings (n, K, H), zero behind the smaller sets, and their mask (n, K), or None when all have one size.
+            Embeddings (n, K, H), zero behind the smaller sets, and their mask (n, K), or None when all have one size;
+            (K, H) and None for one caption that is not in a list.
 
         Raises:
-            ValueError: There is no caption, a caption is empty or not a string, or the model has no vocabulary.
+            ValueError: As there, but the sets may differ in size.
 
         >>> model.embed_texts(["a dog runs", "two red kites"]).mask
         """
-        return padded(self.text_sets(texts, batch_size, progress))
+        self._move(device)
+        sets = padded(self.text_sets(texts, batch_size, progress))
+        return Aggregated(sets.embeddings[0]) if isinstance(texts, str) else sets
 
     def text_sets(self, texts: str | Sequence[str], batch_size: int = 256, progress: Progress = False) -> Sets:
         """Embed captions as :meth:`embed_texts` does, but keep sets of different sizes without padding.
@@ -175,49 +198,71 @@ class VSEModel(nn.Module):
         ids = [torch.as_tensor(self.vocabulary.encode(caption)) for caption in captions]
         return self._encode(self.text, ids, pad, [len(row) for row in ids], batch_size, progress)
 
-    def encode_images(self, images: Any, batch_size: int = 256, progress: Progress = False) -> Tensor:
+    def encode_images(
+        self,
+        images: Any,
+        batch_size: int = 256,
+        progress: Progress = False,
+        device: str | torch.device | None = None,
+    ) -> Tensor:
         """Embed images or clips, in evaluation mode and without gradients.
 
         Args:
-            images: One path or PIL picture, or n items in a list or another iterable. A model of pictures takes paths,
-                PIL pictures, and tensors or arrays (3, height, width). A model of clips takes paths of GIF files or of
-                folders of pictures, lists of PIL pictures, and tensors or arrays (frames, 3, height, width). A model of
-                precomputed features takes tensors or arrays (regions, width), whose numbers of regions may differ.
-                Paths and PIL pictures go through the model's evaluation transform; tensors and arrays do not.
+            images: One item, or n of them in a list or another iterable. A model of pictures takes paths, PIL pictures,
+                arrays (height, width, 3) of bytes, and tensors or arrays (3, height, width). A model of clips takes
+                paths of GIF files or of folders of pictures, lists of PIL pictures, arrays (frames, height, width, 3)
+                of bytes, and tensors or arrays (frames, 3, height, width). A model of precomputed features takes
+                tensors or arrays (regions, width), whose numbers of regions may differ. What has its colours last goes
+                through the model's evaluation transform, as paths and PIL pictures do; other tensors and arrays do not.
             batch_size: Number of images that are embedded at once.
             progress: True shows a progress bar. A function is called after each batch with its number of images.
+            device: Where to embed, such as "cuda". The model moves there and stays. None: where the model is.
 
         Returns:
-            Embeddings (n, K, H) on the model's device, in the order of the images.
+            Embeddings (n, K, H) on the model's device, in the order of the images; (K, H) for one item that is not in
+            a list. A clip that is a list of PIL pictures must itself be in a list.
 
         Raises:
-            ValueError: There is no image, the model does not read such images, or the sets differ in size.
+            ValueError: There is no image, the model does not read such images, the sets differ in size, or there is no
+                such device.
             vse.errors.InputError: A file is missing or cannot be read.
 
         >>> model.encode_images([torch.randn(36, 2048), torch.randn(20, 2048)]).shape
         torch.Size([2, 1, 1024])
         """
-        return _of_one_size(self.image_sets(images, batch_size, progress), "embed_images")
+        self._move(device)
+        sets = _of_one_size(self.image_sets(images, batch_size, progress), "embed_images")
+        return sets[0] if self._is_one_image(images) else sets
 
-    def embed_images(self, images: Any, batch_size: int = 256, progress: Progress = False) -> Aggregated:
-        """Embed images or clips whose embedding sets may differ in size, in evaluation mode and without gradients.
+    def embed_images(
+        self,
+        images: Any,
+        batch_size: int = 256,
+        progress: Progress = False,
+        device: str | torch.device | None = None,
+    ) -> Aggregated:
+        """Embed images or clips whose embedding sets may differ in size; all else is as in :meth:`encode_images`.
 
         Args:
-            images: As in :meth:`encode_images`.
-            batch_size: As in :meth:`encode_images`.
-            progress: As in :meth:`encode_images`.
+            images: As there.
+            batch_size: As there.
+            progress: As there.
+            device: As there.
 
         Returns:
-            Embeddings (n, K, H), zero behind the smaller sets, and their mask (n, K), or None when all have one size.
+            Embeddings (n, K, H), zero behind the smaller sets, and their mask (n, K), or None when all have one size;
+            (K, H) and None for one item that is not in a list.
 
         Raises:
-            ValueError: There is no image, or the model does not read such images.
+            ValueError: As there, but the sets may differ in size.
             vse.errors.InputError: A file is missing or cannot be read.
 
         >>> model.embed_images([torch.randn(36, 2048), torch.randn(20, 2048)]).mask.sum(1)  # with the aggregator tokens
         tensor([36, 20])
         """
-        return padded(self.image_sets(images, batch_size, progress))
+        self._move(device)
+        sets = padded(self.image_sets(images, batch_size, progress))
+        return Aggregated(sets.embeddings[0]) if self._is_one_image(images) else sets
 
     def image_sets(self, images: Any, batch_size: int = 256, progress: Progress = False) -> Sets:
         """Embed images or clips as :meth:`embed_images` does, but keep sets of different sizes without padding.
@@ -237,14 +282,35 @@ class VSEModel(nn.Module):
         >>> len(model.image_sets([torch.randn(36, 2048), torch.randn(20, 2048)]))
         2
         """
-        if isinstance(images, str | Path) or _is_picture(images):
+        if self._is_one_image(images):
             images = [images]
         images = _as_list(images, "images must be a path, a PIL picture or a list")
-        kind = _kind_of_images(traits_of_encoder(self.image.encoder))
+        kind = self._kind_of_images
         if kind == "features":
             features = _check_features(images)
             return self._encode(self.image, features, pad, [len(rows) for rows in features], batch_size, progress)
         return self._encode(self.image, images, self._prepare_images, None, batch_size, progress)
+
+    @property
+    def _kind_of_images(self) -> Kind:
+        """What the image encoder reads."""
+        return _kind_of_images(traits_of_encoder(self.image.encoder))
+
+    def _is_one_image(self, images: Any) -> bool:
+        """Whether it is one image rather than a list, a tensor or an array of several."""
+        if isinstance(images, Tensor | np.ndarray):
+            return images.ndim == _DIMENSIONS[self._kind_of_images]
+        return isinstance(images, str | Path) or _is_picture(images)
+
+    def _move(self, device: str | torch.device | None) -> None:
+        """Move the model to a device. Raises ValueError when there is no such device."""
+        if device is None:
+            return
+        try:
+            torch.zeros(1, device=device).item()
+        except (RuntimeError, AssertionError, NotImplementedError, ModuleNotFoundError) as error:
+            raise ValueError(f"device {str(device)!r} is not available here ({first_line(error)})") from None
+        self.to(device)
 
     def match(self, image: Any, text: str, temperature: float = 0.1) -> WordMatch:
         """Tell which region of an image each word of a caption takes, in evaluation mode and without gradients.
@@ -299,7 +365,7 @@ class VSEModel(nn.Module):
 
     def _prepare_images(self, images: Sequence[Any]) -> tuple[Tensor, Tensor | None]:
         """A batch of images as the image encoder takes it, and its mask."""
-        kind = _kind_of_images(traits_of_encoder(self.image.encoder))
+        kind = self._kind_of_images
         if kind == "features":
             return pad(_check_features(list(images)))
         return self._read_pictures(images) if kind == "pictures" else self._read_clips(images)
@@ -308,7 +374,7 @@ class VSEModel(nn.Module):
         """Batch (B, 3, height, width) of pictures; there is nothing to mask."""
         tensors = []
         for picture in pictures:
-            if isinstance(picture, str | Path) or _is_picture(picture):
+            if isinstance(picture, str | Path) or _is_picture(picture) or _has_colours_last(picture, 3):
                 tensors.append(self._transformed(picture, "(3, height, width)"))
             else:
                 tensors.append(_as_tensor(picture, "pictures must be paths, PIL pictures, tensors or arrays"))
@@ -323,7 +389,7 @@ class VSEModel(nn.Module):
         """Batch (B, frames, 3, height, width) of clips, with a mask when their numbers of frames differ."""
         tensors = []
         for clip in clips:
-            if isinstance(clip, str | Path | list):
+            if isinstance(clip, str | Path | list) or _has_colours_last(clip, 4):
                 tensors.append(self._transformed(clip, "(frames, 3, height, width)"))
             else:
                 tensors.append(_as_tensor(clip, "clips must be paths, lists of PIL pictures, tensors or arrays"))
@@ -340,7 +406,7 @@ class VSEModel(nn.Module):
         """A picture or clip after the evaluation transform."""
         if self.transform is None:
             raise ValueError(f"this model has no transform; pass tensors {shape}")
-        return self.transform.read(source)
+        return self.transform.read(_as_pictures(source))
 
     @torch.no_grad()
     def _encode(
@@ -441,7 +507,27 @@ def _check_caption(caption: Any, position: int) -> None:
         raise ValueError(f"caption {position} is not valid text: {caption[:80]!r}") from None
 
 
-def _kind_of_images(traits: EncoderTraits) -> Literal["features", "pictures", "frames"]:
+def _has_colours_last(item: Any, dimensions: int) -> bool:
+    """Whether it is an array of bytes (height, width, 3), as most libraries have pictures, or of several frames."""
+    return (
+        isinstance(item, np.ndarray)
+        and item.dtype == np.uint8
+        and item.ndim == dimensions
+        and item.shape[-1] == 3
+        and item.shape[-3] != 3
+    )
+
+
+def _as_pictures(source: Any) -> Any:
+    """An array of bytes as a PIL picture, or a list of them for a clip; anything else as it is."""
+    if not isinstance(source, np.ndarray):
+        return source
+    from PIL import Image
+
+    return Image.fromarray(source) if source.ndim == 3 else [Image.fromarray(frame) for frame in source]
+
+
+def _kind_of_images(traits: EncoderTraits) -> Kind:
     """What an image encoder reads; one that does not say reads features."""
     if traits.in_dim is not None and "features" in traits.reads:
         return "features"

@@ -436,7 +436,7 @@ def test_command_lines(cli: Cli, tmp_path: Path) -> None:
     vocabulary = words_file(tmp_path / "words.json", 29)
     results = tmp_path / "a.json"
     first = cli("eval", file, f"data.root={data}", "--vocabulary", vocabulary, "--json", results)
-    assert first.code == 0 and "model_best.pth (single), test: 10 images, 50 captions" in first.out, first.err
+    assert first.code == 0 and "model_best.pth, test: 10 images, 50 captions" in first.out, first.err
     converted = tmp_path / "converted.pt"
     outcome = cli("convert", file, converted, "--vocabulary", vocabulary, f"data.root={data}")
     assert outcome.code == 0 and f"{converted}: written, with 30 words\n" == outcome.out, outcome.err
@@ -447,9 +447,9 @@ def test_command_lines(cli: Cli, tmp_path: Path) -> None:
     outcome = cli("convert", file, converted)
     assert outcome.code == 2 and "converted.pt: exists already; expected the name of a new file" in outcome.error
     outcome = cli("eval", converted, file, "--vocabulary", words_file(tmp_path / "v.json", 29), f"data.root={data}")
-    assert outcome.code == 0 and outcome.out.count("RSUM") == 3, outcome.err  # for the one that has none
+    assert outcome.code == 0 and outcome.out.count("RSUM") == 3, outcome.err  # of each, and of both
     outcome = cli("eval", converted, "--padding", "released")
-    assert outcome.code == 0 and "(single), test: 10 images, 50 captions, released padding" in outcome.out
+    assert outcome.code == 0 and "converted.pt, test: 10 images, 50 captions, released padding" in outcome.out
     for content, message in (
         ({word: i for word, i in zip(words, reversed(range(30)), strict=True)}, "the vocabulary's id 0 must be <pad>"),
         ({word: i for i, word in enumerate([*words[:4], words[5], words[4], *words[6:]])}, "has other words, or other"),

@@ -72,7 +72,7 @@ def test_bootstrap_of_three_members_with_unequal_captions() -> None:
     """Every recall's interval; the differences of all are to the first member, not to the one before."""
     of = uneven_captions(40, 130)
     members = [noisy_scores(of, np.full(40, signal), seed) for seed, signal in enumerate((0.6, 1.2, 2.4))]
-    found = bootstrap([ranks_of(scores, of) for scores in members], samples=60, seed=3)
+    found = bootstrap([[ranks_of(scores, of)] for scores in members], samples=60, seed=3)
     expected = slow_bootstrap([slow_ranks(scores, of) for scores in members], image_draws(40, 60, 3))
     assert_same(found, expected)
     assert found[1]["difference"][1] < found[2]["difference"][0]  # to the first, the third is the farther one
@@ -82,16 +82,16 @@ def test_bootstrap_of_three_members_with_unequal_captions() -> None:
 def test_the_default_seed_is_zero() -> None:
     of = uneven_captions(30, 90)
     scores = noisy_scores(of, np.full(30, 1.5), 0)
-    assert bootstrap([ranks_of(scores, of)], samples=30) == bootstrap([ranks_of(scores, of)], samples=30, seed=0)
-    assert bootstrap([ranks_of(scores, of)], samples=30) != bootstrap([ranks_of(scores, of)], samples=30, seed=1)
+    assert bootstrap([[ranks_of(scores, of)]], samples=30) == bootstrap([[ranks_of(scores, of)]], samples=30, seed=0)
+    assert bootstrap([[ranks_of(scores, of)]], samples=30) != bootstrap([[ranks_of(scores, of)]], samples=30, seed=1)
 
 
 def test_how_many_samples_there_may_be() -> None:
     scores, of = torch.eye(4), np.arange(4)
-    assert bootstrap([ranks_of(scores, of)], samples=1)[0]["rsum"] == [600.0, 600.0]
+    assert bootstrap([[ranks_of(scores, of)]], samples=1)[0]["rsum"] == [600.0, 600.0]
     for samples in (-1, 0, 10_001):
         with pytest.raises(InputError, match=f"bootstrap needs 1 to 10,000 samples, got {samples}"):
-            bootstrap([ranks_of(scores, of)], samples=samples)
+            bootstrap([[ranks_of(scores, of)]], samples=samples)
     check_samples(10_000)
 
 
@@ -99,7 +99,7 @@ def test_images_without_a_caption_are_no_queries() -> None:
     """They stay candidates of the captions."""
     of = np.array([0, 0, 2, 3, 3, 3, 5, 7, 8, 9, 10, 11])
     scores = noisy_scores(of, np.full(12, 1.5), 0)
-    found = bootstrap([ranks_of(scores, of)], samples=50, seed=1)
+    found = bootstrap([[ranks_of(scores, of)]], samples=50, seed=1)
     assert_same(found, slow_bootstrap([slow_ranks(scores, of)], image_draws(12, 50, 1)))
 
 
@@ -107,13 +107,39 @@ def test_bootstrap_in_folds() -> None:
     """Queries are drawn by their own image, of whichever fold, and keep their fold's candidates."""
     of = uneven_captions(500, 560)
     scores = noisy_scores(of, np.repeat([0.5, 1.5, 2.5, 3.5, 4.5], 100), 0)
-    found = bootstrap([ranks_of(scores, of, folds=5)], samples=20, seed=2)
+    found = bootstrap([[ranks_of(scores, of, folds=5)]], samples=20, seed=2)
     assert_same(found, slow_bootstrap([slow_ranks(scores, of, folds=5)], image_draws(500, 20, 2)))
+
+
+def test_intervals_of_the_mean_of_runs() -> None:
+    """Each sample's recalls are averaged over the runs; the difference is that of the means."""
+    of = uneven_captions(30, 80)
+    runs = [noisy_scores(of, np.full(30, signal), seed) for seed, signal in enumerate((0.6, 1.2, 2.4))]
+    alone = noisy_scores(of, np.full(30, 1.0), 9)
+    found = bootstrap([[ranks_of(alone, of)], [ranks_of(scores, of) for scores in runs]], samples=40, seed=3)
+    draws = image_draws(30, 40, 3)
+    sums = [sum_of_recalls(slow_ranks(scores, of), draws) for scores in (alone, *runs)]
+    mean = np.mean(sums[1:], axis=0)
+    assert found[1]["rsum"] == pytest.approx(interval(mean))
+    assert found[1]["difference"] == pytest.approx(interval(mean - sums[0]))
+
+
+def sum_of_recalls(ranks: Ranks, draws: np.ndarray) -> np.ndarray:
+    """RSUM of each sample."""
+    totals = []
+    for draw in draws:
+        total = 0.0
+        for queries in ranks.values():
+            for k in KS:
+                times = [draw[image] for image, _ in queries]
+                total += 100 * sum(draw[image] for image, place in queries if place < k) / sum(times)
+        totals.append(total)
+    return np.array(totals)
 
 
 def test_intervals_of_one_model() -> None:
     scores, of = random_scores(30)
-    found = bootstrap([ranks_of(scores, of)] * 2, samples=20)
+    found = bootstrap([[ranks_of(scores, of)]] * 2, samples=20)
     assert found[1]["difference"] == [0.0, 0.0]
     low, high = found[0]["i2t"]["r1"]
     assert low < retrieval_metrics(scores, positives_of(30, of))["i2t"]["r1"] < high
@@ -129,6 +155,6 @@ def test_intervals_cover() -> None:
     inside = []
     for seed in range(100):
         scores, of = one(seed)
-        low, high = bootstrap([ranks_of(scores, of)], samples=200)[0]["i2t"]["r1"]
+        low, high = bootstrap([[ranks_of(scores, of)]], samples=200)[0]["i2t"]["r1"]
         inside.append(low <= np.mean(recalls) <= high)
     assert np.mean(inside) > 0.85

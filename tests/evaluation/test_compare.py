@@ -12,6 +12,7 @@ from vse.data.formats import precomp
 from vse.errors import InputError
 from vse.evaluation.compare import compare
 from vse.evaluation.encode import encode_corpus
+from vse.evaluation.json_file import rounded
 from vse.evaluation.score import evaluate, single_embedding_rsums
 from vse.training import run
 
@@ -38,40 +39,88 @@ def test_one_run(cli: Cli, runs: tuple[str, str], data_folder: Path, tmp_path: P
     outcome = cli("eval", run, "--json", out, "--split", "dev", "--markdown")
     assert outcome.code == 0, outcome.err
     expected = evaluate(vse.load(run), precomp(str(data_folder), "dev"), 256, progress=False)
-    assert json.loads(out.read_text()) == json.loads((run / "dev.json").read_text()) == expected
+    assert json.loads(out.read_text()) == json.loads((run / "dev.json").read_text()) == rounded(expected)
     title, _, i2t, *_ = outcome.out.split("\n")
-    assert title == f"{run / 'best.pt'} (single), dev: 10 images, 50 captions" and "ensemble" not in outcome.out
-    assert i2t.split()[3] == f"{expected['i2t']['r1']:.1f}" and f"| {run / 'best.pt'} (single) | " in outcome.out
+    assert title == f"{run.name}, dev: 10 images, 50 captions" and "ensemble" not in outcome.out
+    assert i2t.split()[3] == f"{expected['i2t']['r1']:.1f}" and f"| {run.name} | " in outcome.out
 
 
 def test_the_file_in_the_run_folder_tells_what_was_evaluated(runs: tuple[str, str], tmp_path: Path) -> None:
     folder, checkpoint = Path(runs[0]), str(Path(runs[1]) / "best.pt")
-    assert compare([runs[0]], protocol="retrieval").files == (folder / "test.json",)
-    assert compare([runs[0]], split="dev", padding="released").files == (folder / "dev_released.json",)
-    assert compare([checkpoint]).files == () and compare(list(runs)).files == ()
-    assert compare([checkpoint], json_file=tmp_path / "a.json").files == (tmp_path / "a.json",)
+    assert list(compare([runs[0]], protocol="retrieval").files) == [folder / "test.json"]
+    assert list(compare([runs[0]], split="dev", padding="released").files) == [folder / "dev_released.json"]
+    assert compare([checkpoint]).files == {}
+    assert list(compare([checkpoint, runs[0]]).files) == [folder / "test.json"]
+    assert list(compare(list(runs)).files) == [folder / "test.json", Path(runs[1]) / "test.json"]
+    assert list(compare([checkpoint], json_file=tmp_path / "a.json").files) == [tmp_path / "a.json"]
 
 
 def test_members_and_their_ensemble(cli: Cli, runs: tuple[str, str], saved: str, tmp_path: Path) -> None:
     """From runs, checkpoints and saved scores; each is reported, and kept as asked."""
     a, b, json_file = Path(runs[0]), Path(runs[1]) / "best.pt", tmp_path / "all.json"
-    both = cli("eval", a, b, "--bootstrap", "50", "--json", json_file, "--markdown")
+    both = cli("eval", a, b, "--each", "--ensemble", "--bootstrap", "50", "--json", json_file, "--markdown")
     assert both.code == 0, both.err
     content = json.loads(json_file.read_text())
-    assert list(content) == [str(a / "best.pt"), str(b), "ensemble of 2"]
+    assert list(content) == [a.name, b.parent.name, "ensemble of 2"]
     assert "ensemble of 2, test: 10 images, 50 captions" in both.out and "compared with the first" in both.out
     assert all("bootstrap" in metrics for metrics in content.values()) and "| ensemble of 2 |" in both.out
-    again = compare([saved, str(b)])
-    assert again.metrics["ensemble of 2"]["rsum"] == pytest.approx(content["ensemble of 2"]["rsum"])
-    assert again.metrics[saved] == compare([str(a)]).metrics[str(a / "best.pt")]
+    again = compare([saved, str(b)], with_ensemble=True)
+    assert again.metrics["ensemble of 2"]["rsum"] == pytest.approx(content["ensemble of 2"]["rsum"], abs=1e-3)
+    assert again.metrics["a.npz"] == compare([str(a)]).metrics[a.name]
+
+
+def test_no_ensemble_unless_asked(runs: tuple[str, str], saved: str) -> None:
+    """Two results stand as they do alone, in full and below each other."""
+    found = compare([runs[1], saved])
+    second = Path(runs[1]).name
+    assert list(found.metrics) == [second, "a.npz"] and "ensemble" not in found.text
+    assert found.metrics[second] == compare([runs[1]]).metrics[second]
+    assert [line.split()[0] for line in found.text.split("\n")[-2:]] == [second, "a.npz"]
 
 
 def test_the_ensembles_scores_are_saved(runs: tuple[str, str], saved: str, tmp_path: Path) -> None:
-    compare(list(runs), scores_file=tmp_path / "both.npz")
+    compare(list(runs), with_ensemble=True, scores_file=tmp_path / "both.npz")
     compare([runs[1]], scores_file=tmp_path / "b.npz")
     both, first, second = (np.load(file) for file in (tmp_path / "both.npz", saved, tmp_path / "b.npz"))
     assert both["models"] == 2
     np.testing.assert_allclose(both["scores"], (first["scores"] + second["scores"]) / 2, rtol=1e-6)
+    assert "both.npz (ensemble of 2), test" in compare([runs[0], str(tmp_path / "both.npz")]).text
+
+
+def test_runs_that_differ_in_their_seed_alone_are_one_row(
+    cli: Cli, make_run: MakeRun, runs: tuple[str, str], tmp_path: Path
+) -> None:
+    """Mean and deviation in every table; each run's own metrics in the file and in its folder."""
+    three = [*runs, str(make_run("vse_infty", "run.seed=3", "eval.batch_size=7"))]
+    other = str(make_run("vse_infty", "run.seed=2", "loss.ranking.margin=0.1"))
+    file = tmp_path / "all.json"
+    outcome = cli("eval", *three, other, "--bootstrap", 30, "--markdown", "--latex", "--csv", "--json", file)
+    assert outcome.code == 0, outcome.err
+    content = json.loads(file.read_text())
+    group, last = content
+    assert last == Path(other).name and list(content[group]["runs"]) == [Path(run).name for run in three]
+    rsums = [compare([run]).metrics[Path(run).name]["rsum"] for run in three]
+    assert content[group]["rsum"] == pytest.approx(np.mean(rsums), abs=1e-4)
+    assert content[group]["deviation"]["rsum"] == pytest.approx(np.std(rsums, ddof=1), abs=1e-4)
+    assert [own["rsum"] for own in content[group]["runs"].values()] == pytest.approx(rsums, abs=1e-4)
+    assert f"{group} (n = 3), test: 10 images" in outcome.out and f"| {group} (n = 3) | " in outcome.out
+    deviation = f"{content[group]['deviation']['rsum']:.1f}"
+    assert f"{np.mean(rsums):.1f} ± {deviation} [" in outcome.out and rf"$\pm$ {deviation} [" in outcome.out
+    assert "RSUM,RSUM deviation,RSUM low,RSUM high,RSUM - first" in outcome.out
+    assert "difference" in content[last]["bootstrap"] and "difference" not in content[group]["bootstrap"]
+    for one in (*three, other):
+        own = json.loads((Path(one) / "test.json").read_text())
+        expected = rounded(compare([one], samples=30).metrics[Path(one).name])
+        assert own == expected and "difference" not in own["bootstrap"]
+
+
+def test_each_run_as_a_row(runs: tuple[str, str]) -> None:
+    names = [Path(run).name for run in runs]
+    assert list(compare(list(runs), each=True).metrics) == names
+    together = compare(list(runs), with_ensemble=True).metrics
+    assert [*next(iter(together.values()))["runs"]] == names and list(together)[1] == "ensemble of 2"
+    alone = compare(list(runs), json_file=Path(runs[0]) / "both.json").files[Path(runs[0]) / "both.json"]
+    assert "deviation" in alone  # a single row stands without its name
 
 
 def test_mistakes(runs: tuple[str, str], saved: str, tmp_path: Path) -> None:
@@ -99,7 +148,17 @@ def test_mistakes(runs: tuple[str, str], saved: str, tmp_path: Path) -> None:
         ([a], {"published": True}, "--published: the papers have no numbers for protocol retrieval"),
         ([a], {"vocabulary": tmp_path / "none.json"}, "none.json: no such file; expected a vocabulary"),
         ([a], {"scores_file": tmp_path / "x.txt"}, r"x.txt: expected a file name that ends in \.npz"),
-        ([a, saved], {"scores_file": Path(saved)}, "a.npz: is one of the members; expected another file"),
+        (
+            [a, saved],
+            {"scores_file": Path(saved), "with_ensemble": True},
+            "a.npz: is one of the members; expected another file",
+        ),
+        ([a], {"with_ensemble": True}, "--ensemble is the mean of several members' scores, got only .*"),
+        (
+            [a, b],
+            {"scores_file": tmp_path / "x.npz"},
+            "--save-scores saves one score matrix; with several members, add",
+        ),
         ([a], {"json_file": Path(b) / "config.yaml"}, "config.yaml: is there already and holds no metrics"),
         ([a], {"json_file": Path(b) / "best.pt"}, "best.pt: is there already and holds no metrics"),
     ]
@@ -121,7 +180,7 @@ def test_each_embedding_of_a_set_alone(cli: Cli, make_run: MakeRun, data_folder:
     sets = json.loads((run / "test.json").read_text())["sets"]
     model, corpus = vse.load(run), precomp(str(data_folder), "test")
     expected = single_embedding_rsums(encode_corpus(model, corpus, 256, progress=False), corpus.image_of_caption)
-    assert len(sets["image_rsum"]) == 2 and {key: sets[key] for key in expected} == expected
+    assert len(sets["image_rsum"]) == 2 and {key: sets[key] for key in expected} == rounded(expected)
     numbers = ", ".join(f"{rsum:.1f}" for rsum in sets["text_rsum"])
     assert f"\nText sets       RSUM of each embedding alone: {numbers}\n" in outcome.out
     assert "image_rsum" not in evaluate(model, corpus, 256, progress=False)["sets"]

@@ -5,7 +5,7 @@ import pytest
 from helpers import metrics_of, random_scores
 
 from vse.errors import InputError
-from vse.evaluation.json_file import check_json_file, write_json
+from vse.evaluation.json_file import check_json_file, rounded, write_json
 
 
 def test_metrics_replace_metrics(tmp_path: Path) -> None:
@@ -13,7 +13,18 @@ def test_metrics_replace_metrics(tmp_path: Path) -> None:
     path.touch()  # an empty file may be replaced, too
     for content in (metrics, {"a": metrics, "ensemble of 2": metrics}, {"coco_1k": metrics, "coco_5k": metrics}):
         write_json(path, content)
-        assert json.loads(path.read_text()) == content
+        assert json.loads(path.read_text()) == rounded(content)
+
+
+def test_numbers_are_rounded(tmp_path: Path) -> None:
+    path = tmp_path / "test.json"
+    write_json(path, {"i2t": {"r1": 7.000000000000001, "nmr": 0.014271}, "folds": 5, "difference": [-1.23456789, 2.0]})
+    assert (
+        path.read_text().split()
+        == """{
+      "i2t": { "r1": 7.0, "nmr": 0.014271 }, "folds": 5, "difference": [ -1.234568, 2.0 ]
+    }""".split()
+    )
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,15 @@ def test_a_new_protocol_is_one_record(cli: Any, make_run: MakeRun, monkeypatch: 
     found = json.loads((run / "test_both.json").read_text())
     assert found["halves"] == halves and found["retrieval"]["bootstrap"]["samples"] == 20
 
+    second = make_run("vse_infty", "run.seed=2")
+    outcome = cli("eval", run, second, "--protocol", "both", "--bootstrap", 20, "--csv", "--json", run / "all.json")
+    assert outcome.code == 0 and '(n = 2, 2 folds)",halves,' in outcome.out and "captions, halves, mean" in outcome.out
+    group, others = (json.loads((folder / "test_both.json").read_text()) for folder in (run, second))
+    means = json.loads((run / "all.json").read_text())
+    for part in ("retrieval", "halves"):
+        assert means[part]["rsum"] == pytest.approx((group[part]["rsum"] + others[part]["rsum"]) / 2, abs=1e-4)
+        assert means[part]["deviation"]["rsum"] >= 0 and means[part]["bootstrap"]["samples"] == 20
+
     outcome = cli("eval", run, "--protocol", "worst", "--markdown")
     assert outcome.code == 0 and "|  | I2T Worst |" in outcome.out and "   Worst\n" in outcome.out
     assert set(json.loads((run / "test_worst.json").read_text())["i2t"]) == {"worst"}

@@ -8,7 +8,7 @@ from vse.data.corpus import Corpus
 from vse.errors import InputError
 from vse.evaluation.protocols import PROTOCOLS
 from vse.evaluation.published import PUBLISHED, published_results, published_rows
-from vse.evaluation.tables import COLUMNS, Row, format_rows
+from vse.evaluation.tables import COLUMNS, Row, as_text, tables_of
 
 
 def clips(per_clip: int) -> Corpus:
@@ -42,7 +42,7 @@ def test_a_protocol_of_parts_shows_each_parts_results() -> None:
     numbers = [(part, metrics.get("rsum")) for row in rows for part, metrics in row.metrics.items()]
     assert ("coco_1k", 520.8) in numbers and ("coco_5k", 421.9) in numbers and left_out == ""
     own: dict[str, Any] = metrics_of(*random_scores(20))
-    table = format_rows([Row("own", {"coco_1k": own, "coco_5k": own}, "single"), *rows])
+    table = as_text(tables_of([Row("own", {"coco_1k": own, "coco_5k": own}), *rows]))
     assert table.count("(published, ensemble of 2)") == 10 and table.count("521") + table.count("520.8") == 1
 
 
@@ -53,7 +53,7 @@ def test_sums_on_clips(data: str, rsum: float) -> None:
     rows, left_out = published_rows(results, PROTOCOLS["video"], clips(20))
     assert [row.metrics for row in rows] == [{"rsum": rsum}] and rows[0].name.startswith("VSE∞") and left_out == ""
     own: dict[str, Any] = metrics_of(*random_scores(20), clips=True)
-    assert format_rows([Row("own", own, "single"), *rows]).split("\n")[-1].endswith(str(rsum))
+    assert as_text(tables_of([Row("own", own), *rows])).split("\n")[-1].endswith(str(rsum))
 
 
 @pytest.mark.parametrize("data", ["tgif", "mrw"])

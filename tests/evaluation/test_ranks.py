@@ -229,7 +229,7 @@ def test_no_matrix_is_made(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
     with watched() as watch:
         scored = score_embeddings(embeddings, corpus, "a")
         report(scored, corpus, PROTOCOLS["retrieval"])
-        bootstrap([scored.ranks(of), scored.ranks(of)], samples=5)
+        bootstrap([[scored.ranks(of)], [scored.ranks(of)]], samples=5)
         scored.ranks(of, folds=5)
         single_embedding_rsums(embeddings, of, progress=False)
         pairs = np.array([[3, 4], [4, 90]])

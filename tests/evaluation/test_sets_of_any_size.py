@@ -58,7 +58,7 @@ def test_the_metrics_are_those_of_the_plain_scores(make_run: MakeRun, data_folde
     model, corpus = vse.load(make_run("chan")), precomp(str(data_folder), "dev")
     metrics = evaluate(model, corpus, batch_size=8, progress=False)
     regions = model.encode_images([torch.from_numpy(corpus.images[i]) for i in range(10)])
-    words = [model.encode_texts(caption) for caption in corpus.captions]
+    words = [model.encode_texts([caption]) for caption in corpus.captions]
     with torch.no_grad():
         plain = torch.cat([model.similarity(regions, one) for one in words], 1)
     positives = torch.arange(10)[:, None] == torch.from_numpy(corpus.image_of_caption)
@@ -74,7 +74,7 @@ def test_saved_scores_and_ensembles(make_run: MakeRun, cli: Cli, tmp_path: Path)
     embeddings = embed_corpus(vse.load(first), precomp(str(data_of(first)), "test"), 8, progress=False)
     with np.load(saved) as content:
         torch.testing.assert_close(torch.from_numpy(content["scores"]), score(*embeddings, progress=False))
-    outcome = cli("eval", first, second, saved, "--json", tmp_path / "all.json")
+    outcome = cli("eval", first, second, saved, "--each", "--ensemble", "--json", tmp_path / "all.json")
     assert outcome.code == 0, outcome.err
     assert len(json.loads((tmp_path / "all.json").read_text())) == 4
 
@@ -130,11 +130,14 @@ def test_a_users_own_captions(make_run: MakeRun) -> None:
     sets = model.embed_texts(texts)
     assert sets.mask is not None and sets.mask.sum(1).tolist() == [4, 6, 4]
     assert model.encode_texts(texts[::2]).shape == (2, 4, 8) and model.embed_texts(texts[::2]).mask is None
+    one = model.embed_texts(texts[1])  # not in a list: without the first dimension
+    assert one.embeddings.shape == (6, 8) and one.mask is None
+    torch.testing.assert_close(one.embeddings, sets.embeddings[1][sets.mask[1]])
     images = [torch.randn(6, 12), torch.randn(4, 12)]
     with pytest.raises(ValueError, match="embed_images also returns the mask"):
         model.encode_images(images)
     regions = model.embed_images(images)
     scores = model.similarity(regions.embeddings, sets.embeddings, a_mask=regions.mask, b_mask=sets.mask)
     for i, j in ((0, 0), (1, 1), (1, 2)):
-        alone = max_sim(model.encode_images(images[i : i + 1]), model.encode_texts(texts[j]), reduction="mean")
+        alone = max_sim(model.encode_images(images[i : i + 1]), model.encode_texts([texts[j]]), reduction="mean")
         torch.testing.assert_close(scores[i : i + 1, j : j + 1], alone)

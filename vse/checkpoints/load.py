@@ -1,4 +1,4 @@
-"""Load a model from a checkpoint of this package or of an official code."""
+"""Load a model from a checkpoint of this package, an exported model or a checkpoint of an official code."""
 
 import sys
 from collections.abc import Sequence
@@ -19,6 +19,7 @@ from vse.build import (
     resolve,
 )
 from vse.checkpoints.native import (
+    EvaluationState,
     evaluation_state,
     find_checkpoint,
     load_checkpoint,
@@ -63,10 +64,10 @@ def load_model(
     padding: str = "masked",
     keep_own: bool = False,
 ) -> Loaded:
-    """Load the model of a run folder or a checkpoint.
+    """Load the model of a run folder, an exported model or a checkpoint.
 
     Args:
-        path: The folder or file, or a config, see :func:`load_pretrained`.
+        path: The folder, file or name on the hub, or a config, see :func:`load_pretrained`.
         overrides: Settings ("key=value") that differ from the checkpoint's config.
         vocabulary: A vocabulary file, or a tokenizer's folder, as in :func:`vse.load`.
         padding: "masked" or "released", as in :func:`vse.load`.
@@ -117,7 +118,7 @@ def load_pretrained(path: str | Path, overrides: Sequence[str] = ()) -> Loaded:
             message names that part.
 
     >>> load_pretrained("clip/f30k").model.encode_texts("two dogs").shape
-    torch.Size([1, 1, 512])
+    torch.Size([1, 512])
     """
     config = read_config(path, overrides)
     for side in ("image", "text"):
@@ -163,14 +164,24 @@ def convert(
     if output.exists():
         raise InputError(f"{output}: exists already; expected the name of a new file")
     check_target(output)
-    model, config, file, _ = load_model(path, overrides, vocabulary)
-    state = evaluation_state(config, model, traits_of(model.image.encoder).in_dim)
+    loaded = load_model(path, overrides, vocabulary)
+    save_checkpoint(output, state_of(loaded))
+    assert loaded.model.vocabulary is not None
+    return loaded.model.vocabulary
+
+
+def state_of(loaded: Loaded) -> EvaluationState:
+    """Collect what a checkpoint holds of a model that was loaded.
+
+    Raises:
+        InputError: A weight is not finite.
+    """
+    model = loaded.model
+    state = evaluation_state(loaded.config, model, traits_of(model.image.encoder).in_dim)
     for name, value in state["model"].items():
         if not value.isfinite().all():
-            raise InputError(f"{file}: {name} is not finite")
-    save_checkpoint(output, state)
-    assert model.vocabulary is not None
-    return model.vocabulary
+            raise InputError(f"{loaded.file}: {name} is not finite")
+    return state
 
 
 def load_weights(model: nn.Module, weights: dict[str, Any], file: Path) -> None:

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from vse.build import Words
+from vse.checkpoints.exported import WEIGHTS, read_exported
+from vse.checkpoints.hub import PREFIX, download
 from vse.checkpoints.official import native_state
 from vse.config import Config
 from vse.data.subwords import Subwords
@@ -152,7 +154,9 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of this package, of any version, or of an official code, onto the CPU.
+    """Read a checkpoint of this package, of any version, an exported model, or an official code's checkpoint.
+
+    The tensors are on the CPU.
 
     No code in the file is executed.
 
@@ -169,6 +173,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint")
+    if path.suffix == Path(WEIGHTS).suffix:
+        exported = read_exported(path)
+        _check_fields(exported, path)
+        return exported
     _check_archive(path)
     _, content = read_weights(path, "a checkpoint of vse, VSE∞, PVSE, VSE-2AD or DivE")
     if not isinstance(content, dict) or content.get("format") not in (FORMAT, _FORMAT_1):
@@ -203,17 +211,25 @@ def training_state(state: dict[str, Any], path: Path) -> TrainingState:
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """Return a run folder's best.pt (last.pt before the first validation), or the file itself.
+    """Find the file of a checkpoint.
+
+    Args:
+        path: A run folder, the folder of an exported model, a file, or an exported model on the hub,
+            "hf://owner/name", which is fetched.
+
+    Returns:
+        A run's best.pt (last.pt before the first validation), an exported model's weights, or the file itself.
 
     Raises:
-        InputError: There is no such file or folder, or no checkpoint in the folder.
+        InputError: There is no such file, folder or model, or no checkpoint in the folder.
     """
-    path = Path(path)
+    path = download(path) if isinstance(path, str) and path.startswith(PREFIX) else Path(path)
     if path.is_dir():
-        for name in ("best.pt", "last.pt"):
+        for name in ("best.pt", "last.pt", WEIGHTS):
             if (path / name).is_file():
                 return path / name
-        raise InputError(f"{path}: no best.pt or last.pt in this folder; expected a run folder or a checkpoint")
+        expected = "a run folder, an exported model or a checkpoint"
+        raise InputError(f"{path}: no best.pt or last.pt in this folder; expected {expected}")
     if not path.exists():
         raise InputError(f"{path}: no such run folder or checkpoint")
     return path

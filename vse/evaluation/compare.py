@@ -1,4 +1,4 @@
-"""Evaluate several runs, checkpoints or files of scores on one corpus: each of them, and their ensemble."""
+"""Evaluate several runs, checkpoints or files of scores on one corpus: each of them, and perhaps their ensemble."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vse.build import build_corpus
+from vse.checkpoints.hub import PREFIX
 from vse.checkpoints.load import Loaded, load_model
 from vse.checkpoints.native import find_checkpoint
 from vse.config_files import find_config, names_config
@@ -15,40 +16,42 @@ from vse.errors import InputError
 from vse.evaluation.bootstrap import bootstrap, check_samples
 from vse.evaluation.encode import CorpusEmbeddings, check_corpus
 from vse.evaluation.ensemble import check_scores_file, ensemble, read_scores, save_scores
+from vse.evaluation.groups import group_name, groups_of, mean_and_deviation, short_names
 from vse.evaluation.json_file import check_json_file, write_json
 from vse.evaluation.judgements import read_judgements
 from vse.evaluation.protocols import PROTOCOLS, Protocol, check_protocol, find_protocol, parts_of_protocol, report
 from vse.evaluation.published import Published, published_results, published_rows
 from vse.evaluation.score import CorpusScores, embed_corpus, nan_names, score_embeddings, single_embedding_rsums
-from vse.evaluation.tables import Row, format_rows, format_table, label, mark, parts_of
+from vse.evaluation.tables import Row, Table, as_text, format_table, label, mark, parts_of, tables_of
 from vse.runtime import pick_device
 
 
 class Comparison(NamedTuple):
-    """Metrics of each member and of the ensemble by name, and the same for reading.
+    """What was measured, by the name of each row of the tables, and the same for reading.
 
     Attributes:
-        metrics: The metrics of each member and of the ensemble, by name.
-        tables: Tables for the terminal.
-        markdown: One Markdown table of all results.
-        files: The files where :meth:`write` keeps the metrics.
+        metrics: The metrics of each row by its name: of a run, of several that differ in their seed alone, or of the
+            ensemble. Where several runs are a row, their mean, their "deviation", and under "runs" those of each.
+        text: Tables for the terminal.
+        tables: One table of all rows for each part of the protocol, for :data:`vse.evaluation.tables.FORMATS`.
+        files: What :meth:`write` writes into which file.
     """
 
     metrics: dict[str, dict[str, Any]]
-    tables: str
-    markdown: str
-    files: tuple[Path, ...]
+    text: str
+    tables: list[Table]
+    files: dict[Path, dict[str, Any]]
 
     def write(self) -> None:
-        """Write the metrics to each of ``files``; a single result stands there without its name."""
-        for path in self.files:
-            write_json(path, self.metrics if len(self.metrics) > 1 else next(iter(self.metrics.values())))
+        """Write the metrics of each run into its folder, and all of them into the file that the user named."""
+        for path, content in self.files.items():
+            write_json(path, content)
 
 
 class _Trained(NamedTuple):
     """A trained model, and the corpus as its own config describes it."""
 
-    run: str  # as the user named it
+    run: str  # as the user wrote it
     loaded: Loaded
     corpus: Corpus
 
@@ -64,10 +67,14 @@ def compare(
     cxc: Path | None = None,
     samples: int | None = None,
     published: bool = False,
+    with_ensemble: bool = False,
+    each: bool = False,
     scores_file: Path | None = None,
     json_file: Path | None = None,
 ) -> Comparison:
-    """Evaluate each of some members and, when there are several, their ensemble.
+    """Evaluate some members, each alone and perhaps together.
+
+    Runs whose configs differ in the seed alone are one row of the tables, their mean and standard deviation.
 
     Whatever can be wrong with the arguments is found before anything is encoded.
 
@@ -83,8 +90,10 @@ def compare(
         cxc: The folder of CxC's judgements within images and within captions, for the protocol that can use them.
         samples: The number of bootstrap samples; None for no intervals.
         published: Whether the tables show the papers' numbers, too.
-        scores_file: Where to save the scores, with several members those of the ensemble; None for nowhere.
-        json_file: Where :meth:`Comparison.write` should write the metrics, beside the folder of a single run.
+        with_ensemble: Whether to evaluate the mean of all members' scores, too.
+        each: Whether runs that differ in the seed alone are rows of their own.
+        scores_file: Where to save the scores, of the one member or of the ensemble; None for nowhere.
+        json_file: Where :meth:`Comparison.write` should write the metrics, beside the folder of each run.
 
     Returns:
         The metrics, and tables of them. Of several processes the main one reports; the others, which have encoded their
@@ -94,8 +103,10 @@ def compare(
         InputError: An argument, a file or a checkpoint is not what it should be, or the members' corpora differ.
     """
     rules = find_protocol(protocol)
-    files = _files_to_write(runs, split, rules, padding, json_file)
+    folder_files = _files_in_folders(runs, split, rules, padding)
+    files = [*folder_files.values(), *([] if json_file is None else [json_file])]
     _check_arguments(runs, rules, cxc, samples)
+    _check_ensemble(runs, with_ensemble, scores_file)
     if padding == "released" and world_size() > 1:
         raise InputError("--padding released follows the official batches; evaluate with one process, without torchrun")
     _check_files(runs, files, vocabulary, scores_file)
@@ -109,22 +120,28 @@ def compare(
 
     embeddings = {one.run: _encode(one) for one in trained}
     if not is_main():
-        return Comparison({}, "", "", ())
+        return Comparison({}, "", [], {})
+    names = _names(runs, trained)
     with nan_names(corpus):
-        members = _score_members(runs, trained, embeddings, corpus)
-        if len(members) > 1:
-            members.append(ensemble(members))
+        members = _score_members(runs, trained, embeddings, corpus, names)
+        together = [ensemble(members)] if with_ensemble else []
         if scores_file is not None:  # before they are ranked, which then uses the same matrix
-            save_scores(scores_file, members[-1], corpus)
-    results = {member.name: report(member, corpus, rules, judgements) for member in members}
+            save_scores(scores_file, (together or members)[0], corpus)
+    groups = [] if each else groups_of({names[t.run]: (t.loaded.config, t.loaded.file.name) for t in trained})
+    singles = {member.name: report(member, corpus, rules, judgements) for member in [*members, *together]}
+    rows = _rows([*members, *together], groups)
+    results = {name: _result([singles[one.name] for one in own], own) for name, own in rows.items()}
     if samples is not None:
-        _add_intervals(results, members, corpus, rules, samples)
+        _add_intervals(results, singles, rows, corpus, rules, samples)
 
     title = f"{split}: {len(corpus.images):,} images, {len(corpus.captions):,} captions"
     if padding == "released":
         title += ", released padding"
-    tables, markdown = _format(results, members, corpus, rules, title, papers)
-    return Comparison(results, tables, markdown, files)
+    text, tables = _format(results, rows, corpus, rules, title, papers)
+    contents = {path: _of_one_run(singles[names[run]]) for run, path in folder_files.items()}
+    if json_file is not None:
+        contents[json_file] = results if len(results) > 1 else next(iter(results.values()))
+    return Comparison(results, text, tables, contents)
 
 
 def _is_scores(run: str) -> bool:
@@ -132,17 +149,12 @@ def _is_scores(run: str) -> bool:
     return run.endswith(".npz")
 
 
-def _files_to_write(
-    runs: Sequence[str], split: str, protocol: Protocol, padding: str, json_file: Path | None
-) -> tuple[Path, ...]:
-    """Where the metrics go: the file that the user names, and the folder of a single run."""
-    files = [] if json_file is None else [json_file]
-    if len(runs) == 1 and Path(runs[0]).is_dir():
-        name = split if protocol.plain else f"{split}_{protocol.name}"
-        if padding == "released":
-            name += "_released"
-        files.append(Path(runs[0]) / f"{name}.json")
-    return tuple(files)
+def _files_in_folders(runs: Sequence[str], split: str, protocol: Protocol, padding: str) -> dict[str, Path]:
+    """The file in each run's folder that keeps the metrics, by the run."""
+    name = split if protocol.plain else f"{split}_{protocol.name}"
+    if padding == "released":
+        name += "_released"
+    return {run: Path(run) / f"{name}.json" for run in runs if Path(run).is_dir()}
 
 
 def _check_arguments(runs: Sequence[str], protocol: Protocol, cxc: Path | None, samples: int | None) -> None:
@@ -160,6 +172,14 @@ def _check_arguments(runs: Sequence[str], protocol: Protocol, cxc: Path | None, 
         check_samples(samples)
         if not protocol.bootstrap:
             raise InputError(f"--bootstrap is for R@K of a corpus's own pairs, not for --protocol {protocol.name}")
+
+
+def _check_ensemble(runs: Sequence[str], with_ensemble: bool, scores_file: Path | None) -> None:
+    """Raise InputError for an ensemble of one, and for several matrices where one can be saved."""
+    if with_ensemble and len(runs) < 2:
+        raise InputError(f"--ensemble is the mean of several members' scores, got only {runs[0]}")
+    if scores_file is not None and len(runs) > 1 and not with_ensemble:
+        raise InputError("--save-scores saves one score matrix; with several members, add --ensemble to save theirs")
 
 
 def _check_files(runs: Sequence[str], files: Sequence[Path], vocabulary: Path | None, scores_file: Path | None) -> None:
@@ -212,51 +232,113 @@ def _encode(trained: _Trained) -> CorpusEmbeddings:
     return embed_corpus(model, trained.corpus, config.eval.batch_size, config.eval.precision)
 
 
+def _names(runs: Sequence[str], trained: Sequence[_Trained]) -> dict[str, str]:
+    """What the tables call each member."""
+    files = {run: Path(run) for run in runs} | {one.run: one.loaded.file for one in trained}
+    names = dict(zip(runs, short_names([files[run] for run in runs]), strict=True))
+    shipped = {run: run for run in runs if names_config(run) and not Path(run).exists()}
+    return names | shipped | {run: run.removeprefix(PREFIX) for run in runs if run.startswith(PREFIX)}
+
+
 def _score_members(
-    runs: Sequence[str], trained: Sequence[_Trained], embeddings: dict[str, CorpusEmbeddings], corpus: Corpus
+    runs: Sequence[str],
+    trained: Sequence[_Trained],
+    embeddings: dict[str, CorpusEmbeddings],
+    corpus: Corpus,
+    names: dict[str, str],
 ) -> list[CorpusScores]:
     """The scores of each member, in the order in which the user gave them."""
     scored = {run: read_scores(Path(run), corpus) for run in runs if _is_scores(run)}
     for one in trained:
         scored[one.run] = _score_model(one, embeddings[one.run])
-    return [scored[run] for run in runs]
+    return [replace(scored[run], name=names[run]) for run in runs]
 
 
 def _score_model(trained: _Trained, embeddings: CorpusEmbeddings) -> CorpusScores:
     """Score a model's corpus, look at each embedding of its sets alone, and recall how the sets were at the start."""
-    scored = score_embeddings(embeddings, trained.corpus, name=str(trained.loaded.file))
+    scored = score_embeddings(embeddings, trained.corpus)
     sets = {**scored.sets, **single_embedding_rsums(embeddings, trained.corpus.image_of_caption)}
     return replace(scored, sets={**sets, "start": trained.loaded.start} if trained.loaded.start else sets)
 
 
+Rows = dict[str, list[CorpusScores]]  # by the name of each row of the tables, its runs
+
+
+def _rows(members: Sequence[CorpusScores], groups: Sequence[Sequence[str]]) -> Rows:
+    """The rows of the tables in the order of the members; a group stands where its first run does."""
+    by_name = {member.name: member for member in members}
+    group_of = {name: group for group in groups for name in group}
+    rows: Rows = {}
+    for name in by_name:
+        group = group_of.get(name, [name])
+        if len(group) == 1:
+            rows[name] = [by_name[name]]
+        elif name == group[0]:
+            others = [other for other in by_name if other not in group]
+            rows[group_name(group, others)] = [by_name[one] for one in group]
+    return rows
+
+
+def _result(metrics: Sequence[dict[str, Any]], runs: Sequence[CorpusScores]) -> dict[str, Any]:
+    """The metrics of a row: those of its only run, or the mean of several, their deviation, and those of each."""
+    if len(metrics) == 1:
+        return metrics[0]
+    return {**mean_and_deviation(metrics), "runs": {run.name: own for run, own in zip(runs, metrics, strict=True)}}
+
+
 def _add_intervals(
     results: dict[str, dict[str, Any]],
-    members: Sequence[CorpusScores],
+    singles: dict[str, dict[str, Any]],
+    rows: Rows,
     corpus: Corpus,
     protocol: Protocol,
     samples: int,
 ) -> None:
-    """Put bootstrap intervals beside the metrics of each member, for each part of the protocol."""
+    """Put bootstrap intervals beside the metrics of each row, and of each run, for each part of the protocol.
+
+    A run that is not a row of its own gets no interval of a difference.
+    """
+    grouped = [run for runs in rows.values() if len(runs) > 1 for run in runs]
+    targets = [*results.values(), *(singles[run.name] for run in grouped)]
     for name, part in parts_of_protocol(protocol).items():
-        intervals = bootstrap([member.ranks(corpus.image_of_caption, part.folds) for member in members], samples)
-        for member, own in zip(members, intervals, strict=True):
-            parts_of(results[member.name])[name]["bootstrap"] = own
+        ranks = [[run.ranks(corpus.image_of_caption, part.folds) for run in runs] for runs in rows.values()]
+        ranks += [[run.ranks(corpus.image_of_caption, part.folds)] for run in grouped]
+        for number, (target, own) in enumerate(zip(targets, bootstrap(ranks, samples), strict=True)):
+            if number >= len(results):
+                own.pop("difference", None)
+            parts_of(target)[name]["bootstrap"] = own
+
+
+def _of_one_run(metrics: dict[str, Any]) -> dict[str, Any]:
+    """The metrics of a run without its differences to another, for its own folder."""
+    kept = {}
+    for key, value in metrics.items():
+        if key != "difference":
+            kept[key] = _of_one_run(value) if isinstance(value, dict) else value
+    return kept
 
 
 def _format(
     results: dict[str, dict[str, Any]],
-    members: Sequence[CorpusScores],
+    rows: Rows,
     corpus: Corpus,
     protocol: Protocol,
     title: str,
     papers: Sequence[Published],
-) -> tuple[str, str]:
-    """Tables for a terminal, and one in Markdown."""
-    rows = [Row(member.name, results[member.name], mark(member.models)) for member in members]
-    tables = [format_table(row.metrics, f"{label(row.name, row.mark)}, {title}") for row in rows]
+) -> tuple[str, list[Table]]:
+    """Tables for a terminal, and one of all rows for each part of the protocol."""
+    own = [Row(name, results[name], _mark(runs)) for name, runs in rows.items()]
+    texts = [format_table(row.metrics, f"{label(row.name, row.mark)}, {title}") for row in own]
     published, left_out = published_rows(papers, protocol, corpus)
-    if published:
-        tables.append(format_rows([*rows, *published]))
+    if len(own) > 1 or published:
+        texts.append(as_text(tables_of([*own, *published])))
     if left_out:
-        tables.append(left_out)
-    return "\n\n".join(tables), format_rows([*rows, *published], markdown=True)
+        texts.append(left_out)
+    return "\n\n".join(texts), tables_of([*own, *published])
+
+
+def _mark(runs: Sequence[CorpusScores]) -> str:
+    """How many models or runs a row stands for, where it is not one."""
+    if len(runs) > 1:
+        return f"n = {len(runs)}"
+    return "" if runs[0].models == 1 else mark(runs[0].models)

@@ -9,6 +9,8 @@ from vse.errors import InputError
 from vse.evaluation.tables import parts_of
 from vse.files import check_target, write_file
 
+_DIGITS = 6  # after the decimal point: 7.000000000000001 is 7.0
+
 
 def check_json_file(path: Path) -> None:
     """Check that metrics can be written to a file, before they are computed.
@@ -41,10 +43,24 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
     Args:
         path: The file; see :func:`check_json_file` for what it may hold already.
-        content: The metrics of one result, or of several by their names.
+        content: The metrics of one result, or of several by their names. They are written as :func:`rounded` has them.
 
     Raises:
         InputError: The file cannot be written, or it holds something other than metrics.
     """
     check_json_file(path)
-    write_file(path, lambda file: file.write((json.dumps(content, indent=2) + "\n").encode()))
+    text = json.dumps(rounded(content), indent=2, ensure_ascii=False) + "\n"
+    write_file(path, lambda file: file.write(text.encode()))
+
+
+def rounded(content: Any) -> Any:
+    """Round every number in dicts and lists to six digits after the decimal point.
+
+    >>> rounded({"r1": 7.000000000000001, "folds": 5})
+    {'r1': 7.0, 'folds': 5}
+    """
+    if isinstance(content, dict):
+        return {key: rounded(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [rounded(value) for value in content]
+    return round(content, _DIGITS) if isinstance(content, float) else content

@@ -143,7 +143,7 @@ def published_rows(results: Sequence[Published], protocol: Protocol, corpus: Cor
         corpus: The corpus that one's own results are on.
 
     Returns:
-        Rows for :func:`vse.evaluation.tables.format_rows`, and one line that says what was left out and why, which is
+        Rows for :func:`vse.evaluation.tables.tables_of`, and one line that says what was left out and why, which is
         empty when nothing was.
     """
     single = len(corpus.captions) == len(corpus.images)

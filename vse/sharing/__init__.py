@@ -1,0 +1,1 @@
+"""Sharing trained models: the exported folder and its card."""
