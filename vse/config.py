@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
-from vse.config_files import find_base, find_config, parse_yaml, read_yaml
+from vse.config_files import find_base, find_config, lacks_space, parse_yaml, read_yaml
 from vse.errors import InputError, close_match
 
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -304,6 +304,8 @@ def make_config(
 def merge(base: Any, new: Any, origin: dict[str, str], source: str | None, key: str = "") -> Any:
     """Put new settings over those of a base, mapping by mapping; a component under another name starts afresh.
 
+    A text in the place of a component, as in ``aggregator: gpo``, is short for its name.
+
     Args:
         base: The settings below.
         new: The settings above, which win.
@@ -317,10 +319,15 @@ def merge(base: Any, new: Any, origin: dict[str, str], source: str | None, key: 
     Raises:
         InputError: when a mapping would be replaced by something else.
     """
+    place = f"{source or _source(origin, key)}: {key}"
+    if isinstance(new, str):
+        is_component = _is_component(key)
+        keys = ["name"] if is_component else list(base) if isinstance(base, dict) else []
+        if lacks_space(new) in keys:
+            raise InputError(f"{place}: a space is missing after the colon in {new!r}")
+        new = {"name": new} if is_component else new
     if isinstance(base, dict) and not isinstance(new, dict) and not (new is None and key in _OPTIONAL):
-        hint = f"; name a component with {key}.name={new}" if "name" in base and isinstance(new, str) else ""
-        place = f"{source or _source(origin, key)}: {key}"
-        raise InputError(f"{place}: expected a mapping of settings, got {new!r}{hint}")
+        raise InputError(f"{place}: expected a mapping of settings, got {new!r}")
     if source and not (isinstance(new, dict) and (isinstance(base, dict) or source.startswith("override"))):
         origin[key] = source  # an override of one key gives no other key of its section
     if not isinstance(new, dict):
@@ -334,6 +341,23 @@ def merge(base: Any, new: Any, origin: dict[str, str], source: str | None, key: 
     for part, value in new.items():
         merged[part] = merge(merged.get(part), value, origin, source, f"{key}.{part}" if key else str(part))
     return merged
+
+
+def _is_component(key: str) -> bool:
+    """Whether a key is the place of a component, such as "model.image.encoder" or "optim"."""
+    section: Any = Config
+    for part in key.split("."):
+        if not inspect.isclass(section) or part not in section.model_fields:
+            return False
+        section = _section_of(section.model_fields[part].annotation)
+    return inspect.isclass(section) and issubclass(section, Component)
+
+
+def _section_of(annotation: Any) -> Any:
+    """The section that a field holds, also where it may be None; another type as it is."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return typing.get_args(annotation)[0]
+    return annotation
 
 
 # Arguments that may change when a run is resumed: those that name published weights, since the run has weights of its
@@ -447,6 +471,7 @@ def expectation(messages: typing.Iterable[str], value: Any) -> str:
     "input should be 'auto' or 'never', got 'maybe'"
     """
     problems = list(dict.fromkeys(message[0].lower() + message[1:] for message in messages))
+    problems = ["expected a mapping of settings" if text == "input should be an object" else text for text in problems]
     hint = ""
     if isinstance(value, bool) and any("'" in problem or "string" in problem for problem in problems):
         hint = " (YAML reads yes and on as True, no and off as False; put such a word in quotes)"
@@ -457,9 +482,7 @@ def _known_keys(loc: list[str]) -> list[str]:
     """Keys of the section at ``loc``."""
     section: Any = Config
     for part in loc:
-        section = section.model_fields[part].annotation
-        if typing.get_origin(section) in (typing.Union, types.UnionType):
-            section = typing.get_args(section)[0]
+        section = _section_of(section.model_fields[part].annotation)
     return list(section.model_fields)
 
 
