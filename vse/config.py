@@ -389,7 +389,9 @@ def config_changes(saved: dict[str, Any], config: Config) -> list[str]:
 
 def _may_change(key: str, kinds: set[type]) -> bool:
     """Whether a setting may change when a run is resumed; ``kinds`` are its types before and after."""
-    if key.startswith("data.options."):  # an option that is a text names a file or folder
+    if (
+        key.startswith("data.options.") and key != "data.options.splits"
+    ):  # an option that is a text names a file or folder
         return kinds <= {str, type(None)}
     if key in _READ_AT_THE_START | _SAME_RESULTS:
         return True
