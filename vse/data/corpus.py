@@ -1,7 +1,7 @@
 """The corpus and the protocol of its images."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
@@ -126,6 +126,9 @@ class Corpus:
     video: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.images, Sized):
+            found = type(self.images).__name__
+            raise InputError(f"{self.name}: images must be an ImageSource, got {found}, which has no length")
         if not len(self.images) or not self.captions:
             raise InputError(f"{self.name}: holds {len(self.images)} images and {len(self.captions)} captions")
         if len(set(self.image_ids)) != len(self.images):
