@@ -91,6 +91,10 @@ def wrong_shape(x, y):
 def no_tensor(x, y):
     return 1.0
 
+def unpacks(x, y):
+    samples, width = x.shape
+    return samples
+
 def detached(x, y):
     return torch.tensor(x.detach().sum().item())
 
@@ -212,6 +216,13 @@ def test_a_bug_inside_a_part_keeps_its_traceback(mine: str, name: str, error: st
         check(f"model.image.aggregator.name={mine}:{name}")
     assert not isinstance(caught.value, InputError)
     assert Path(caught.traceback[-1].path).stem == mine
+
+
+def test_a_bug_inside_a_similarity_keeps_its_traceback(mine: str) -> None:
+    for sets in ((), SETS):
+        with pytest.raises(ValueError, match="too many values to unpack.{,20}$") as caught:
+            check(f"model.similarity.name={mine}:unpacks", *sets)
+        assert not isinstance(caught.value, InputError) and Path(caught.traceback[-1].path).stem == mine
 
 
 class Says(nn.Module):

@@ -1,4 +1,4 @@
-"""The command ``vse``: train, eval, extract, convert, configs; the files in ``scripts/`` call the same functions.
+"""The command ``vse``: train, eval, extract, convert, configs, docs-config; ``scripts/`` calls the same functions.
 
 A command is a function of a parser and of the words that follow its name on the command line. The first line of its
 docstring is its help. A command imports what it needs after it has read its arguments, so that help and mistakes are
@@ -167,12 +167,22 @@ def configs(parser: Parser, words: Sequence[str]) -> None:
         print(f"{name:{width}}  {first_comment(file)}".rstrip())
 
 
+def docs_config(parser: Parser, words: Sequence[str]) -> None:
+    """Print every setting with its type, default and meaning, as docs/config.md has them."""
+    parser.parse_args(words)
+
+    from vse.config_page import config_page
+
+    print(config_page())
+
+
 COMMANDS: dict[str, Callable[[Parser, Sequence[str]], None]] = {
     "train": train,
     "eval": evaluate,
     "extract": extract,
     "convert": convert,
     "configs": configs,
+    "docs-config": docs_config,
 }
 
 
@@ -207,7 +217,7 @@ def _help(words: Sequence[str]) -> None:
     """Print what ``vse`` prints without a command."""
     from vse import __version__
 
-    lines = [f"  {name:9} {(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
+    lines = [f"  {name:11} {(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
     parser = Parser(
         prog="vse",
         usage="vse COMMAND ...",

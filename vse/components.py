@@ -291,13 +291,13 @@ def errors_at(config: Config, key: str, arguments: Mapping[str, Any] | None = No
     try:
         yield
     except ValueError as error:
-        if _is_own_bug(error):
+        if is_own_bug(error):
             raise
         raise InputError(f"{_to_look_at(config, key, arguments or {}, str(error))}: {key}: {error}") from None
 
 
-def _is_own_bug(error: ValueError) -> bool:
-    """Whether an operation of a module outside of this package failed, such as unpacking; nobody wrote its message."""
+def is_own_bug(error: ValueError) -> bool:
+    """Whether an operation failed in a module outside of this package, such as unpacking; nobody wrote its message."""
     place = traceback.extract_tb(error.__traceback__)[-1]
     is_inside = Path(place.filename).is_relative_to(Path(__file__).parent)
     return not is_inside and bool(place.line) and not str(place.line).startswith("raise")
