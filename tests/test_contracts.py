@@ -140,14 +140,17 @@ def test_a_recipe_fits() -> None:
     [
         (
             ["model.image.aggregator.name=mine:ReturnsTensor"],
-            "model.image: .*ReturnsTensor.* must return an Aggregated",
+            "override '.*ReturnsTensor': model.image.aggregator.name: .*ReturnsTensor.* must return an Aggregated",
         ),
         (["model.image.aggregator.name=mine:TakesTwo"], "model.image: .*TakesTwo"),
         (
             ["model.image.aggregator.name=mine:Flat"],
             r"the aggregator Flat must be .* \(2, K, H\), got .* \(2, 8\)",
         ),
-        (["model.text.aggregator.name=mine:Flat"], r"model.text: the embeddings .* \(3, K, H\), got .*\(3, 8\)"),
+        (
+            ["model.text.aggregator.name=mine:Flat"],
+            r"model.text.aggregator.name: the embeddings .* \(3, K, H\), got .*\(3, 8\)",
+        ),
         (["model.image.aggregator.name=mine:Narrow"], r"must be \(2, K, 8\), got \(2, 1, 5\)"),
         (
             ["model.image.aggregator.name=mine:Counts"],
@@ -156,7 +159,10 @@ def test_a_recipe_fits() -> None:
         (["model.image.aggregator.name=mine:Refuses"], "model.image: six elements are one too many"),
         (["loss.ranking={name: 'mine:detached'}"], "detached must return a tensor that has a gradient with respect to"),
         (["loss.ranking={name: 'mine:whole_number'}"], r"floats of shape \(\), got a int64 tensor of shape \(\)"),
-        (["model.image.encoder={name: 'mine:EncodesToTensor'}"], "model.image: .*EncodesToTensor.* must return a Fea"),
+        (
+            ["model.image.encoder={name: 'mine:EncodesToTensor'}"],
+            "model.image.encoder.name: .*EncodesToTensor.* must return a Fea",
+        ),
         (["model.image.encoder={name: 'mine:NoEncoder'}"], "NoEncoder is not an encoder: it has no attribute dim"),
         (
             ["model.similarity={name: 'mine:wrong_shape'}"],
@@ -375,7 +381,9 @@ def test_what_a_format_returns(images: str, message: str, tmp_path: Path, monkey
         build_corpus(read_config(RECIPE, [f"data.format={name}:read", f"data.options.images={images}"]), "dev")
 
 
-def test_evaluation_checks_its_first_batch_and_no_other(make_run: Callable[..., Path], data_folder: Path) -> None:
+def test_evaluation_checks_its_first_batch_and_no_other(
+    make_run: Callable[..., Path], data_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A part may have changed since the training."""
     run = make_run()
     config = read_config(RECIPE, [f"data.root={data_folder}"])
@@ -391,7 +399,7 @@ def test_evaluation_checks_its_first_batch_and_no_other(make_run: Callable[..., 
     model.image.encoder.register_forward_hook(count)
     assert evaluate(model, corpus, 4, progress=False) == metrics
     assert len(calls) == 3 and calls[1:] == [1, 1]  # in the first batch the check stands beside this hook
-    model.image.encoder.dim = 5
+    monkeypatch.setattr(model.image.encoder, "dim", 5)
     with pytest.raises(InputError, match=r"test.*: the features of the encoder Regions must be .* \(4, N, 5\), got"):
         evaluate(model, corpus, 4, progress=False)
     with pytest.raises(

@@ -297,10 +297,19 @@ def errors_at(config: Config, key: str, arguments: Mapping[str, Any] | None = No
 
 
 def is_own_bug(error: ValueError) -> bool:
-    """Whether an operation failed in a module outside of this package, such as unpacking; nobody wrote its message."""
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    is_inside = Path(place.filename).is_relative_to(Path(__file__).parent)
-    return not is_inside and bool(place.line) and not str(place.line).startswith("raise")
+    """Tell whether a ValueError is a bug in a module outside of this package.
+
+    Nobody wrote the message of an operation that failed there, such as unpacking. A module that raises an error itself
+    means it to be read.
+
+    >>> is_own_bug(ValueError("k is too large"))
+    False
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames or Path(frames[-1].filename).is_relative_to(Path(__file__).parent):
+        return False
+    line = frames[-1].line or "raise"  # a module without its source
+    return not line.startswith("raise")
 
 
 def _to_look_at(config: Config, key: str, arguments: Mapping[str, Any], error: str) -> str:

@@ -441,9 +441,10 @@ def _is_component(key: str) -> bool:
     """Whether a key is the place of a component, such as "model.image.encoder" or "optim"."""
     section: Any = Config
     for part in key.split("."):
-        if not inspect.isclass(section) or part not in section.model_fields:
+        fields = getattr(section, "model_fields", {})
+        if part not in fields:
             return False
-        section = _section_of(section.model_fields[part].annotation)
+        section = _section_of(fields[part].annotation)
     return inspect.isclass(section) and issubclass(section, Component)
 
 

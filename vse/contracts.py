@@ -39,6 +39,19 @@ _TYPES = {
 }
 
 
+class BrokenContract(ValueError):
+    """An encoder or an aggregator does not return what it should.
+
+    Args:
+        role: "encoder" or "aggregator".
+        problem: What is wrong, in one line.
+    """
+
+    def __init__(self, role: str, problem: str) -> None:
+        super().__init__(problem)
+        self.role = role
+
+
 def check_fit(config: Config, model: VSEModel, criterion: Criterion, batch: Batch) -> None:
     """Check that encoders, aggregators, similarity and loss fit together, by running a batch through them.
 
@@ -55,10 +68,10 @@ def check_fit(config: Config, model: VSEModel, criterion: Criterion, batch: Batc
     model.eval()
     # A loss may draw random numbers.
     with torch.no_grad(), keep_random_state(batch.images.device), checked_towers(model):
-        with errors_at(config, "model.image"):
+        with _errors_of_tower(config, "image"):
             image = _embed_images(model, batch)
             _check_embeddings(config, image.embeddings, len(batch.images))
-        with errors_at(config, "model.text"):
+        with _errors_of_tower(config, "text"):
             text = model.text(batch.tokens, batch.token_mask)
             _check_embeddings(config, text.embeddings, len(batch.tokens))
         with errors_at(config, "model.similarity", similarity.arguments):
@@ -74,6 +87,19 @@ def check_fit(config: Config, model: VSEModel, criterion: Criterion, batch: Batc
 
 
 @contextlib.contextmanager
+def _errors_of_tower(config: Config, side: str) -> Iterator[None]:
+    """Name the component that breaks its contract; another ValueError may come from either of the tower's two."""
+    broken = None
+    with errors_at(config, f"model.{side}"):
+        try:
+            yield
+        except BrokenContract as error:
+            broken = error
+    if broken is not None:
+        raise config.error(f"model.{side}.{broken.role}.name", str(broken))
+
+
+@contextlib.contextmanager
 def checked_towers(model: VSEModel) -> Iterator[None]:
     """A block in which what encoders and aggregators return is checked at the first batch of each tower.
 
@@ -81,15 +107,16 @@ def checked_towers(model: VSEModel) -> Iterator[None]:
         model: The model. It is as it was after the block.
 
     Raises:
-        ValueError: An encoder or an aggregator does not return what it should; the message names its class.
+        BrokenContract: (a ValueError) An encoder or an aggregator does not return what it should; the message names its
+            class.
 
     >>> with checked_towers(model):
     ...     model.image(images)
     """
     handles = []
     for tower in (model.image, model.text):
-        handles.append(_check_first(tower.encoder, check_features))
-        handles.append(_check_first(tower.aggregator, check_aggregated))
+        handles.append(_check_first(tower.encoder, "encoder", check_features))
+        handles.append(_check_first(tower.aggregator, "aggregator", check_aggregated))
     try:
         yield
     finally:
@@ -97,12 +124,15 @@ def checked_towers(model: VSEModel) -> Iterator[None]:
             handle.remove()
 
 
-def _check_first(part: nn.Module, check: Callable[[nn.Module, Tensor, Any], None]) -> Any:
+def _check_first(part: nn.Module, role: str, check: Callable[[nn.Module, Tensor, Any], None]) -> Any:
     """Check what a part returns when it is called for the first time; the handle takes the check back."""
 
     def hook(called: nn.Module, inputs: tuple[Any, ...], result: Any) -> None:
         handle.remove()
-        check(called, inputs[0], result)
+        try:
+            check(called, inputs[0], result)
+        except ValueError as error:
+            raise BrokenContract(role, str(error)) from None
 
     handle = part.register_forward_hook(hook)
     return handle

@@ -231,7 +231,7 @@ def test_parts_that_do_not_fit(changes: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, np.uint8])
 def test_features_in_memory(dtype: type) -> None:
     """Floats are read as they are, bytes as values from -1 to 1."""
-    array = np.arange(24).reshape(3, 2, 4).astype(dtype)
+    array: Any = np.arange(24).reshape(3, 2, 4).astype(dtype)
     images = ArrayFeatures(array)
     read = images.read(np.array([2, 0]))
     expected = array[[2, 0]].astype(np.float32)
