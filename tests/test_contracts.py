@@ -158,7 +158,7 @@ def test_a_recipe_fits() -> None:
         ),
         (["model.image.aggregator.name=mine:Refuses"], "model.image: six elements are one too many"),
         (["loss.ranking={name: 'mine:detached'}"], "detached must return a tensor that has a gradient with respect to"),
-        (["loss.ranking={name: 'mine:whole_number'}"], r"floats of shape \(\), got a int64 tensor of shape \(\)"),
+        (["loss.ranking={name: 'mine:whole_number'}"], r"floats of shape \(\), got an int64 tensor of shape \(\)"),
         (
             ["model.image.encoder={name: 'mine:EncodesToTensor'}"],
             "model.image.encoder.name: .*EncodesToTensor.* must return a Fea",
@@ -250,7 +250,7 @@ FEATURES, REAL, CONTEXT = torch.zeros(2, 6, 8), torch.ones(2, 6, dtype=torch.boo
         (FeatureSet(FEATURES[..., :5]), r"features .* of shape \(2, N, 8\), got a float32 tensor of shape \(2, 6, 5\)"),
         (FeatureSet(FEATURES[:1]), r"features .* \(2, N, 8\), got .* \(1, 6, 8\)"),
         (FeatureSet(FEATURES[:, :0]), r"features .* \(2, N, 8\), got .* \(2, 0, 8\)"),
-        (FeatureSet(FEATURES.long()), "features .* tensor of floats .* got a int64 tensor"),
+        (FeatureSet(FEATURES.long()), "features .* tensor of floats .* got an int64 tensor"),
         (FeatureSet(FEATURES, REAL.float()), r"the mask of the encoder Says must be None or a bool .*, got a float32"),
         (FeatureSet(FEATURES, REAL[:, :3]), r"the mask .* bool tensor of shape \(2, 6\), .* got .* shape \(2, 3\)"),
         (
@@ -358,6 +358,10 @@ IMAGES |= {"bare": Bare(), "wide": Wide(ARRAY)}
 def read(root, split, images: str = "good"):
     if images == "nothing":
         return None
+    if images == "refused":
+        raise ValueError("captions.tsv has no header")
+    if images == "number":
+        return Corpus("mine", IMAGES["good"], ["a dog", 3], np.array([0, 1]), ["x", "y"], [1, 2])
     return Corpus("mine", IMAGES[images], ["a dog", "a cat"], np.array([0, 1]), ["x", "y"], [1, 2])
 """
 
@@ -368,7 +372,9 @@ def read(root, split, images: str = "good"):
         ("nothing", "must return a Corpus, got NoneType; from vse.data import Corpus"),
         ("array", r"returns images as ndarray; expected an ImageSource of vse.data, such as ArrayFeatures\(array\)"),
         ("paths", r"returns images as list; .* such as PictureFiles\(paths\) or ArrayFeatures\(array\)"),
-        ("bare", "returns images as Bare; .* give Bare what it lacks: __getitem__, read, transformed"),
+        ("bare", "returns images as Bare; .* but Bare lacks __getitem__, read, transformed"),
+        ("refused", "captions.tsv has no header"),
+        ("number", "mine: caption 2 must be a str, got int 3"),
         ("wide", "Wide says that its width is 4, but reads features 5 wide"),
     ],
 )

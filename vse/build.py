@@ -171,8 +171,10 @@ def read_corpus(config: Config, split: str) -> Corpus:
     if split not in SPLITS:
         raise InputError(f"split {split!r}: {close_match(split, list(SPLITS))}")
     function = find_callable(_data_format(config), FORMATS)
-    corpus: Corpus = function(config.data.root, split, **config.data.options)
+    if ":" not in config.data.format:
+        return function(config.data.root, split, **config.data.options)
     with errors_at(config, "data.format"):
+        corpus: Corpus = function(config.data.root, split, **config.data.options)
         check_corpus(config.data.format, corpus)
     return corpus
 

@@ -199,9 +199,11 @@ def check_aggregated(aggregator: nn.Module, features: Tensor, result: Any) -> No
 
 def _describe(value: Any) -> str:
     """A value's type, and its shape if it has one."""
-    if isinstance(value, Tensor):
-        return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)}"
-    return f"a {type(value).__name__}"
+    if value is None:
+        return "None"
+    kind = f"{str(value.dtype).removeprefix('torch.')} tensor" if isinstance(value, Tensor) else type(value).__name__
+    article = "an" if kind[0] in "aeioAEIO" else "a"
+    return f"{article} {kind} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"{article} {kind}"
 
 
 def _check_part(name: str, value: Any, shape: tuple[int | str, ...]) -> None:
@@ -342,13 +344,12 @@ def check_corpus(name: str, corpus: Any) -> None:
         return
     found = type(images).__name__
     if isinstance(images, np.ndarray):
-        hint = "ArrayFeatures(array)" if images.ndim == 3 else "ArrayFeatures of an array (images, regions, width)"
+        hint = "such as ArrayFeatures(array)"
     elif isinstance(images, list | tuple):
-        hint = "PictureFiles(paths) or ArrayFeatures(array)"
+        hint = "such as PictureFiles(paths) or ArrayFeatures(array)"
     else:
-        missing = [member for member in _SOURCE if not hasattr(images, member)]
-        hint = f"or give {found} what it lacks: {', '.join(missing)}"
-    raise ValueError(f"{name} returns images as {found}; expected an ImageSource of vse.data, such as {hint}")
+        hint = f"but {found} lacks {', '.join(member for member in _SOURCE if not hasattr(images, member))}"
+    raise ValueError(f"{name} returns images as {found}; expected an ImageSource of vse.data, {hint}")
 
 
 def check_images(images: ImageSource) -> None:
