@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vse.data.corpus import Corpus, Features
+from vse.data import Corpus, Features
 
 
 def tab_separated(root: str, split: str, file: str = "captions.tsv") -> Corpus:

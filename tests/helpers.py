@@ -83,6 +83,19 @@ def write_pictures(folder: Path, train: int = 12, others: int = 6) -> Path:
     return folder
 
 
+def write_own_pictures(folder: Path, count: int = 20) -> Path:
+    """Pictures of noise with two captions each in captions.csv, which has no column of splits."""
+    rng = np.random.default_rng(0)
+    (folder / "holidays").mkdir(parents=True)
+    lines = ["image,caption"]
+    for number in range(count):
+        file = f"holidays/{number}.png"
+        Image.fromarray(rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(folder / file)
+        lines += [f'{file},"{sentence(rng)}, {sentence(rng)}"' for _ in range(2)]
+    (folder / "captions.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
 def grey_frames(count: int, size: tuple[int, int] = (40, 30)) -> list[Image.Image]:
     """Pictures of one grey each, brighter and brighter: frame i has the value 10 * i."""
     return [Image.new("RGB", size, (10 * i,) * 3) for i in range(count)]

@@ -9,7 +9,7 @@ import torch
 from helpers import ROOT, write_precomp
 from torch import Tensor, nn
 
-from vse.build import build_criterion, build_model, check_fit, read_config, read_corpus
+from vse.build import build_criterion, build_model, read_config, read_corpus
 from vse.components import (
     NamedComponent,
     build_component,
@@ -20,6 +20,7 @@ from vse.components import (
     find_component,
 )
 from vse.config import Config, make_config
+from vse.contracts import check_fit
 from vse.data.batches import Batch
 from vse.data.vocabulary import Vocabulary
 from vse.errors import InputError

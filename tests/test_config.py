@@ -143,11 +143,14 @@ def test_numbers(minimal: Path, text: str, value: float) -> None:
             "run.resume=no",
             "run.resume: input should be 'auto' or 'never', got False .YAML reads yes and on as True",
         ),
-        (
-            "model.image.aggregator=gpo",
-            "expected a mapping .* got 'gpo'; name a component with model.image.agg",
-        ),
+        ("model.image.aggregator=3", "model.image.aggregator: expected a mapping of settings, got 3"),
+        ("model.image.aggregator=gop", r"model.image.aggregator.name: unknown name 'gop' \(did you mean 'gpo'\?\)"),
+        ("model.image=gpo", "override 'model.image=gpo': model.image: expected a mapping of settings, got 'gpo'"),
+        ("loss.terms=mmd", "override 'loss.terms=mmd': loss.terms: expected a mapping of settings, got 'mmd'"),
+        ("train.queue=many", "train.queue: expected a mapping of settings, got 'many'"),
         ("model.image.aggregator={name:gpo}", "not valid YAML: a space is missing after the colon in 'name:gpo'"),
+        ("model.image.aggregator=name:gpo", "aggregator: a space is missing after the colon in 'name:gpo'"),
+        ("model.image=aggregator:gpo", "model.image: a space is missing after the colon in 'aggregator:gpo'"),
         ("optim.zzz=1", r"optim.zzz: unknown argument of adamw \(known: amsgrad, betas, capturable"),
     ],
 )
@@ -169,6 +172,14 @@ def test_bad_overrides(minimal: Path, override: str, message: str) -> None:
         ("base: minimal.yaml\nmodel: {image: {encoder: {naem: x}}}", "bad.yaml: model.image.encoder.naem: unknown arg"),
         ("base: minimal.yaml\nmodel: {image: 3}", "bad.yaml: model.image: expected a mapping of settings, got 3"),
         ("base: minimal.yaml\ntrain:\n  # epochs: 3", "bad.yaml: train: expected a mapping of settings, got None"),
+        (
+            "base: minimal.yaml\ntrain:\n  epochs: 3\n  batch_size:4",
+            "bad.yaml, line 4: not valid YAML: a space is missing after the colon in 'batch_size:4'",
+        ),
+        (
+            "base: minimal.yaml\nmodel:\n  image:\n    aggregator:\n      name:gpo",
+            "bad.yaml: model.image.aggregator: a space is missing after the colon in 'name:gpo'",
+        ),
         ("base: minimal.yaml\ntrain: &a {epochs: *a}", "bad.yaml"),
         ("train: {epochs: 1}", "bad.yaml: (run|data|model|optim): missing"),
     ],
@@ -216,13 +227,22 @@ def test_no_known_word_is_listed_twice(minimal: Path) -> None:
     assert len(known) > 5 and len(known) == len(set(known))
 
 
-def test_a_component_named_without_its_key_is_the_mistake_that_is_reported(minimal: Path) -> None:
-    """Not the argument beside it, which would belong to the component that was meant."""
+def test_a_text_in_the_place_of_a_component_is_its_name(minimal: Path, tmp_path: Path) -> None:
+    """On the command line and in a file; what is said about its arguments is said about the new component."""
+    by_name = read_config(minimal, ["model.image.aggregator.name=mean", "optim.name=sgd", "data.transform.name=square"])
+    short = read_config(minimal, ["model.image.aggregator=mean", "optim=sgd", "data.transform=square"])
+    assert short.model_dump() == by_name.model_dump()
+    assert short.source("model.image.aggregator.name") == "override 'model.image.aggregator=mean'"
+    (tmp_path / "top.yaml").write_text("base: minimal.yaml\nmodel: {image: {aggregator: mean}}")
+    assert read_config(tmp_path / "top.yaml").model.image.aggregator.name == "mean"
+    (tmp_path / "below.yaml").write_text(MINIMAL.replace("{name: kmax, k: 3}", "mean"))
+    assert read_config(tmp_path / "below.yaml").model.image.aggregator.arguments == {}
+    own = ["model.image.aggregator=vse.aggregators:KMaxPool", "model.image.aggregator.k=2"]
+    assert read_config(minimal, own).model.image.aggregator.arguments == {"k": 2}
+
     overrides = ["model.image.aggregator=set_prediction", "model.image.aggregator.num_embeddings=2"]
-    with pytest.raises(InputError, match="^override 'model.image.aggregator=set_prediction': .* expected a mapping"):
-        read_config(minimal, overrides)
-    overrides[0] = "model.image.aggregator.name=set_prediction"
-    assert read_config(minimal, overrides).model.image.aggregator.arguments["num_embeddings"] == 2
+    for given in (overrides, overrides[::-1]):
+        assert read_config(minimal, given).model.image.aggregator.arguments["num_embeddings"] == 2
     with pytest.raises(InputError, match="aggregator.hidden: unknown argument of set_prediction"):
         read_config(minimal, [overrides[0], "model.image.aggregator.hidden=2"])
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from helpers import ROOT
 
-from vse.config_files import find_base, find_config, first_comment, parse_yaml
+from vse.config_files import find_base, find_config, first_comment, lacks_space, parse_yaml
 from vse.errors import InputError
 
 
@@ -52,9 +52,16 @@ def test_numbers_and_names_in_yaml() -> None:
     [
         ("a: 1\na: 2", "here, line 2: not valid YAML: key 'a' is given twice"),
         ("{a:1}", "here, line 1: not valid YAML: a space is missing after the colon in 'a:1'"),
+        ("a: 1\nb:\n  c:3\n  d: 4", "here, line 3: not valid YAML: a space is missing after the colon in 'c:3'"),
         ("a: [1", "here, line 1: not valid YAML: "),
     ],
 )
 def test_bad_yaml(text: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         parse_yaml(text, "here")
+
+
+def test_a_missing_space() -> None:
+    assert lacks_space("name:gpo") == "name" and lacks_space("  epochs:3") == "epochs"
+    for text in ("name: gpo", "name:", "https://host", "C:\\data", "my_pool.module:Pool"):
+        assert lacks_space(text) is None, text

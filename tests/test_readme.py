@@ -29,6 +29,7 @@ from helpers import (
     save_vse_infty,
     vse_2ad_states,
     words_file,
+    write_own_pictures,
     write_pictures,
     write_precomp,
 )
@@ -43,7 +44,7 @@ NARROW = ["model.embed_dim=8", "model.text.encoder.word_dim=6", "data.vocabulary
 SHORT = ["train.epochs=1", "train.batch_size=16"]
 LITTLE_CNN = [
     *("model.image.encoder.backbone=resnet18", "model.image.encoder.weights=null"),
-    *("data.transform.size=32", "data.transform.resize=32"),
+    "data.transform.size=32",
 ]
 
 
@@ -77,7 +78,11 @@ def smaller(words: list[str]) -> list[str]:
         return DEMO_CLIPS
     if config.startswith(("demo", "examples/")):
         return [] if "--dry-run" in words else [*DEMO_WORLD, *SHORT]
-    return [*NARROW, *SHORT, *(LITTLE_CNN if "resnet152" in config else [])]
+    if config == "own_pictures":
+        return [*NARROW, "train.epochs=1", "train.batch_size=4", *LITTLE_CNN]
+    if "resnet152" in config:
+        return [*NARROW, *SHORT, *LITTLE_CNN, "data.transform.resize=32"]
+    return [*NARROW, *SHORT]
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +126,7 @@ def world(checkout: Path, demo: str) -> Path:
     for name in ("f30k", "mine"):
         write_precomp(data / name)
     write_pictures(data / "coco")
+    write_own_pictures(checkout / "my_pictures")
     write_tab_separated(data / "mine")
     save_vse_infty(checkout / "model_best.pth")
     torch.save({"model": vse_2ad_states(), "args": Namespace()}, checkout / "vse_2ad_best.pth")

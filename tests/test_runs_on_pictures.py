@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, Outcome, without_word_vectors
+from helpers import ROOT, Outcome, without_word_vectors, write_own_pictures
 from PIL import Image
 from torch import Tensor
 
@@ -101,6 +101,27 @@ def test_the_recipes_for_pictures(config: str, cli: Cli, tiny_bert: Path, tiny_v
     model = vse.load(tmp_path / "run")
     picture = next((tmp_path / "world" / "images").glob("test*.png"))
     assert torch.isfinite(model.similarity(model.encode_images([picture]), model.encode_texts(["a red circle"]))).all()
+
+
+def test_own_pictures(cli: Cli, tmp_path: Path) -> None:
+    """The shipped config on a folder of pictures: the splits are drawn, and the unfrozen backbone is trained."""
+    root = write_own_pictures(tmp_path / "mine")
+    small = [
+        *("model.image.encoder.backbone=resnet18", "model.image.encoder.weights=null", "data.transform.size=32"),
+        *("model.embed_dim=8", "model.text.encoder.word_dim=6", "data.vocabulary.min_count=1", "data.workers=0"),
+        *("train.batch_size=4", "train.epochs=3", f"run.dir={tmp_path / 'run'}", f"data.root={root}"),
+    ]
+    config = ROOT / "configs" / "own_pictures.yaml"
+    error = cli("train", config, *small).error
+    assert f"{root}/captions.csv: has no column split; found image, caption" in error
+    assert "set data.options.splits=auto to draw 80/10/10" in error
+    outcome = cli("train", config, *small, "data.options.splits=auto")
+    assert outcome.code == 0 and "warning" not in outcome.err, outcome.err
+    assert "train 16 images, 32 captions; dev 2 images, 4 captions" in outcome.out
+    table = cli("eval", tmp_path / "run")
+    assert table.code == 0 and "2 images, 4 captions" in table.out
+    picture = root / "holidays" / "0.png"
+    assert vse.load(tmp_path / "run").encode_images(picture).shape == (1, 1, 8)
 
 
 def test_a_frozen_backbone_stays(cli: Cli, small: list[str], tmp_path: Path) -> None:

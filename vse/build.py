@@ -1,14 +1,14 @@
 """Build the objects that a config describes; the only module that knows every table."""
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vse.aggregators import AGGREGATORS
 from vse.aggregators.base import traits_of as traits_of_aggregator
@@ -23,9 +23,9 @@ from vse.components import (
     find_component,
 )
 from vse.config import Config, OptimConfig, load_config
-from vse.data.batches import Batch
+from vse.contracts import check_corpus, check_images
 from vse.data.clips import ClipTransform
-from vse.data.corpus import SPLITS, Corpus, ImageSource, Kind
+from vse.data.corpus import SPLITS, Corpus, Kind
 from vse.data.formats import FORMATS
 from vse.data.subwords import Subwords
 from vse.data.transforms import TRANSFORMS, kind_of
@@ -35,13 +35,11 @@ from vse.encoders import ENCODERS
 from vse.encoders.base import EncoderTraits
 from vse.encoders.base import traits_of as traits_of_encoder
 from vse.encoders.pretrained import read_preprocessing
-from vse.errors import InputError, close_match, first_line
+from vse.errors import InputError, close_match
 from vse.losses import LOSSES, REGULARISERS, Criterion, InfoNCELoss
 from vse.model import Tower, VSEModel
 from vse.optim import OPTIMISERS, SCHEDULES, Schedule, is_below, layer_factors, parameter_groups
-from vse.runtime import keep_random_state
-from vse.sets import Aggregated
-from vse.similarity import SIMILARITIES, check_takes_masks, compare
+from vse.similarity import SIMILARITIES
 
 _TRANSFORMS = TRANSFORMS | {"clip": ClipTransform}
 Words = Vocabulary | Subwords | MissingVocabulary
@@ -173,13 +171,11 @@ def read_corpus(config: Config, split: str) -> Corpus:
     if split not in SPLITS:
         raise InputError(f"split {split!r}: {close_match(split, list(SPLITS))}")
     function = find_callable(_data_format(config), FORMATS)
-    corpus = function(config.data.root, split, **config.data.options)
-    if not isinstance(corpus, Corpus):
-        raise config.error("data.format", f"{config.data.format} must return a Corpus, got {type(corpus).__name__}")
-    if not isinstance(corpus.images, ImageSource):  # of a format outside the package
-        found = type(corpus.images).__name__
-        problem = f"{config.data.format} returns images as {found}; expected an ImageSource, such as PictureFiles"
-        raise config.error("data.format", problem)
+    if ":" not in config.data.format:
+        return function(config.data.root, split, **config.data.options)
+    with errors_at(config, "data.format"):
+        corpus: Corpus = function(config.data.root, split, **config.data.options)
+        check_corpus(config.data.format, corpus)
     return corpus
 
 
@@ -204,10 +200,13 @@ def build_corpus(config: Config, split: str) -> Corpus:
         raise InputError(
             f"model.image.encoder.name: {name} reads {' or '.join(reads)}, but {corpus.name} has {images.kind}"
         )
-    if images.takes is None or (images.kind == "features" and config.data.transform is None):
-        return corpus
-    transform = build_transform(config, images.takes)
-    return replace(corpus, images=images.transformed(transform, config.run.seed, config.data.workers))
+    if images.takes is not None and (images.kind != "features" or config.data.transform is not None):
+        transform = build_transform(config, images.takes)
+        corpus = replace(corpus, images=images.transformed(transform, config.run.seed, config.data.workers))
+    if ":" in config.data.format:
+        with errors_at(config, "data.format"):
+            check_images(corpus.images)
+    return corpus
 
 
 def build_transform(config: Config, kind: str) -> Any:
@@ -463,102 +462,6 @@ def _own_scale(config: Config, model: VSEModel | None) -> dict[str, float]:
     if config.loss.ranking.name == "info_nce":  # CLIP's own limit, which its published scales have reached
         temperature = max(temperature, InfoNCELoss.lowest)
     return {"temperature": temperature, "bias": traits.logit_bias or 0.0}
-
-
-def check_fit(config: Config, model: VSEModel, criterion: Criterion, batch: Batch) -> None:
-    """Check that encoders, aggregators, similarity and loss fit together, by running a batch through them.
-
-    Args:
-        config: The config, resolved; messages name its keys and files.
-        model: The model of the config.
-        criterion: The losses of the config.
-        batch: Some training samples.
-
-    Raises:
-        InputError: A component does not fit, or does not return what it should; the message names it.
-    """
-    similarity, ranking = config.model.similarity, config.loss.ranking
-    model.eval()
-    with torch.no_grad(), keep_random_state(batch.images.device):  # a loss may draw random numbers
-        with errors_at(config, "model.image"):
-            image = _embed_images(model, batch)
-            _check_embeddings(config, image.embeddings, len(batch.images))
-        with errors_at(config, "model.text"):
-            text = model.text(batch.tokens, batch.token_mask)
-            _check_embeddings(config, text.embeddings, len(batch.tokens))
-        with errors_at(config, "model.similarity", similarity.arguments):
-            scores = _compare(similarity.name, model.similarity, image, text)
-            _check_tensor(similarity.name, scores, (len(batch.images), len(batch.tokens)))
-        with errors_at(config, "loss.ranking", ranking.arguments):
-            _check_tensor(ranking.name, _call(ranking.name, criterion.ranking, scores, batch.positives), ())
-        for name, (_, term) in criterion.terms.items():
-            with errors_at(config, f"loss.terms.{name}", config.loss.terms[name].arguments):
-                _check_tensor(name, _call(name, term, image, text), ())
-
-
-def _embed_images(model: VSEModel, batch: Batch) -> Aggregated:
-    """What the image tower makes of a batch; ValueError for pictures of a size that it cannot read."""
-    try:
-        result: Aggregated = model.image(batch.images, batch.image_mask)
-    except RuntimeError as error:
-        if batch.images.dim() < 4 or isinstance(error, torch.OutOfMemoryError):
-            raise
-        height, width = batch.images.shape[-2:]
-        raise ValueError(f"cannot read pictures of {height} x {width} ({first_line(error)})") from None
-    return result
-
-
-def _call(name: str, component: Callable[..., Any], *inputs: Any) -> Any:
-    """Call a component. Raises ValueError when it does not take that many inputs."""
-    called = component.forward if isinstance(component, nn.Module) else component
-    try:
-        inspect.signature(called).bind(*inputs)
-    except TypeError as error:
-        raise ValueError(f"{name} cannot be called with {len(inputs)} positional arguments ({error})") from None
-    return component(*inputs)
-
-
-def _compare(name: str, similarity: Callable[..., Any], image: Aggregated, text: Aggregated) -> Any:
-    """Call a similarity. Its ValueError for sets of embeddings gets a list of the similarities that take sets."""
-    a, b = image.embeddings, text.embeddings
-    try:
-        if image.mask is None and text.mask is None:
-            return _call(name, similarity, a, b)
-        check_takes_masks(similarity)
-        return compare(similarity, a, b, image.mask, text.mask)
-    except ValueError as error:
-        if a.shape[1] == b.shape[1] == 1:
-            raise
-        raise ValueError(f"{error}; similarities of sets: {', '.join(_similarities_of_sets())}") from None
-
-
-def _similarities_of_sets() -> list[str]:
-    """Names of the similarities that compare more than one embedding per sample."""
-    names = []
-    two = torch.zeros(1, 2, 1)
-    for name, entry in SIMILARITIES.items():
-        similarity: Any = entry() if inspect.isclass(entry) else entry
-        try:
-            similarity(two, two)
-        except ValueError:
-            continue
-        names.append(name)
-    return names
-
-
-def _check_embeddings(config: Config, embeddings: Tensor, samples: int) -> None:
-    """Raise ValueError unless embeddings are (samples, K, model.embed_dim)."""
-    width = config.model.embed_dim
-    if embeddings.dim() != 3 or len(embeddings) != samples or embeddings.shape[2] != width:
-        raise ValueError(f"its embeddings must be ({samples}, K, {width}), got {tuple(embeddings.shape)}")
-
-
-def _check_tensor(name: str, result: Any, shape: tuple[int, ...]) -> None:
-    """Raise ValueError unless a component returned a tensor of the right shape."""
-    if not isinstance(result, Tensor):
-        raise ValueError(f"{name} must return a tensor of shape {shape}, got {type(result).__name__}")
-    if result.shape != shape:
-        raise ValueError(f"{name} must return a tensor of shape {shape}, got {tuple(result.shape)}")
 
 
 def build_optimiser(config: Config, model: VSEModel, criterion: Criterion) -> torch.optim.Optimizer:

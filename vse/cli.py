@@ -188,6 +188,15 @@ def configs(parser: Parser, words: Sequence[str]) -> None:
         print(f"{name:{width}}  {first_comment(file)}".rstrip())
 
 
+def docs_config(parser: Parser, words: Sequence[str]) -> None:
+    """Print every setting with its type, default and meaning, as docs/config.md has them."""
+    parser.parse_args(words)
+
+    from vse.config_page import config_page
+
+    print(config_page())
+
+
 COMMANDS: dict[str, Callable[[Parser, Sequence[str]], None]] = {
     "train": train,
     "eval": evaluate,
@@ -195,6 +204,7 @@ COMMANDS: dict[str, Callable[[Parser, Sequence[str]], None]] = {
     "convert": convert,
     "export": export,
     "configs": configs,
+    "docs-config": docs_config,
 }
 
 
@@ -229,7 +239,7 @@ def _help(words: Sequence[str]) -> None:
     """Print what ``vse`` prints without a command."""
     from vse import __version__
 
-    lines = [f"  {name:9} {(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
+    lines = [f"  {name:11} {(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
     parser = Parser(
         prog="vse",
         usage="vse COMMAND ...",

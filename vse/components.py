@@ -6,9 +6,11 @@ import inspect
 import json
 import re
 import sys
+import traceback
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError
@@ -281,7 +283,7 @@ def errors_at(config: Config, key: str, arguments: Mapping[str, Any] | None = No
         arguments: The component's arguments.
 
     Raises:
-        InputError: The block raised a ValueError.
+        InputError: The block raised a ValueError. A bug in a user's own component keeps its traceback.
 
     >>> with errors_at(config, "model.similarity"):
     ...     similarity(a, b)
@@ -289,7 +291,25 @@ def errors_at(config: Config, key: str, arguments: Mapping[str, Any] | None = No
     try:
         yield
     except ValueError as error:
+        if is_own_bug(error):
+            raise
         raise InputError(f"{_to_look_at(config, key, arguments or {}, str(error))}: {key}: {error}") from None
+
+
+def is_own_bug(error: ValueError) -> bool:
+    """Tell whether a ValueError is a bug in a module outside of this package.
+
+    Nobody wrote the message of an operation that failed there, such as unpacking. A module that raises an error itself
+    means it to be read.
+
+    >>> is_own_bug(ValueError("k is too large"))
+    False
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames or Path(frames[-1].filename).is_relative_to(Path(__file__).parent):
+        return False
+    line = frames[-1].line or "raise"  # a module without its source
+    return not line.startswith("raise")
 
 
 def _to_look_at(config: Config, key: str, arguments: Mapping[str, Any], error: str) -> str:
@@ -298,4 +318,5 @@ def _to_look_at(config: Config, key: str, arguments: Mapping[str, Any], error: s
     for name, value in arguments.items():
         if (name == first_word or error.startswith(f"{value}: ")) and config.given(f"{key}.{name}"):
             return config.source(f"{key}.{name}")
-    return config.source(f"{key}.name") if config.given(f"{key}.name") else config.file
+    named_at = key if key == "data.format" else f"{key}.name"
+    return config.source(named_at) if config.given(named_at) else config.file

@@ -1,7 +1,8 @@
 """YAML files and ``key=value`` overrides become one frozen, validated :class:`Config`.
 
-The classes below are the sections and their keys. A component, which is a ``name`` and its arguments, is not checked
-here but in :mod:`vse.build`, which knows the tables. The component's constructor is its only schema.
+The classes below are the sections and their keys, and docs/config.md is made of their docstrings. A component, which is
+a ``name`` and its arguments, is not checked here but in :mod:`vse.build`, which knows the tables. The component's
+constructor is its only schema.
 """
 
 import inspect
@@ -15,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
-from vse.config_files import find_base, find_config, parse_yaml, read_yaml
+from vse.config_files import find_base, find_config, lacks_space, parse_yaml, read_yaml
 from vse.errors import InputError, close_match
 
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -53,51 +54,96 @@ class Component(Arguments):
 
 
 class RunConfig(Section):
-    """Where and how to run."""
+    """Where and how to run.
+
+    Attributes:
+        dir: The folder of the run.
+        seed: The seed of all random numbers.
+        device: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N".
+        precision: The precision of training. "tf32" is float32 with fast products on a GPU; "bf16" and "fp16" are
+            mixed precision.
+        deterministic: Whether a GPU must repeat its results to the bit, which is slower.
+        compile: Whether torch.compile makes the towers faster, after some minutes.
+        resume: "auto" goes on where the run in the folder stopped; "never" refuses a folder that holds a run.
+        save_minutes: How often last.pt is written, in minutes, besides after each epoch.
+        log_steps: Number of steps between two entries of the log.
+    """
 
     dir: Annotated[FilePath, MAY_CHANGE]
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 1
     device: Annotated[str, MAY_CHANGE] = "auto"
-    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"  # tf32: float32 with fast products on a GPU
-    deterministic: Annotated[bool, MAY_CHANGE] = False  # whether a GPU must repeat its results to the bit; slower
-    compile: Annotated[bool, MAY_CHANGE] = False  # whether torch.compile makes the towers faster, after some minutes
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
+    deterministic: Annotated[bool, MAY_CHANGE] = False
+    compile: Annotated[bool, MAY_CHANGE] = False
     resume: Annotated[Literal["auto", "never"], MAY_CHANGE] = "auto"
-    save_minutes: Annotated[PositiveFloat, MAY_CHANGE] = 10.0  # how often last.pt is written, besides after each epoch
+    save_minutes: Annotated[PositiveFloat, MAY_CHANGE] = 10.0
     log_steps: Annotated[PositiveInt, MAY_CHANGE] = 50
 
 
 class VocabularyConfig(Section):
-    """The vocabulary: built from the training captions or read from a file, with random or published word vectors."""
+    """The vocabulary: built from the training captions or read from a file, with random or published word vectors.
+
+    Attributes:
+        min_count: How often the training captions must have a word for it to become part of the vocabulary.
+        file: A published vocabulary (JSON or pickled) that is read instead.
+        vectors: A text file of word vectors, such as GloVe's, from which the words start.
+        extend: Whether to add the training captions' words to the vocabulary of ``train.start_from``.
+    """
 
     min_count: PositiveInt = 4
     file: Annotated[FilePath | None, MAY_CHANGE] = None
     vectors: Annotated[FilePath | None, MAY_CHANGE] = None
-    extend: bool = False  # whether to add the training captions' words to the vocabulary of train.start_from
+    extend: bool = False
 
 
 class DataConfig(Section):
-    """The corpus, and how batches are made of it."""
+    """The corpus, and how batches are made of it.
+
+    Attributes:
+        format: The data format: a name from the table below, or ``module:function``.
+        root: The folder of the data.
+        options: The arguments of the format; see the data formats below.
+        sampling: "pair" shuffles the captions, each with its image; "image" shuffles the images and takes all captions
+            of each.
+        views: How often a batch has each image and each caption, with other elements dropped each time.
+        transform: What prepares pictures and clips; features need none.
+        workers: Number of processes, or of threads for features in files, that prepare batches.
+        resident: Where features are kept during training; docs/data.md describes the choices.
+        vocabulary: The vocabulary.
+    """
 
     format: Text
     root: Annotated[FilePath, MAY_CHANGE]
-    options: dict[str, Any] = {}  # arguments of the format's function
+    options: dict[str, Any] = {}
     sampling: Literal["pair", "image"] = "pair"
-    views: Annotated[int, Field(ge=1, le=16)] = 1  # how often a batch has each image and each caption, dropped anew
-    transform: Component | None = None  # for pictures and clips
+    views: Annotated[int, Field(ge=1, le=16)] = 1
+    transform: Component | None = None
     workers: Annotated[int, Field(ge=0, le=256), MAY_CHANGE] = 2
-    resident: Annotated[Literal["auto", "gpu", "memory", "disk"], MAY_CHANGE] = "auto"  # where features are kept
+    resident: Annotated[Literal["auto", "gpu", "memory", "disk"], MAY_CHANGE] = "auto"
     vocabulary: VocabularyConfig = VocabularyConfig()
 
 
 class TowerConfig(Section):
-    """One side of the model."""
+    """One side of the model.
+
+    Attributes:
+        encoder: What turns an input into a set of vectors.
+        aggregator: What turns the set into embeddings.
+    """
 
     encoder: Component
     aggregator: Component
 
 
 class ModelConfig(Section):
-    """Two towers and a similarity."""
+    """Two towers and a similarity.
+
+    Attributes:
+        embed_dim: Width of the embeddings.
+        image: The image tower.
+        text: The text tower.
+        similarity: What compares two sets of embeddings.
+    """
 
     embed_dim: Annotated[int, Field(ge=2)]
     image: TowerConfig
@@ -106,13 +152,23 @@ class ModelConfig(Section):
 
 
 class TermConfig(Arguments):
-    """A weighted regulariser and its arguments; its key is its name."""
+    """A weighted regulariser and its arguments; its key is its name.
+
+    Attributes:
+        weight: The factor of the term in the loss; 0 leaves it out.
+    """
 
     weight: NonNegativeFloat
 
 
 class LossConfig(Section):
-    """A ranking loss and regularising terms."""
+    """A ranking loss and regularising terms.
+
+    Attributes:
+        ranking: The loss of the score matrix.
+        terms: Regularising terms by name, each with a ``weight`` and its arguments, as in ``{mmd: {weight: 0.01}}``.
+        ramp_epoch: The epoch, counted from 0, in which the whole loss rises linearly from 0 to its full size.
+    """
 
     ranking: Component
     terms: dict[str, TermConfig] = {}
@@ -120,50 +176,88 @@ class LossConfig(Section):
 
 
 class OptimConfig(Component):
-    """An optimiser, its schedule, and learning-rate factors by parameter-name prefix."""
+    """An optimiser, its schedule, and learning-rate factors by parameter-name prefix.
+
+    Attributes:
+        lr: The learning rate.
+        weight_decay: The weight decay.
+        factors: Factors of the learning rate by prefix of parameter names; null removes one that a base config gave.
+        layer_decay: Factor of an encoder's learning rate from each layer to the one before it.
+        schedule: How the learning rate changes over time.
+    """
 
     lr: PositiveFloat
     weight_decay: NonNegativeFloat = 0.01
     factors: dict[str, NonNegativeFloat | None] = {}  # None removes a factor that a base config gave
-    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None  # of an encoder's rate from layer to earlier layer
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
     schedule: Component
 
 
 class QueueConfig(Section):
-    """Past embeddings that every batch is also compared with."""
+    """Past embeddings that every batch is also compared with.
 
-    size: PositiveInt  # number of images, and of captions, that are kept
-    momentum: Annotated[float, Field(ge=0, lt=1)] | None = None  # of a slower copy of the towers that fills the queue
-    start_epoch: Annotated[int, Field(ge=0)] = 1  # the first epoch, counted from 0, in which the loss sees the queue
+    Attributes:
+        size: Number of images, and of captions, that are kept.
+        momentum: Momentum of a slower copy of the towers that fills the queue; null fills it with the towers' own
+            embeddings.
+        start_epoch: The first epoch, counted from 0, in which the loss sees the queue.
+    """
+
+    size: PositiveInt
+    momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
+    start_epoch: Annotated[int, Field(ge=0)] = 1
 
 
 class MiningConfig(Section):
-    """Batches that bring captions together which the model confuses."""
+    """Batches that bring captions together which the model confuses.
 
-    every: PositiveInt = 1  # number of epochs between two searches of the training corpus
-    negatives: PositiveInt = 4  # how many of an image's hardest captions join its batch
-    start_epoch: Annotated[int, Field(ge=0)] = 1  # the first epoch, counted from 0, that begins with a search
+    Attributes:
+        every: Number of epochs between two searches of the training corpus.
+        negatives: How many of an image's hardest captions join its batch.
+        start_epoch: The first epoch, counted from 0, that begins with a search.
+    """
+
+    every: PositiveInt = 1
+    negatives: PositiveInt = 4
+    start_epoch: Annotated[int, Field(ge=0)] = 1
 
 
 class TrainConfig(Section):
-    """Epochs, batches, and the checkpoint that training starts from."""
+    """Epochs, batches, and the checkpoint that training starts from.
+
+    Attributes:
+        epochs: Number of epochs.
+        batch_size: Number of captions in a batch; with ``data.sampling: image``, number of images.
+        micro_batch: How many samples are encoded at a time, which saves memory; null encodes the whole batch at once.
+        clip_norm: Largest norm of the gradient; a longer one is cut to it. null cuts nothing.
+        freeze: Prefixes of parameter names that are not trained.
+        queue: Past embeddings that every batch is also compared with; null for none.
+        mining: Batches that bring captions together which the model confuses; null for none.
+        start_from: A run folder or checkpoint whose weights and vocabulary a new run begins with.
+        start_fresh: Prefixes of parameter names that keep their own initialisation when there is a ``start_from``.
+    """
 
     epochs: Annotated[PositiveInt, MAY_CHANGE]
     batch_size: Annotated[int, Field(ge=2)] = 128
-    micro_batch: Annotated[PositiveInt | None, MAY_CHANGE] = None  # how many samples are encoded at a time
+    micro_batch: Annotated[PositiveInt | None, MAY_CHANGE] = None
     clip_norm: PositiveFloat | None = 2.0
     freeze: list[Text] = []  # prefixes of parameter names that are not trained
     queue: QueueConfig | None = None
     mining: MiningConfig | None = None
-    start_from: FilePath | None = None  # a run folder or checkpoint whose weights and vocabulary a new run begins with
-    start_fresh: list[Text] = []  # prefixes of parameter names that keep their own initialisation
+    start_from: FilePath | None = None
+    start_fresh: list[Text] = []
 
 
 class EvalConfig(Section):
-    """Evaluation."""
+    """Evaluation.
+
+    Attributes:
+        batch_size: Number of images, and of captions, that are encoded at a time.
+        precision: The precision of encoding; the papers' numbers are in fp32.
+    """
 
     batch_size: Annotated[PositiveInt, MAY_CHANGE] = 256
-    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"  # of encoding; the papers' numbers are in fp32
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
 
 
 class Config(Section):
@@ -232,7 +326,7 @@ class Config(Section):
 _OPTIONAL = {"data.transform", "train.queue", "train.mining"}  # mappings that may be null
 
 # What every config starts from, so that a file may give arguments of these components without their names.
-_DEFAULTS = {
+DEFAULTS = {
     "model": {"similarity": {"name": "cosine"}},
     "loss": {"ranking": {"name": "triplet"}},
     "optim": {"name": "adamw", "schedule": {"name": "constant"}},
@@ -304,6 +398,8 @@ def make_config(
 def merge(base: Any, new: Any, origin: dict[str, str], source: str | None, key: str = "") -> Any:
     """Put new settings over those of a base, mapping by mapping; a component under another name starts afresh.
 
+    A text in the place of a component, as in ``aggregator: gpo``, is short for its name.
+
     Args:
         base: The settings below.
         new: The settings above, which win.
@@ -317,10 +413,15 @@ def merge(base: Any, new: Any, origin: dict[str, str], source: str | None, key: 
     Raises:
         InputError: when a mapping would be replaced by something else.
     """
+    place = f"{source or _source(origin, key)}: {key}"
+    if isinstance(new, str):
+        is_component = _is_component(key)
+        keys = ["name"] if is_component else list(base) if isinstance(base, dict) else []
+        if lacks_space(new) in keys:
+            raise InputError(f"{place}: a space is missing after the colon in {new!r}")
+        new = {"name": new} if is_component else new
     if isinstance(base, dict) and not isinstance(new, dict) and not (new is None and key in _OPTIONAL):
-        hint = f"; name a component with {key}.name={new}" if "name" in base and isinstance(new, str) else ""
-        place = f"{source or _source(origin, key)}: {key}"
-        raise InputError(f"{place}: expected a mapping of settings, got {new!r}{hint}")
+        raise InputError(f"{place}: expected a mapping of settings, got {new!r}")
     if source and not (isinstance(new, dict) and (isinstance(base, dict) or source.startswith("override"))):
         origin[key] = source  # an override of one key gives no other key of its section
     if not isinstance(new, dict):
@@ -334,6 +435,24 @@ def merge(base: Any, new: Any, origin: dict[str, str], source: str | None, key: 
     for part, value in new.items():
         merged[part] = merge(merged.get(part), value, origin, source, f"{key}.{part}" if key else str(part))
     return merged
+
+
+def _is_component(key: str) -> bool:
+    """Whether a key is the place of a component, such as "model.image.encoder" or "optim"."""
+    section: Any = Config
+    for part in key.split("."):
+        fields = getattr(section, "model_fields", {})
+        if part not in fields:
+            return False
+        section = _section_of(fields[part].annotation)
+    return inspect.isclass(section) and issubclass(section, Component)
+
+
+def _section_of(annotation: Any) -> Any:
+    """The section that a field holds, also where it may be None; another type as it is."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return typing.get_args(annotation)[0]
+    return annotation
 
 
 # Arguments that may change when a run is resumed: those that name published weights, since the run has weights of its
@@ -365,7 +484,9 @@ def config_changes(saved: dict[str, Any], config: Config) -> list[str]:
 
 def _may_change(key: str, kinds: set[type]) -> bool:
     """Whether a setting may change when a run is resumed; ``kinds`` are its types before and after."""
-    if key.startswith("data.options."):  # an option that is a text names a file or folder
+    if (
+        key.startswith("data.options.") and key != "data.options.splits"
+    ):  # an option that is a text names a file or folder
         return kinds <= {str, type(None)}
     if key in _READ_AT_THE_START | _SAME_RESULTS:
         return True
@@ -391,7 +512,7 @@ def _read(path: Path, origin: dict[str, str], children: tuple[Path, ...]) -> dic
             f"{path}: expected a mapping of sections (run, data, model, ...), got {type(content).__name__}"
         )
     base = content.pop("base", None)
-    below: dict[str, Any] = _DEFAULTS
+    below: dict[str, Any] = DEFAULTS
     if base is not None:
         if not isinstance(base, str):
             raise InputError(f"{path}: base: expected the path of a config file, got {base!r}")
@@ -447,6 +568,7 @@ def expectation(messages: typing.Iterable[str], value: Any) -> str:
     "input should be 'auto' or 'never', got 'maybe'"
     """
     problems = list(dict.fromkeys(message[0].lower() + message[1:] for message in messages))
+    problems = ["expected a mapping of settings" if text == "input should be an object" else text for text in problems]
     hint = ""
     if isinstance(value, bool) and any("'" in problem or "string" in problem for problem in problems):
         hint = " (YAML reads yes and on as True, no and off as False; put such a word in quotes)"
@@ -457,9 +579,7 @@ def _known_keys(loc: list[str]) -> list[str]:
     """Keys of the section at ``loc``."""
     section: Any = Config
     for part in loc:
-        section = section.model_fields[part].annotation
-        if typing.get_origin(section) in (typing.Union, types.UnionType):
-            section = typing.get_args(section)[0]
+        section = _section_of(section.model_fields[part].annotation)
     return list(section.model_fields)
 
 

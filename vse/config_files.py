@@ -123,8 +123,30 @@ def parse_yaml(text: str, source: str) -> Any:
         line, problem = "", "cannot be read"
         if isinstance(error, yaml.MarkedYAMLError):
             problem = error.problem or problem
-            line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+            number = error.problem_mark.line + 1 if error.problem_mark else 0
+            if problem in ("could not find expected ':'", "mapping values are not allowed here"):
+                number, problem = _missing_space(text, number) or (number, problem)
+            line = f", line {number}" if number else ""
         raise InputError(f"{source}{line}: not valid YAML: {problem}") from None
+
+
+def lacks_space(text: str) -> str | None:
+    """Return the key of a setting whose colon has no space behind it, so that YAML reads all of it as one word.
+
+    >>> lacks_space("epochs:3"), lacks_space("epochs: 3")
+    ('epochs', None)
+    """
+    found = re.match(r"\s*(\w+):[^\s:/\\]", text)
+    return found[1] if found else None
+
+
+def _missing_space(text: str, number: int) -> tuple[int, str] | None:
+    """The line, and the problem, of a setting without a space, if there is one in a line or the line above it."""
+    lines = text.splitlines()
+    for place in (number - 1, number):  # the reader notices a line late
+        if 0 < place <= len(lines) and lacks_space(lines[place - 1]):
+            return place, f"a space is missing after the colon in {lines[place - 1].strip()!r}"
+    return None
 
 
 class _Loader(yaml.SafeLoader):

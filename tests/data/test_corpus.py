@@ -206,6 +206,16 @@ def test_frame_features_have_no_rate(tmp_path: Path) -> None:
         ({"caption_ids": [1, 2, 2]}, "mine: 3 captions but 2 different caption ids"),
         ({"caption_ids": [1, 2]}, "mine: 3 captions but 2 caption ids and 3 image indices"),
         ({"image_of_caption": np.array([0])}, "mine: 3 captions but 3 caption ids and 1 image indices"),
+        ({"captions": ["a", b"b", "c"]}, "mine: caption 2 must be a str, got bytes b'b'"),
+        ({"captions": ["a", "b", 3]}, "mine: caption 3 must be a str, got int 3"),
+        ({"image_of_caption": [0, 1, 1]}, "image_of_caption must be an array of whole numbers .*, got list; np.array"),
+        (
+            {"image_of_caption": np.array([0.0, 1.0, 1.0])},
+            r"mine: image_of_caption must .*, got float64 of shape \(3,\)",
+        ),
+        ({"image_of_caption": np.zeros((3, 1), int)}, r"mine: image_of_caption must .*, got int64 of shape \(3, 1\)"),
+        ({"image_of_caption": np.array([0, 1, 2])}, "mine: image_of_caption holds 2, but there are 2 images"),
+        ({"image_of_caption": np.array([0, -1, 1])}, "mine: image_of_caption holds -1, but there are 2 images"),
         ({"captions": ["a", "\ud83d", "c"]}, r"mine: caption 2 is not valid text: '\\ud83d'"),
     ],
 )
@@ -216,3 +226,62 @@ def test_parts_that_do_not_fit(changes: dict[str, Any], message: str) -> None:
     assert Corpus("mine", two, **parts).positives.tolist() == [[True, False, False], [False, True, True]]
     with pytest.raises(InputError, match=message):
         Corpus("mine", two, **{**parts, **changes})
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.uint8])
+def test_features_in_memory(dtype: type) -> None:
+    """Floats are read as they are, bytes as values from -1 to 1."""
+    array: Any = np.arange(24).reshape(3, 2, 4).astype(dtype)
+    images = ArrayFeatures(array)
+    read = images.read(np.array([2, 0]))
+    expected = array[[2, 0]].astype(np.float32)
+    if dtype == np.uint8:
+        expected = expected / 127.5 - 1
+    assert read.dtype == np.float32 and np.array_equal(read, expected)
+    assert (len(images), images.width) == (3, 4) and np.array_equal(images[2], read[0])
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (
+            np.zeros((3, 4), np.float32),
+            r"ArrayFeatures takes .* \(images, regions, width\), got float32 of shape \(3, 4\)",
+        ),
+        (np.zeros((3, 2, 4)), "got float64 of shape"),
+        (np.zeros((3, 0, 4), np.float32), r"got float32 of shape \(3, 0, 4\)"),
+        ([[1.0]], "ArrayFeatures takes a float32, float16 or uint8 array .* got list"),
+        (np.array([[[0.0]], [[np.nan]]], np.float32), "NaN or Inf in the features of image 1"),
+        (np.array([[[0.0]], [[np.inf]]], np.float16), "NaN or Inf in the features of image 1"),
+    ],
+)
+def test_arrays_that_are_no_features(array: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        ArrayFeatures(array)
+
+
+def test_a_path_and_an_array_are_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match="^Features takes the path of a .npy file, got ndarray; ArrayFeatures takes an"
+    ):
+        Features(np.zeros((100, 36, 2048), np.float32))  # type: ignore[arg-type]
+    np.save(tmp_path / "a.npy", np.zeros((3, 2, 4), np.float32))
+    assert Features(str(tmp_path / "a.npy")).read(np.array([1])).shape == (1, 2, 4)
+
+
+def test_what_is_printed_is_short(tmp_path: Path) -> None:
+    """In a notebook or a debugger; not the numbers, and not all captions."""
+    np.save(tmp_path / "a.npy", np.zeros((3, 2, 4), np.float32))
+    images = ArrayFeatures(np.zeros((2000, 2, 4), np.uint8))
+    corpus = Corpus("mine", images, ["a dog"] * 3000, np.arange(3000) % 2000, range(2000), range(3000))
+    assert repr(images) == "ArrayFeatures(2,000 images, 2 regions, 4 wide)"
+    assert repr(Features(tmp_path / "a.npy")) == f"Features('{tmp_path}/a.npy', 3 images, 2 regions, 4 wide)"
+    assert repr(corpus) == "Corpus('mine', 2,000 images, 3,000 captions)"
+
+
+def test_the_public_names_of_data() -> None:
+    import vse.data
+
+    assert vse.data.Corpus is Corpus and vse.data.ArrayFeatures is ArrayFeatures and vse.data.Features is Features
+    for name in vse.data.__all__:
+        assert name in (vse.data.__doc__ or ""), name

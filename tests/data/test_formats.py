@@ -9,7 +9,7 @@ from helpers import ROOT, karpathy_file, write_pictures, write_precomp
 
 from vse.build import build_corpus, read_config
 from vse.data.corpus import Corpus
-from vse.data.formats import coco, folder, id_mapping, karpathy, precomp
+from vse.data.formats import coco, id_mapping, karpathy, precomp
 from vse.errors import InputError
 
 
@@ -276,77 +276,6 @@ def test_bad_id_mapping(tmp_path: Path, ids: list[str], captions: int, mapping: 
         id_mapping(str(mapped(tmp_path / "m", ids, captions, mapping)), "dev")
     with pytest.raises(InputError, match=r"train_ids.txt: no such file; expected id_mapping.json and images/ in"):
         id_mapping(str(tmp_path / "m"), "train")
-
-
-CAPTIONS = """file,caption,split
-a/1.jpg,"A dog, running.",train
-2.jpg,two cats,train
-3.jpg,a test,test
-a/1.jpg,"a ""quoted"" dog
-on two lines",train
-"""
-
-
-def test_a_folder_of_ones_own(tmp_path: Path) -> None:
-    """CSV and JSONL alike: captions of an image anywhere, any number of them."""
-    (tmp_path / "captions.csv").write_text(CAPTIONS, encoding="utf-8")
-    corpus = folder(str(tmp_path), "train")
-    assert paths(corpus) == [tmp_path / "a/1.jpg", tmp_path / "2.jpg"]
-    assert corpus.captions == ["A dog, running.", "two cats", 'a "quoted" dog\non two lines']
-    assert corpus.image_of_caption.tolist() == [0, 1, 0]
-    assert folder(str(tmp_path), "testall").captions == ["a test"]
-    row = {"file": "x.png", "split": "dev"}
-    rows = [{**row, "caption": "café", "more": 1}, {**row, "caption": "b"}]
-    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n")
-    corpus = folder(str(tmp_path), "dev", captions="mine.jsonl", pictures="images")
-    assert paths(corpus) == [tmp_path / "images" / "x.png"] and corpus.captions == ["café", "b"]
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("c.csv", "file,caption\na.jpg,a dog\n", "c.csv: line 2: expected texts for file, caption and split, found"),
-        ("c.csv", "file,caption,split\na.jpg,,train\n", "c.csv: line 2: expected texts"),
-        ("c.csv", "file,caption,split\na.jpg,a dog,valid\n", "line 2: the split is 'valid', expected train, dev"),
-        ("c.csv", "file,caption,split\na.jpg,a dog,dev\n", "c.csv: no caption in split train"),
-        ("c.csv", "", "c.csv: no caption in split train"),
-        ("c.jsonl", "{", "c.jsonl: line 1: not a line of JSON"),
-        ("c.jsonl", "[1]\n", "c.jsonl: line 1: expected texts"),
-        ("d.csv", "", "c.csv: no such file; expected a CSV or JSONL file"),
-    ],
-)
-def test_bad_folders(tmp_path: Path, name: str, content: str, message: str) -> None:
-    (tmp_path / name).write_text(content)
-    with pytest.raises(InputError, match=message):
-        folder(str(tmp_path), "train", captions=name.replace("d.", "c."))
-
-
-def test_tables_of_captions(tmp_path: Path) -> None:
-    """What a comma does, which endings are CSV, and one file under two spellings."""
-    write = (tmp_path / "c.txt").write_text
-    write('file,split,caption\n1.jpg,train,"a dog, running"\n./1.jpg,train,a cat\n')
-    corpus = folder(str(tmp_path), "train", captions="c.txt")
-    assert corpus.captions == ["a dog, running", "a cat"] and corpus.image_of_caption.tolist() == [0, 0]
-    for content, message in (
-        (
-            "file,split,caption\n1.jpg,train,a dog, running\n",
-            "line 2 has more fields than the header; a caption with a",
-        ),
-        (
-            "file,split,caption,caption\n1.jpg,train,a,b\n",
-            "two columns have the same name; found file, split, caption, caption",
-        ),
-    ):
-        write(content)
-        with pytest.raises(InputError, match=message):
-            folder(str(tmp_path), "train", captions="c.txt")
-    good = '{"file": "1.jpg", "split": "train", "caption": "a"}'
-    (tmp_path / "c.jsonl").write_text(f"{good}\n{good}\n\n{good[:-3]}\n")
-    with pytest.raises(InputError, match="c.jsonl: line 4: not a line of JSON"):
-        folder(str(tmp_path), "train", captions="c.jsonl")
-    (tmp_path / "c.jsonl").write_text(good.replace('"a"', '"ok \\ud83d"'))
-    with pytest.raises(InputError, match="caption 1 is not valid text: 'ok"):
-        folder(str(tmp_path), "train", captions="c.jsonl")
 
 
 def test_two_pictures_alike_are_not_repeated_rows(tmp_path: Path) -> None:

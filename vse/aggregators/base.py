@@ -39,6 +39,7 @@ class AggregatorTraits(NamedTuple):
     returns_context: bool = False  # whether the embedding is the context, and so has the context's width
     padding_counts: bool = False  # whether padding changes a result, as in some released codes
     grid: tuple[int, int] | None = None  # height and width, if its features must be the cells of a grid
+    num_embeddings: int | None = None  # the number K of embeddings; None: it depends on the settings or the inputs
     keeps_elements: bool = False  # whether each element becomes one embedding, in the same order
 
 

@@ -162,13 +162,13 @@ class ClipTransform:
     features, the transform only chooses among them.
 
     Args:
-        frames: Number of frames shown, see :func:`sample_frames`.
+        frames: Number of frames shown, chosen by :func:`sample_frames`.
         size: Height and width in pixels of what :meth:`read` gives, bytes (frames, 3, size, size).
         resize: The length to which evaluation resizes the shorter side before it takes the centre.
         augment: Whether training crops, flips and jitters. Otherwise its frames look as in evaluation.
         jitter: Strength of the jitter, in [0, 0.5].
-        max_skip: See :func:`sample_frames`.
-        trim: See :func:`sample_frames`; counted in frames at ``fps``, where that is given.
+        max_skip: The largest step from one frame to the next in training, which draws one from 1 on.
+        trim: Number of frames that evaluation leaves out at each end, counted at ``fps`` where that is given.
         fps: Frames per second to which a clip is reduced before its frames are chosen (PVSE, section 3.5: 8). None
             keeps every frame. The rate of a GIF file is known. The rate of a folder of pictures and of precomputed
             features is not, so they are refused; extract them at this rate and leave ``fps`` out. A list of pictures is

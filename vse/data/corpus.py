@@ -1,7 +1,7 @@
 """The corpus and the protocol of its images."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
@@ -95,7 +95,7 @@ class ImageSource(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Corpus:
     """Images and the captions that describe them.
 
@@ -109,7 +109,8 @@ class Corpus:
         video: Whether the images are clips, as pictures, as frames or as features.
 
     Raises:
-        InputError: A part is empty, the parts differ in length, an id is repeated, or a caption is not valid text.
+        InputError: A part is empty or of another type, the parts differ in length, an id is repeated, an image index is
+            out of range, or a caption is not valid text.
 
     >>> corpus = Corpus("mine", PictureFiles(["a.jpg"]), ["a dog", "a pet"], np.array([0, 0]), ["a"], [1, 2])
     >>> corpus.positives.tolist()
@@ -125,6 +126,9 @@ class Corpus:
     video: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.images, Sized):
+            found = type(self.images).__name__
+            raise InputError(f"{self.name}: images must be an ImageSource, got {found}, which has no length")
         if not len(self.images) or not self.captions:
             raise InputError(f"{self.name}: holds {len(self.images)} images and {len(self.captions)} captions")
         if len(set(self.image_ids)) != len(self.images):
@@ -140,11 +144,30 @@ class Corpus:
             raise InputError(
                 f"{self.name}: {len(self.captions)} captions but {len(set(self.caption_ids))} different caption ids"
             )
+        self._check_indices()
         for label, caption in zip(self.caption_ids, self.captions, strict=True):
+            if not isinstance(caption, str):
+                found = type(caption).__name__
+                raise InputError(f"{self.name}: caption {label} must be a str, got {found} {caption!r}"[:300])
             try:
                 caption.encode()
             except UnicodeEncodeError:  # half an emoji, as "\\ud83d" in a JSON file
                 raise InputError(f"{self.name}: caption {label} is not valid text: {caption!r}"[:300]) from None
+
+    def _check_indices(self) -> None:
+        """Raise InputError unless ``image_of_caption`` holds indices of images."""
+        indices, images = self.image_of_caption, len(self.images)
+        expected = f"{self.name}: image_of_caption must be an array of whole numbers (captions,)"
+        if not isinstance(indices, np.ndarray):
+            raise InputError(f"{expected}, got {type(indices).__name__}; np.array(...) makes one")
+        if indices.ndim != 1 or not np.issubdtype(indices.dtype, np.integer):
+            raise InputError(f"{expected}, got {indices.dtype} of shape {indices.shape}")
+        if indices.min() < 0 or indices.max() >= images:
+            wrong = indices.min() if indices.min() < 0 else indices.max()
+            raise InputError(f"{self.name}: image_of_caption holds {wrong}, but there are {images} images")
+
+    def __repr__(self) -> str:
+        return f"Corpus({self.name!r}, {len(self.images):,} images, {len(self.captions):,} captions)"
 
     @property
     def positives(self) -> np.ndarray:
@@ -172,14 +195,16 @@ def _finite(array: np.ndarray) -> np.ndarray:
 class Features:
     """Precomputed features in a memory-mapped .npy file (rows, regions, width).
 
+    :class:`ArrayFeatures` has features that are in memory.
+
     Args:
         path: The file, float32 or float16.
         rows: The row of each image, all rows in their order by default.
         ids: The images' ids, for error messages.
 
     Raises:
-        InputError: The file is missing or truncated, or is not a 3-D array of floats; when reading, a row holds NaN or
-            Inf, or the file has changed.
+        InputError: ``path`` is not a path, or the file is missing or truncated, or is not a 3-D array of floats; when
+            reading, a row holds NaN or Inf, or the file has changed.
 
     >>> Features(Path("dev_ims.npy")).read(np.array([3, 1])).shape
     (2, 36, 2048)
@@ -188,8 +213,11 @@ class Features:
     kind: ClassVar[Kind] = "features"
     takes: ClassVar[None] = None
 
-    def __init__(self, path: Path, rows: np.ndarray | None = None, ids: Sequence[Any] = ()) -> None:
-        self.path = path
+    def __init__(self, path: str | Path, rows: np.ndarray | None = None, ids: Sequence[Any] = ()) -> None:
+        if not isinstance(path, str | Path):
+            found = type(path).__name__
+            raise InputError(f"Features takes the path of a .npy file, got {found}; ArrayFeatures takes an array")
+        self.path = path = Path(path)
         self._array: np.ndarray | None = None
         self._stamp = _stamp(path)
         self._is_checked = False  # whether all its values are known to be finite
@@ -204,6 +232,9 @@ class Features:
         self.shape, self.dtype, self.size = array.shape, array.dtype, array.nbytes  # of the file
         self.width: int | None = array.shape[2]
         self._type: np.dtype = np.dtype(np.float32)  # that is read
+
+    def __repr__(self) -> str:
+        return f"Features({str(self.path)!r}, {len(self):,} images, {self.shape[1]} regions, {self.width} wide)"
 
     def _open(self) -> np.ndarray:
         if self._array is None:
@@ -335,9 +366,15 @@ class Features:
 
 
 class ArrayFeatures:
-    """Features (images, regions, width) held in memory as bytes, read as float32 in [-1, 1].
+    """Features (images, regions, width) held in memory.
 
-    >>> ArrayFeatures(np.zeros((5, 16, 48), dtype=np.uint8))[0].shape
+    Args:
+        array: The features, float32 or float16. Bytes (uint8) are read as values from -1 to 1.
+
+    Raises:
+        InputError: The array has another type or another number of axes, is empty, or holds NaN or Inf.
+
+    >>> ArrayFeatures(np.zeros((5, 16, 48), dtype=np.float32))[0].shape
     (16, 48)
     """
 
@@ -345,8 +382,19 @@ class ArrayFeatures:
     takes: ClassVar[None] = None
 
     def __init__(self, array: np.ndarray) -> None:
+        expected = "ArrayFeatures takes a float32, float16 or uint8 array (images, regions, width)"
+        if not isinstance(array, np.ndarray):
+            raise InputError(f"{expected}, got {type(array).__name__}")
+        if array.ndim != 3 or array.dtype not in (np.float32, np.float16, np.uint8) or 0 in array.shape:
+            raise InputError(f"{expected}, got {array.dtype} of shape {array.shape}")
+        finite = np.array([_finite(features).all() for features in array])
+        if not finite.all():
+            raise InputError(f"the array of ArrayFeatures holds NaN or Inf in the features of image {finite.argmin()}")
         self.array = array
         self.width: int | None = array.shape[2]
+
+    def __repr__(self) -> str:
+        return f"ArrayFeatures({len(self):,} images, {self.array.shape[1]} regions, {self.width} wide)"
 
     def __len__(self) -> int:
         return len(self.array)
@@ -363,9 +411,10 @@ class ArrayFeatures:
             epoch: The training epoch, which changes nothing here.
 
         Returns:
-            Features (n, regions, width) float32, from -1 to 1.
+            Features (n, regions, width) float32; those of bytes are from -1 to 1.
         """
-        return self.array[indices].astype(np.float32) / 127.5 - 1
+        values = self.array[indices].astype(np.float32)
+        return values / 127.5 - 1 if self.array.dtype == np.uint8 else values
 
     def transformed(self, transform: "Transform", seed: int, threads: int) -> "ArrayFeatures":
         """Return this source: no transform applies to features of regions.

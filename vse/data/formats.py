@@ -1,10 +1,10 @@
 """The data formats: one function each, which returns a :class:`vse.data.corpus.Corpus`. The table is FORMATS.
 
-The formats of clips are in :mod:`vse.data.video_formats`. A format's arguments beside ``root`` and ``split`` are
+The formats of clips are in :mod:`vse.data.video_formats`, and that of one's own pictures in
+:mod:`vse.data.folder_format`. A format's arguments beside ``root`` and ``split`` are
 ``data.options`` of a config.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vse.data.corpus import ArrayFeatures, Corpus, Features
-from vse.data.reading import malformed, read_ids, read_json, read_lines, read_table
+from vse.data.folder_format import folder
+from vse.data.reading import malformed, read_ids, read_json, read_lines
 from vse.data.synthetic import read_patches, render_world, world_sizes
 from vse.data.transforms import PictureFiles
 from vse.data.video_formats import mrw, msrvtt, synthetic_clips, tgif, vatex
@@ -381,46 +382,6 @@ def id_mapping(root: str, split: str, pictures: str = "images") -> Corpus:
     image_of_caption = np.repeat(np.arange(len(images)), per_image)
     caption_ids = _caption_ids(folder, split, captions)
     return Corpus(f"{root} ({split})", images, captions, image_of_caption, unique, caption_ids)
-
-
-def folder(root: str, split: str, captions: str = "captions.csv", pictures: str = ".") -> Corpus:
-    """Read a user's own pictures: a CSV or JSONL file of captions, and the pictures in folders beside it.
-
-    The file has a caption a row, with the columns (JSONL: keys) ``file``, ``caption`` and ``split`` (train, dev or
-    test). An image's captions may stand anywhere, any number of them.
-
-    Args:
-        root: The data set's folder.
-        split: The split.
-        captions: The file of captions, below ``root``; JSONL when it ends in .jsonl or .json, otherwise CSV.
-        pictures: The folder, below ``root``, to which the files in ``captions`` are relative.
-
-    Returns:
-        The corpus.
-
-    Raises:
-        InputError: The file is missing, or a row is not as expected; file and line are named.
-    """
-    path = Path(root) / captions
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; expected a CSV or JSONL file with file, caption and split")
-    place: dict[str, int] = {}
-    image_of_caption, texts, numbers = [], [], []
-    for number, row in read_table(path):
-        values = [row.get(key) for key in ("file", "caption", "split")] if isinstance(row, dict) else [None]
-        if not all(isinstance(value, str) and value.strip() for value in values):
-            raise InputError(f"{path}: line {number}: expected texts for file, caption and split, found {row!r}"[:300])
-        file, caption, part = (str(value).strip() for value in values)
-        if part not in ("train", "dev", "test"):
-            raise InputError(f"{path}: line {number}: the split is {part!r}, expected train, dev or test")
-        if part == split or (part, split) == ("test", "testall"):
-            image_of_caption.append(place.setdefault(os.path.normpath(file), len(place)))
-            texts.append(caption)
-            numbers.append(number)
-    if not place:
-        raise InputError(f"{path}: no caption in split {split}")
-    images = PictureFiles([Path(root) / pictures / file for file in place])
-    return Corpus(f"{path} ({split})", images, texts, np.array(image_of_caption), list(place), numbers)
 
 
 def synthetic(

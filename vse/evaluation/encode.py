@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from vse.contracts import checked_towers
 from vse.data.corpus import Corpus
 from vse.data.vocabulary import MissingVocabulary
 from vse.distributed import agree, share, world_size
@@ -74,7 +75,7 @@ def encode_corpus(
     images_found = Collector()
     total = len(own_images) + len(own_captions)
     bar = tqdm(total=total, desc="encoding", unit=" items", unit_scale=True, leave=False, disable=not progress)
-    with bar, autocast(model.device, precision):
+    with bar, autocast(model.device, precision), checked_towers(model):
         for start in range(0, len(own_images), batch_size):
             rows = np.asarray(own_images[start : start + batch_size])
             images = [torch.from_numpy(image) for image in corpus.images.read(rows)]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from vse.contracts import check_scores
 from vse.data.corpus import Corpus
 from vse.distributed import broadcast, is_main
 from vse.errors import InputError
@@ -167,6 +168,8 @@ def score_embeddings(embeddings: CorpusEmbeddings, corpus: Corpus, name: str = "
     with _mistakes_of(corpus), torch.no_grad():
         if isinstance(images, RaggedSets) or isinstance(captions, RaggedSets):
             check_takes_masks(similarity)
+        else:
+            check_scores(similarity, images, captions)
         blocks_of_embeddings(similarity, images, captions).block(slice(1), slice(1))
     image_of_caption = torch.from_numpy(corpus.image_of_caption).to(images.device)
     health = set_health(images, captions, image_of_caption, similarity)

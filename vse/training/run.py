@@ -14,6 +14,7 @@ from vse import build, distributed, runtime
 from vse.checkpoints.load import load_weights
 from vse.checkpoints.native import RunState, TrainingState, evaluation_state
 from vse.config import Config
+from vse.contracts import check_fit
 from vse.data.batches import Batch, BatchSampler, TrainingData, check_shared_memory, make_loader
 from vse.data.resident import place
 from vse.encoders.base import traits_of
@@ -129,7 +130,7 @@ class Training:
             check_shared_memory(sample, distributed.share_of_machine(images), workers)
         self.loader = make_loader(data, self.sampler, workers, self.device.type == "cuda", placed.in_threads)
         with self.in_one_line():
-            build.check_fit(config, self.model, self.criterion, self.on_device(sample))
+            check_fit(config, self.model, self.criterion, self.on_device(sample))
         self.check_micro_batch()
         self.compiled = self.compile_towers(self.on_device(sample)) if config.run.compile else {}
         self.epoch = 0  # place of the next step
