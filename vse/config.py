@@ -7,13 +7,23 @@ here but in :mod:`vse.build`, which knows the tables. The component's constructo
 import inspect
 import json
 import os
+import re
 import types
 import typing
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    PrivateAttr,
+    ValidationError,
+)
+from pydantic_core import PydanticCustomError
 
 from vse.config_files import find_base, find_config, parse_yaml, read_yaml
 from vse.errors import InputError, close_match
@@ -23,6 +33,23 @@ PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Text = Annotated[str, Field(min_length=1, pattern=r"^[^\x00\n]*$")]
 FilePath = Annotated[Text, AfterValidator(os.path.expanduser)]
+
+_STEPS = re.compile(r"([1-9]\d*) steps?")
+
+
+def _every(value: Any) -> int | str:
+    """Check the setting eval.every."""
+    if (type(value) is int and value >= 1) or (isinstance(value, str) and _STEPS.fullmatch(value)):
+        return value
+    raise PydanticCustomError("every", "expected a number of epochs, such as 1, or of steps, such as 500 steps")
+
+
+def _limit(value: Any) -> int | float | None:
+    """Check the setting train.limit."""
+    if value is None or (type(value) is int and value >= 1) or (type(value) is float and 0 < value < 1):
+        return value
+    raise PydanticCustomError("limit", "expected a number of images, or a share of them above 0 and below 1")
+
 
 # Marks a setting that may change when a run is resumed, because it does not change what is trained. Such settings say
 # where files are, which device is used, how long the run is, and how often it saves and logs.
@@ -64,6 +91,7 @@ class RunConfig(Section):
     resume: Annotated[Literal["auto", "never"], MAY_CHANGE] = "auto"
     save_minutes: Annotated[PositiveFloat, MAY_CHANGE] = 10.0  # how often last.pt is written, besides after each epoch
     log_steps: Annotated[PositiveInt, MAY_CHANGE] = 50
+    tracker: Annotated[Literal["tensorboard", "wandb", "mlflow", "none"], MAY_CHANGE] = "tensorboard"
 
 
 class VocabularyConfig(Section):
@@ -126,6 +154,7 @@ class OptimConfig(Component):
     weight_decay: NonNegativeFloat = 0.01
     factors: dict[str, NonNegativeFloat | None] = {}  # None removes a factor that a base config gave
     layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None  # of an encoder's rate from layer to earlier layer
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None  # decay of the average of the weights that is evaluated
     schedule: Component
 
 
@@ -149,8 +178,11 @@ class TrainConfig(Section):
     """Epochs, batches, and the checkpoint that training starts from."""
 
     epochs: Annotated[PositiveInt, MAY_CHANGE]
+    patience: Annotated[PositiveInt | None, MAY_CHANGE] = None  # evaluations without a better one that end the run
+    limit: Annotated[int | float | None, PlainValidator(_limit)] = None  # images, or a share of them, to train on
     batch_size: Annotated[int, Field(ge=2)] = 128
     micro_batch: Annotated[PositiveInt | None, MAY_CHANGE] = None  # how many samples are encoded at a time
+    accumulate: PositiveInt = 1  # how many batches give the gradient of a step, for losses that allow it
     clip_norm: PositiveFloat | None = 2.0
     freeze: list[Text] = []  # prefixes of parameter names that are not trained
     queue: QueueConfig | None = None
@@ -159,11 +191,38 @@ class TrainConfig(Section):
     start_fresh: list[Text] = []  # prefixes of parameter names that keep their own initialisation
 
 
+Best = Literal[
+    "rsum",
+    "i2t.r1",
+    "i2t.r5",
+    "i2t.r10",
+    "i2t.medr",
+    "i2t.meanr",
+    "t2i.r1",
+    "t2i.r5",
+    "t2i.r10",
+    "t2i.medr",
+    "t2i.meanr",
+]
+
+
 class EvalConfig(Section):
     """Evaluation."""
 
     batch_size: Annotated[PositiveInt, MAY_CHANGE] = 256
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"  # of encoding; the papers' numbers are in fp32
+    every: Annotated[int | str, PlainValidator(_every)] = 1  # epochs between two evaluations, or "500 steps"
+    best: Best = "rsum"  # the dev metric that chooses best.pt
+
+    def interval(self, steps_per_epoch: int) -> int:
+        """Return the number of steps between two evaluations.
+
+        >>> EvalConfig(every="500 steps").interval(1000)
+        500
+        """
+        if isinstance(self.every, str):
+            return int(self.every.split()[0])
+        return self.every * steps_per_epoch
 
 
 class Config(Section):

@@ -489,9 +489,9 @@ def _reporting(progress: Progress, total: int) -> Iterator[Callable[[int], objec
     if callable(progress):
         yield progress
     elif progress:
-        from tqdm import tqdm
+        from vse.console import progress_bar
 
-        with tqdm(total=total) as bar:
+        with progress_bar("encoding", " items", total, stays=True) as bar:
             yield bar.update
     else:
         yield lambda done: None
