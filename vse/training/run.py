@@ -207,6 +207,11 @@ class Training:
         return end_of_run(self.config, self.epoch, self.evaluations.scores)
 
     @property
+    def best(self) -> dict[str, Any]:
+        """The best evaluation so far, see :class:`vse.training.evaluations.Evaluations`."""
+        return self.evaluations.best
+
+    @property
     def evaluated(self) -> VSEModel:
         """The model that is evaluated: the averaged one with ``optim.ema``."""
         return self.model if self.average is None else self.average.model

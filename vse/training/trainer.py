@@ -50,7 +50,7 @@ def train(config: Config) -> None:
             if state is not None:
                 training.restore(state, folder / "last.pt")
                 place = f"epoch {training.epoch + 1}, step {training.step + 1}"
-                say(f"{folder}: going on with {place}; {describe_best(training.evaluations.best)}")
+                say(f"{folder}: going on with {place}; {describe_best(training.best)}")
                 del state
             elif training.source is not None:
                 say(f"{folder}: starting from {training.source['path']}")
@@ -76,7 +76,7 @@ def _run(training: Training, folder: Path) -> None:
                 say(f"{folder}: stopped and saved; the same command goes on from here")
             number = stop.number or signal.SIGTERM  # 0: another process got the signal
             raise SystemExit(128 + number) from None
-    say(f"{folder}: finished: {training.ending}, {describe_best(training.evaluations.best)}")
+    say(f"{folder}: finished: {training.ending}, {describe_best(training.best)}")
 
 
 def _shared_state(config: Config, folder: Path) -> TrainingState | None:
@@ -187,7 +187,7 @@ def _evaluate(training: Training, folder: Path, log: RunLog, stop: StopSignal) -
     if is_better:
         _save(folder / "best.pt", training.best_state(metrics))
     log.write(epoch, training.total_steps, {"dev": metrics})
-    return describe_evaluation(metrics, training.evaluations.best, is_better)
+    return describe_evaluation(metrics, training.best, is_better)
 
 
 def _finish_epoch(training: Training, folder: Path, log: RunLog, stop: StopSignal) -> None:
