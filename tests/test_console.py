@@ -2,6 +2,7 @@
 
 import io
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,12 +17,13 @@ class Terminal(io.StringIO):
 
 
 def test_a_terminal_has_bars(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stderr", Terminal())
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
     with console.progress_bar("encoding", " items", 10, stays=True) as bar:
         bar.update(4)
         bar.set_postfix_str("loss=1.5")
         bar.update(6)
-    shown = sys.stderr.getvalue()  # type: ignore[attr-defined]
+    shown = terminal.getvalue()
     assert "\r" in shown and "encoding: 100%" in shown and "loss=1.5" in shown
 
 
@@ -30,7 +32,7 @@ def test_elsewhere_a_line_a_minute(
     shown: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     now = [0.0]
-    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     with console.progress_bar("encoding", " items", 1000, first=100, stays=True, shown=shown) as bar:
         for _ in range(9):
             now[0] += 25

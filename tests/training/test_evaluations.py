@@ -18,6 +18,7 @@ from vse.config import EvalConfig
 from vse.similarity import cosine
 from vse.training import trainer
 from vse.training.evaluations import Evaluations, has_waited
+from vse.training.log import RunLog
 
 Cli = Callable[..., Outcome]
 STEPS = 7  # of an epoch of the tiny corpus
@@ -165,7 +166,7 @@ CONTROLS = ["eval.every=3 steps", "optim.ema=0.8", "train.patience=6", "train.ep
 
 def train_and_stop(place: int, when: str, cli: Cli, settings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that ends at a step, in the evaluation after it, or between that evaluation's writes."""
-    step, evaluate, write = trainer.Training.train_step, trainer.Training.validate, trainer.RunLog.write
+    step, evaluate, write = trainer.Training.train_step, trainer.Training.validate, RunLog.write
 
     def stopped_step(self: trainer.Training, batch: Any) -> Any:
         if when == "step" and self.total_steps == place:
@@ -177,7 +178,7 @@ def train_and_stop(place: int, when: str, cli: Cli, settings: list[str], monkeyp
             os.kill(os.getpid(), signal.SIGTERM)
         return evaluate(self)
 
-    def killed_write(self: trainer.RunLog, epoch: int, total_steps: int, record: dict[str, Any]) -> None:
+    def killed_write(self: RunLog, epoch: int, total_steps: int, record: dict[str, Any]) -> None:
         is_last = "dev" in record and total_steps == place
         if is_last and when == "best saved":
             raise SystemExit(9)  # as kill -9 here: nothing after this line is written
@@ -188,7 +189,7 @@ def train_and_stop(place: int, when: str, cli: Cli, settings: list[str], monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(trainer.Training, "train_step", stopped_step)
         patch.setattr(trainer.Training, "validate", stopped_evaluation)
-        patch.setattr(trainer.RunLog, "write", killed_write)
+        patch.setattr(RunLog, "write", killed_write)
         assert cli("train", *settings).code in (9, 128 + signal.SIGUSR1, 128 + signal.SIGTERM)
 
 

@@ -52,11 +52,11 @@ def records_of(file: Path) -> Iterator[bytes]:
 
 def numbers_in(files: list[Path]) -> dict[int, float]:
     """The logged losses by step."""
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto import wandb_internal_pb2 as records
 
     found: dict[int, float] = {}
     for content in itertools.chain.from_iterable(map(records_of, files)):
-        record = Record()
+        record: Any = records.Record()  # type: ignore[attr-defined]
         record.ParseFromString(content)
         items = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
         if "train/total" in items:
