@@ -489,9 +489,9 @@ def _reporting(progress: Progress, total: int) -> Iterator[Callable[[int], objec
     if callable(progress):
         yield progress
     elif progress:
-        from vse.console import progress_bar
+        from tqdm import tqdm
 
-        with progress_bar("encoding", " items", total, stays=True) as bar:
+        with tqdm(total=total) as bar:
             yield bar.update
     else:
         yield lambda done: None
