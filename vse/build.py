@@ -23,6 +23,7 @@ from vse.components import (
     find_component,
 )
 from vse.config import Config, OptimConfig, load_config
+from vse.console import say
 from vse.contracts import check_corpus, check_images
 from vse.data.clips import ClipTransform
 from vse.data.corpus import SPLITS, Corpus, Kind
@@ -424,7 +425,7 @@ def fill_word_vectors(config: Config, file: str, model: VSEModel, vocabulary: Wo
     with torch.no_grad():
         rows = torch.from_numpy(found)
         table.weight[rows.to(table.weight.device)] = torch.from_numpy(vectors)[rows].to(table.weight)
-    print(f"{file}: vectors of {found.sum():,} of {len(found):,} words ({100 * found.mean():.1f} %)")
+    say(f"{file}: vectors of {found.sum():,} of {len(found):,} words ({100 * found.mean():.1f} %)")
 
 
 def build_criterion(config: Config, model: VSEModel | None = None) -> Criterion:

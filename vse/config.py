@@ -8,13 +8,23 @@ constructor is its only schema.
 import inspect
 import json
 import os
+import re
 import types
 import typing
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    PrivateAttr,
+    ValidationError,
+)
+from pydantic_core import PydanticCustomError
 
 from vse.config_files import find_base, find_config, lacks_space, parse_yaml, read_yaml
 from vse.errors import InputError, close_match
@@ -24,6 +34,23 @@ PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Text = Annotated[str, Field(min_length=1, pattern=r"^[^\x00\n]*$")]
 FilePath = Annotated[Text, AfterValidator(os.path.expanduser)]
+
+_STEPS = re.compile(r"([1-9]\d*) steps?")
+
+
+def _every(value: Any) -> int | str:
+    """Check the setting eval.every."""
+    if (type(value) is int and value >= 1) or (isinstance(value, str) and _STEPS.fullmatch(value)):
+        return value
+    raise PydanticCustomError("every", "expected a number of epochs, such as 1, or of steps, such as 500 steps")
+
+
+def _limit(value: Any) -> int | float | None:
+    """Check the setting train.limit."""
+    if value is None or (type(value) is int and value >= 1) or (type(value) is float and 0 < value < 1):
+        return value
+    raise PydanticCustomError("limit", "expected a number of images, or a share of them above 0 and below 1")
+
 
 # Marks a setting that may change when a run is resumed, because it does not change what is trained. Such settings say
 # where files are, which device is used, how long the run is, and how often it saves and logs.
@@ -67,6 +94,7 @@ class RunConfig(Section):
         resume: "auto" goes on where the run in the folder stopped; "never" refuses a folder that holds a run.
         save_minutes: How often last.pt is written, in minutes, besides after each epoch.
         log_steps: Number of steps between two entries of the log.
+        tracker: Where curves are shown: "tensorboard", "wandb", "mlflow" or "none".
     """
 
     dir: Annotated[FilePath, MAY_CHANGE]
@@ -78,6 +106,7 @@ class RunConfig(Section):
     resume: Annotated[Literal["auto", "never"], MAY_CHANGE] = "auto"
     save_minutes: Annotated[PositiveFloat, MAY_CHANGE] = 10.0
     log_steps: Annotated[PositiveInt, MAY_CHANGE] = 50
+    tracker: Annotated[Literal["tensorboard", "wandb", "mlflow", "none"], MAY_CHANGE] = "tensorboard"
 
 
 class VocabularyConfig(Section):
@@ -183,6 +212,7 @@ class OptimConfig(Component):
         weight_decay: The weight decay.
         factors: Factors of the learning rate by prefix of parameter names; null removes one that a base config gave.
         layer_decay: Factor of an encoder's learning rate from each layer to the one before it.
+        ema: Decay of the moving average of the weights, which is evaluated and saved in best.pt; null for none.
         schedule: How the learning rate changes over time.
     """
 
@@ -190,6 +220,7 @@ class OptimConfig(Component):
     weight_decay: NonNegativeFloat = 0.01
     factors: dict[str, NonNegativeFloat | None] = {}  # None removes a factor that a base config gave
     layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     schedule: Component
 
 
@@ -234,12 +265,18 @@ class TrainConfig(Section):
         queue: Past embeddings that every batch is also compared with; null for none.
         mining: Batches that bring captions together which the model confuses; null for none.
         start_from: A run folder or checkpoint whose weights and vocabulary a new run begins with.
+        accumulate: How many batches give the gradient of a step, for losses that allow it.
+        patience: After how many evaluations without a better one training ends; null for never.
+        limit: How many images, or which share of them, are trained on; null for all.
         start_fresh: Prefixes of parameter names that keep their own initialisation when there is a ``start_from``.
     """
 
     epochs: Annotated[PositiveInt, MAY_CHANGE]
+    patience: Annotated[PositiveInt | None, MAY_CHANGE] = None
+    limit: Annotated[int | float | None, PlainValidator(_limit)] = None
     batch_size: Annotated[int, Field(ge=2)] = 128
     micro_batch: Annotated[PositiveInt | None, MAY_CHANGE] = None
+    accumulate: PositiveInt = 1
     clip_norm: PositiveFloat | None = 2.0
     freeze: list[Text] = []  # prefixes of parameter names that are not trained
     queue: QueueConfig | None = None
@@ -248,16 +285,45 @@ class TrainConfig(Section):
     start_fresh: list[Text] = []
 
 
+Best = Literal[
+    "rsum",
+    "i2t.r1",
+    "i2t.r5",
+    "i2t.r10",
+    "i2t.medr",
+    "i2t.meanr",
+    "t2i.r1",
+    "t2i.r5",
+    "t2i.r10",
+    "t2i.medr",
+    "t2i.meanr",
+]
+
+
 class EvalConfig(Section):
     """Evaluation.
 
     Attributes:
         batch_size: Number of images, and of captions, that are encoded at a time.
         precision: The precision of encoding; the papers' numbers are in fp32.
+        every: How often the dev split is evaluated: a number of epochs, or of steps as in ``500 steps``.
+        best: The dev metric that chooses best.pt, such as ``rsum`` or ``t2i.r1``.
     """
 
     batch_size: Annotated[PositiveInt, MAY_CHANGE] = 256
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
+    every: Annotated[int | str, PlainValidator(_every)] = 1
+    best: Best = "rsum"
+
+    def interval(self, steps_per_epoch: int) -> int:
+        """Return the number of steps between two evaluations.
+
+        >>> EvalConfig(every="500 steps").interval(1000)
+        500
+        """
+        if isinstance(self.every, str):
+            return int(self.every.split()[0])
+        return self.every * steps_per_epoch
 
 
 class Config(Section):

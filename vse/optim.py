@@ -105,14 +105,15 @@ def is_below(name: str, prefix: str) -> bool:
 
 
 class Schedule:
-    """A factor on the learning rate, as a function of the time in epochs and of the dev RSUMs so far.
+    """A factor on the learning rate, as a function of the time in epochs and of the dev scores so far.
 
     Args:
         warmup_epochs: The time in epochs during which the factor rises linearly from 0. The first step already has a
             rate above 0, so that it is not wasted.
 
     Attributes:
-        history: The dev RSUM of every finished epoch. The training appends to it after each validation.
+        history: The dev score of every evaluation, greater is better: the RSUM, or what ``eval.best`` names. The
+            training appends to it.
 
     Raises:
         ValueError: ``warmup_epochs`` is negative.
@@ -217,11 +218,11 @@ class Linear(Cosine):
 
 
 class Plateau(Schedule):
-    """Multiply by a factor whenever the dev RSUM has not risen above its best for some time.
+    """Multiply by a factor whenever the dev score has not risen above its best for some time.
 
     Args:
         factor: What the learning rate is multiplied by.
-        patience: The number of epochs without a new best that are tolerated.
+        patience: The number of evaluations without a new best that are tolerated; by default there is one an epoch.
         warmup_epochs: As in :class:`Schedule`.
 
     Raises:
@@ -242,9 +243,9 @@ class Plateau(Schedule):
 
     def factor_at(self, time: float) -> float:  # noqa: D102
         factor, best, waited = 1.0, -math.inf, 0
-        for rsum in self.history:
-            if rsum > best:
-                best, waited = rsum, 0
+        for score in self.history:
+            if score > best:
+                best, waited = score, 0
             else:
                 waited += 1
             if waited > self.patience:

@@ -1,6 +1,7 @@
 """Signals: the state is saved, and the run leaves."""
 
 import os
+import runpy
 import signal
 import time
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import pytest
 from helpers import Outcome, launch_training, read_jsonl, same_weights, weights_of
 
 from vse.checkpoints.native import load_checkpoint
+from vse.training import stop as stop_module
 from vse.training import trainer
 from vse.training.log import RunLog
 from vse.training.stop import Stopped, StopSignal
@@ -111,6 +113,35 @@ def test_the_handlers_from_before_come_back() -> None:
     with StopSignal():
         assert signal.getsignal(signal.SIGTERM) != before[0]
     assert [signal.getsignal(number) for number in numbers] == before
+
+
+def test_a_system_without_these_signals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows has neither SIGHUP nor SIGUSR1."""
+    for name in ("SIGHUP", "SIGUSR1"):
+        monkeypatch.delattr(signal, name)
+    module = runpy.run_path(stop_module.__file__)
+    with module["StopSignal"]() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.number == signal.SIGTERM
+
+
+def test_a_schedulers_warning_saves_and_leaves(
+    cli: Cli, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGUSR1, which Slurm sends before the time is up."""
+    step = trainer.Training.train_step
+
+    def warned(self: trainer.Training, batch: Any) -> Any:
+        if self.total_steps == 3:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return step(self, batch)
+
+    monkeypatch.setattr(trainer.Training, "train_step", warned)
+    outcome = cli("train", *tiny)
+    assert outcome.code == 128 + signal.SIGUSR1 and "stopped and saved" in outcome.out
+    assert "stopped and saved" in (tmp_path / "run" / "train.log").read_text()
+    state = load_checkpoint(tmp_path / "run" / "last.pt")
+    assert (state["epoch"], state["step"]) == (0, 4)
 
 
 def test_nohup_is_respected() -> None:

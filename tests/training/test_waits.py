@@ -68,6 +68,8 @@ def move(training: Training, put: Put) -> None:
     parts: list[nn.Module] = [training.model, training.criterion]
     if training.queue is not None and training.queue.slow is not None:
         parts += training.queue.slow
+    if training.average is not None:
+        parts.append(training.average.model)
     for module in itertools.chain.from_iterable(part.modules() for part in parts):
         for name, parameter in module._parameters.items():
             if parameter is not None:
@@ -157,6 +159,16 @@ def test_a_step_with_another_loss(
 ) -> None:
     config = ROOT / "configs/vse_infty/f30k_region_bigru.yaml"
     step_without_values(start(config, tmp_path, f"data.root={data_folder}", f"loss.{loss}"), monkeypatch)
+
+
+def test_a_step_with_an_average(data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = ROOT / "configs/vse_infty/f30k_region_bigru.yaml"
+    for steps in (0, 1):  # the first one copies
+        training = start(config, tmp_path, f"data.root={data_folder}", "optim.ema=0.9")
+        assert training.average is not None
+        training.average.steps = steps
+        step_without_values(training, monkeypatch)
+        assert training.average.steps == steps + 1
 
 
 def test_a_step_with_a_matching(data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,8 +69,11 @@ class TrainingState(RunState):
     """The content of last.pt: all that a run needs to continue exactly from here."""
 
     step: int  # number of steps done in the current epoch
-    best: dict[str, Any]  # {"rsum": the best on dev so far, -1.0 before the first, "epoch": the epoch that gave it}
-    history: list[float]  # the dev RSUM of every finished epoch, for the learning-rate schedule
+    best: dict[str, Any]  # {"rsum" or another eval.best: the best on dev so far, "epoch": when; None before the first}
+    history: list[float]  # the dev score of every evaluation, for schedule and patience: greater is better
+    evaluated: int | None  # number of steps before the last evaluation; may be missing in a file
+    epoch_loss: tuple[float, int]  # sum of the losses of the current epoch, and of how many steps; may be missing
+    average: dict[str, Any] | None  # what `vse.training.average.WeightAverage.state()` gives; may be missing in a file
     train_captions: int  # number of training captions: another number means another data set
     optimiser: dict[str, Any]  # its state dict
     scaler: dict[str, Any]  # the state dict of the fp16 loss scaler
@@ -204,7 +207,15 @@ def training_state(state: dict[str, Any], path: Path) -> TrainingState:
     Raises:
         InputError: The checkpoint lacks what a run needs to continue.
     """
-    state = {"source": None, "queue": None, "confused": None, **state}
+    later = {
+        "source": None,
+        "queue": None,
+        "confused": None,
+        "evaluated": None,
+        "epoch_loss": (0.0, 0),
+        "average": None,
+    }
+    state = {**later, **state}
     if missing := [key for key in _TRAINING_FIELDS if key not in state]:
         raise InputError(f"{path}: holds no training state (no {', '.join(missing)}); expected the last.pt of a run")
     return cast(TrainingState, state)

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from vse import cache
+from vse.console import progress_bar
 from vse.data.workers import leave_signals_to_the_parent, usable_cores
 
 _MANY = 20_000  # from how many captions on it is worth while to start processes and to write a file
@@ -161,8 +161,7 @@ def _split_all(captions: Sequence[str], split: Split) -> FlatCaptions:
     )
     numbers: dict[Hashable, int] = {}
     parts: list[FlatCaptions] = []
-    bar = tqdm(total=len(captions), desc="tokenising captions", unit=" captions", unit_scale=True, leave=False, delay=2)
-    with bar:
+    with progress_bar("tokenising captions", " captions", len(captions), delay=2) as bar:
         for chunk in chunks:
             place = np.array([numbers.setdefault(token, len(numbers)) for token in chunk.kinds], dtype=np.int32)
             start = parts[-1].ends[-1] if parts else 0

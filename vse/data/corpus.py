@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
-from tqdm import tqdm
 
 from vse import cache
+from vse.console import show_progress
 from vse.data.reading import NOT_NPY
 from vse.errors import InputError, first_line
 
@@ -314,11 +314,26 @@ class Features:
         """The rows of the file with a NaN or an Inf."""
         array, found = self._open(), [np.empty(0, dtype=np.int64)]
         title = f"checking {self.path.name}"
-        for start in tqdm(range(0, len(array), _BLOCK), desc=title, unit=" blocks", leave=False, delay=2):
+        starts = range(0, len(array), _BLOCK)
+        for start in show_progress(starts, len(starts), title, " blocks", delay=2):
             bad = ~_finite(array[start : start + _BLOCK]).all((1, 2))
             found.append(start + np.flatnonzero(bad))
         self._check_unchanged()
         return np.concatenate(found)
+
+    def only(self, chosen: np.ndarray) -> "Features":
+        """Return some of the images.
+
+        Args:
+            chosen: Which images, (n,) whole numbers.
+
+        Returns:
+            Their features, from the same file.
+        """
+        result = copy.copy(self)
+        result.rows = self.rows[chosen]
+        result.ids = [self.ids[index] for index in chosen] if len(self.ids) else ()
+        return result
 
     def as_stored(self) -> "Features":
         """Return the same features, read in the type of the file: float16 takes half the memory and its way."""

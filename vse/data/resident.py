@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from vse.console import say, show_progress
 from vse.data.corpus import Features, ImageSource
 from vse.errors import InputError
 from vse.sets import at_least_float32
@@ -54,7 +54,8 @@ class FeatureTable:
         self.values = torch.empty(count, *features.shape[1:], dtype=dtype, device=device)
         stored = features.as_stored()
         title = f"copying {path.name} to {device}"
-        for start in tqdm(range(0, count, _BLOCK), desc=title, unit=" blocks", leave=False, delay=2):
+        starts = range(0, count, _BLOCK)
+        for start in show_progress(starts, len(starts), title, " blocks", delay=2):
             block = stored.read(np.arange(start, min(start + _BLOCK, count)))
             if dtype == torch.float16 and np.abs(block).max() > _LARGEST_HALF:
                 raise InputError(
@@ -115,7 +116,7 @@ def _fits(size: int, free: int | None, where: str, resident: str) -> bool:
     if free is None or size <= room * free:
         return True
     if resident != "auto":
-        print(
+        say(
             f"data.resident: {resident}: the features take {size / 1e9:.2f} GB, and {free / 1e9:.2f} GB of {where} are "
             f"free, of which {room:.0%} may be taken; they are read from disk"
         )

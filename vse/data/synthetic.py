@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
-from tqdm import tqdm
 
+from vse.console import show_progress
 from vse.errors import InputError, first_line
 
 CELL, GRID = 24, 4  # pixels per cell, cells per side
@@ -127,7 +127,7 @@ def _write_world(folder: Path, sizes: dict[str, int], seed: int, title: str) -> 
     (folder / "images").mkdir()
     entries: list[dict[str, object]] = []
     scenes = [(split, number) for split, size in sizes.items() for number in range(size)]
-    for split, number in tqdm(scenes, desc=title, unit="scene", leave=False):
+    for split, number in show_progress(scenes, len(scenes), title, " scenes"):
         rng = np.random.default_rng((seed, ("train", "dev", "test").index(split), number))
         picture, captions = draw_scene(rng)
         name = f"{split}_{number:05d}.png"
@@ -144,7 +144,7 @@ def _write_clips(folder: Path, sizes: dict[str, int], seed: int, title: str) -> 
     table: list[str] = []
     scenes = [(split, number) for split, size in sizes.items() for number in range(size)]
     listed: dict[str, list[str]] = {split: [] for split in sizes}
-    for split, number in tqdm(scenes, desc=title, unit="clip", leave=False):
+    for split, number in show_progress(scenes, len(scenes), title, " clips"):
         rng = np.random.default_rng((seed, 3 + ("train", "dev", "test").index(split), number))
         frames, captions = draw_clip(rng)
         url = f"demo://{split}_{number:05d}.gif"

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from vse import cache
+from vse.console import progress_bar
 from vse.errors import InputError
 
 
@@ -64,7 +64,7 @@ def _read(path: Path, words: Sequence[str], dim: int, size: int) -> tuple[np.nda
     exact = np.zeros(len(words), dtype=bool)
     found = np.zeros(len(words), dtype=bool)
     title = f"reading {path.name}"
-    with open(path, "rb") as file, tqdm(total=size, desc=title, unit="B", unit_scale=True, leave=False, delay=1) as bar:
+    with open(path, "rb") as file, progress_bar(title, "B", size, delay=1) as bar:
         for number, line in enumerate(file, start=1):
             bar.update(len(line))
             parts = line.rstrip().split(b" ")

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from vse.console import progress_bar
 from vse.contracts import checked_towers
 from vse.data.corpus import Corpus
 from vse.data.vocabulary import MissingVocabulary
@@ -74,8 +74,8 @@ def encode_corpus(
     own_images, own_captions = _own_rows(len(corpus.images)), _own_rows(len(corpus.captions))
     images_found = Collector()
     total = len(own_images) + len(own_captions)
-    bar = tqdm(total=total, desc="encoding", unit=" items", unit_scale=True, leave=False, disable=not progress)
-    with bar, autocast(model.device, precision), checked_towers(model):
+    showing = progress_bar("encoding", " items", total, shown=progress)
+    with showing as bar, autocast(model.device, precision), checked_towers(model):
         for start in range(0, len(own_images), batch_size):
             rows = np.asarray(own_images[start : start + batch_size])
             images = [torch.from_numpy(image) for image in corpus.images.read(rows)]

@@ -6,14 +6,14 @@ as high. A pair's score can differ in its last bits between a block and a smalle
 the very blocks that the second one counts in: the same items, in the same order and number.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from vse.console import Item, show_progress
 from vse.evaluation.blocks import Items, ScoreBlocks, bounds, check_not_nan, cut
 
 _KEPT = 1 << 25  # scores of the first pass that are kept for the second one
@@ -223,6 +223,6 @@ def _only_asked(ranks: Tensor, places: np.ndarray) -> Tensor:
     return ranks.cpu().masked_fill(~asked, -1)
 
 
-def _shown(items: Iterable, progress: bool) -> Iterable:  # type: ignore[type-arg]
+def _shown(items: Sequence[Item], progress: bool) -> Iterable[Item]:
     """Go through items with a progress bar."""
-    return tqdm(items, desc="ranking", unit=" blocks", leave=False, delay=2, disable=not progress)
+    return show_progress(items, len(items), "ranking", " blocks", delay=2, shown=progress)

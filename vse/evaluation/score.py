@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from vse.console import show_progress
 from vse.contracts import check_scores
 from vse.data.corpus import Corpus
 from vse.distributed import broadcast, is_main
@@ -117,7 +117,7 @@ def score(similarity: Callable[..., Tensor], images: Sets, captions: Sets, progr
     scores, peaks = torch.empty(len(images), len(captions)), []
     sides = [[slice(*part) for part in pairwise(bounds(total, blocks.side).tolist())] for total in scores.shape]
     corners = list(product(*sides))
-    for rows, columns in tqdm(corners, desc="scoring", unit=" blocks", leave=False, delay=2, disable=not progress):
+    for rows, columns in show_progress(corners, len(corners), "scoring", " blocks", delay=2, shown=progress):
         block = blocks.block(rows, columns)
         peaks.append(block.amax())
         scores[rows, columns] = block
@@ -266,7 +266,7 @@ def single_embedding_rsums(
     if captions.shape[1] > 1:
         pairs += [("text_rsum", images, single) for single in captions.split(1, dim=1)]
     result: dict[str, list[float]] = {}
-    bar = tqdm(pairs, desc="single embeddings", unit=" embeddings", leave=False, delay=2, disable=not progress)
+    bar = show_progress(pairs, len(pairs), "single embeddings", " embeddings", delay=2, shown=progress)
     for name, some_images, some_captions in bar:
         ranks = rank_folds(blocks_of_embeddings(similarity, some_images, some_captions), image_of_caption)
         result.setdefault(name, []).append(float(fold_metrics(ranks)["rsum"]))

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from vse.build import build_image_encoder, build_transform, read_corpus
 from vse.config import Config
+from vse.console import progress_bar
 from vse.data.clips import iterate_frames
 from vse.data.corpus import Corpus
 from vse.data.reading import read_json
@@ -328,7 +328,7 @@ def _computed(
 
     with (
         ThreadPoolExecutor(1) as pool,
-        tqdm(total=total, initial=first, desc=title, unit=" items", unit_scale=True) as bar,
+        progress_bar(title, " items", total, first, stays=True) as bar,
     ):
         waiting = None
         for number, rows in enumerate(rounds):

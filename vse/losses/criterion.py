@@ -55,6 +55,18 @@ class Criterion(nn.Module):
         self.terms = dict(terms or {})
         self.term_modules = nn.ModuleList(t for _, t in self.terms.values() if isinstance(t, nn.Module))
 
+    def whole_batch_parts(self) -> list[str]:
+        """Name the parts that judge a batch as a whole, so that gradients must not be summed over batches.
+
+        Such is every part without a class attribute ``accumulates = True``, by which a loss tells that its value for
+        several batches together is the mean of its values for each.
+
+        Returns:
+            "ranking" for the ranking loss, and the names of the terms.
+        """
+        parts = {"ranking": self.ranking, **{name: term for name, (_, term) in self.terms.items()}}
+        return [name for name, part in parts.items() if getattr(part, "accumulates", False) is not True]
+
     def set_time(self, time: float) -> None:
         """Set the ramp for a time in epochs, a real number that counts from 0."""
         rising = self.ramp_epoch is not None and self.ramp_epoch <= time < self.ramp_epoch + 1

@@ -1,14 +1,13 @@
 """Towers that ``torch.compile`` has compiled, or that run as they are where it fails."""
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
+from vse.console import warn
 from vse.errors import first_line
 from vse.runtime import keep_random_state
 from vse.sets import Aggregated
@@ -55,10 +54,9 @@ class CompiledTower:
     def give_up(self, error: Exception) -> None:
         """Say that compiling has failed, and call the tower as it is from now on."""
         self.works = False
-        tqdm.write(
-            f"warning: run.compile: the {self.name} tower cannot be compiled ({first_line(error)}); "
-            f"it runs as it is, with the same results",
-            file=sys.stderr,
+        warn(
+            f"run.compile: the {self.name} tower cannot be compiled ({first_line(error)}); "
+            f"it runs as it is, with the same results"
         )
 
     def try_out(self, inputs: Tensor, mask: Tensor | None) -> None:

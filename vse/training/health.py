@@ -1,12 +1,11 @@
 """Warnings about silent failures: collapsed sets, a loss that does not move, parameters that nothing uses."""
 
 import math
-import sys
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from vse.console import warn
 from vse.losses import Criterion, TripletLoss
 from vse.runtime import keep_random_state
 from vse.set_health import Similarity, constant_share, set_health
@@ -122,4 +121,4 @@ class HealthMonitor:
     def _say(self, subject: str, line: str) -> None:
         if subject not in self._said:
             self._said.add(subject)
-            tqdm.write(f"warning: {line}", file=sys.stderr)
+            warn(line)

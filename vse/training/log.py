@@ -1,54 +1,63 @@
-"""The log of a run: metrics.jsonl, TensorBoard events, and the lines that it prints."""
+"""The log of a run: metrics.jsonl, its tracker, and the lines that it prints."""
 
+import contextlib
 import json
 import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from tqdm import tqdm
 
 from vse.config import flatten
 from vse.distributed import is_main
 from vse.errors import InputError
 from vse.files import write_file
+from vse.training.evaluations import label_of, metric_of, value_of
+from vse.training.trackers import Tracker, numbers_of
 
 
 class RunLog:
-    """metrics.jsonl and TensorBoard events in the run folder.
+    """metrics.jsonl in the run folder, and what the tracker keeps.
 
     A run that continues from a checkpoint first removes what was logged after it, so that nothing is logged twice.
     Losses are summed on the device and read only when they are needed, because reading one waits for a GPU.
 
     Args:
         folder: The run folder.
-        epochs: Number of finished epochs.
+        evaluated: Number of steps before the last evaluation.
         total_steps: Number of finished steps since the start of the run.
         may_overflow: Whether a gradient may overflow. In fp16 it may, and the scaler then skips the step, so that only
             the loss must be finite. Otherwise loss and gradient must be finite.
+        tracker: Also takes the numbers, unless it is None.
     """
 
-    def __init__(self, folder: Path, epochs: int, total_steps: int, may_overflow: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        evaluated: int,
+        total_steps: int,
+        may_overflow: bool = False,
+        tracker: Tracker | None = None,
+    ) -> None:
         self.folder = folder
         self.path = folder / "metrics.jsonl"
-        self.may_overflow = may_overflow
+        self.may_overflow, self.tracker = may_overflow, tracker
         self.restart()
-        if not is_main():
-            return
-        from torch.utils.tensorboard import SummaryWriter
-
-        if self.path.exists():
+        self.begun, self.steps_before = self.started, total_steps
+        if is_main() and self.path.exists():
             lines = self.path.read_bytes().splitlines(keepends=True)
-            kept = b"".join(line for line in lines if total_steps and _is_before(line, epochs, total_steps))
+            kept = b"".join(line for line in lines if total_steps and _is_before(line, evaluated, total_steps))
             write_file(self.path, lambda file: file.write(kept))
-        self.board = SummaryWriter(str(folder), purge_step=total_steps + 1 if total_steps else 0)
 
     def __enter__(self) -> "RunLog":
         return self
 
     def __exit__(self, *_: object) -> None:
-        if is_main():
-            self.board.close()
+        if self.tracker is not None:
+            self.tracker.close()
 
     def restart(self) -> None:
         """Forget the losses so far, and restart the clock."""
@@ -56,6 +65,29 @@ class RunLog:
         self.sums: dict[str, Tensor] = {}
         self.steps = self.samples = 0
         self.started = time.monotonic()
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """A block that does not count as time of training steps."""
+        begun = time.monotonic()
+        yield
+        self.started += time.monotonic() - begun
+
+    def time_left(self, done: int, total: int) -> str:
+        """Estimate how long the rest of the run takes, from the steps since it was started or went on.
+
+        Args:
+            done: Number of finished steps.
+            total: Number of steps of the whole run.
+
+        Returns:
+            Hours, minutes and seconds; "?" when no step has been taken.
+        """
+        own = done - self.steps_before
+        if not own:
+            return "?"
+        left: str = tqdm.format_interval((time.monotonic() - self.begun) / own * (total - done))
+        return left
 
     def add(self, losses: dict[str, Tensor], samples: int) -> None:
         """Add a step.
@@ -105,7 +137,7 @@ class RunLog:
         return means
 
     def write(self, epoch: int, total_steps: int, record: dict[str, Any]) -> None:
-        """Append a record to metrics.jsonl, and its numbers to TensorBoard; of several processes, the main one does.
+        """Append a record to metrics.jsonl, and give its numbers to the tracker; the main process does.
 
         Args:
             epoch: Number of the epoch, from 1.
@@ -123,34 +155,37 @@ class RunLog:
                 file.write(line + "\n")
         except OSError as error:
             raise InputError(f"{self.path}: cannot be written ({error.strerror}); what was saved is kept") from None
-        for name, value in flatten(_finite(record)).items():
-            if value is not None:
-                self.board.add_scalar(name.replace(".", "/"), value, total_steps)
-        self.board.flush()
+        if self.tracker is not None:
+            self.tracker.log(numbers_of(flatten(record)), total_steps)
 
 
-def describe_epoch(epoch: int, epochs: int, metrics: dict[str, Any], is_better: bool) -> str:
-    """Return the line to print after a validation.
+def describe_evaluation(metrics: dict[str, Any], best: dict[str, Any], is_better: bool) -> str:
+    """Describe an evaluation on dev.
 
     Args:
-        epoch: Number of finished epochs.
-        epochs: Number of all epochs.
-        metrics: The metrics on dev.
-        is_better: Whether they are the best so far.
+        metrics: The metrics.
+        best: The best evaluation so far, see :class:`vse.training.evaluations.Evaluations`.
+        is_better: Whether this is it.
 
     Returns:
-        The line.
+        The text, such as "dev RSUM 320.5, I2T R@1 40.1, T2I R@1 30.2 (best so far)".
     """
-    best = " (best so far)" if is_better else ""
+    metric = metric_of(best)
+    own = "" if metric == "rsum" else f", {metric} {value_of(metrics, metric):.1f}"
     return (
-        f"epoch {epoch}/{epochs}: dev RSUM {metrics['rsum']:.1f}, "
-        f"I2T R@1 {metrics['i2t']['r1']:.1f}, T2I R@1 {metrics['t2i']['r1']:.1f}{best}"
+        f"dev RSUM {metrics['rsum']:.1f}, I2T R@1 {metrics['i2t']['r1']:.1f}, T2I R@1 {metrics['t2i']['r1']:.1f}{own}"
+        + (" (best so far)" if is_better else "")
     )
 
 
 def describe_best(best: dict[str, Any]) -> str:
-    """Describe the best validation so far."""
-    return f"best dev RSUM {best['rsum']:.1f} at epoch {best['epoch']}" if best["epoch"] else "no validation yet"
+    """Describe the best evaluation so far."""
+    metric = metric_of(best)
+    return (
+        f"best dev {label_of(metric)} {best[metric]:.1f} at epoch {best['epoch']}"
+        if best["epoch"]
+        else "no validation yet"
+    )
 
 
 def _finite(value: Any) -> Any:
@@ -160,12 +195,12 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _is_before(line: bytes, epochs: int, total_steps: int) -> bool:
+def _is_before(line: bytes, evaluated: int, total_steps: int) -> bool:
     """Whether a line of metrics.jsonl was written before a place in the run; a line that was cut off was not."""
     if not line.endswith(b"\n"):
         return False
     try:
         record = json.loads(line)
-        return record["step"] <= total_steps and ("dev" not in record or record["epoch"] <= epochs)
+        return record["step"] <= (evaluated if "dev" in record else total_steps)
     except (ValueError, KeyError, TypeError):
         return False

@@ -1,10 +1,11 @@
 """The state of a run, and its training step."""
 
 import contextlib
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,25 +13,31 @@ from torch import Tensor, amp, nn
 
 from vse import build, distributed, runtime
 from vse.checkpoints.load import load_weights
-from vse.checkpoints.native import RunState, TrainingState, evaluation_state
+from vse.checkpoints.native import BestState, RunState, TrainingState, evaluation_state
 from vse.config import Config
+from vse.console import say
 from vse.contracts import check_fit
 from vse.data.batches import Batch, BatchSampler, TrainingData, check_shared_memory, make_loader
+from vse.data.corpus import Corpus
+from vse.data.part import choose_images
 from vse.data.resident import place
 from vse.encoders.base import traits_of
 from vse.errors import InputError
 from vse.evaluation.score import evaluate
 from vse.losses import ScoreTable
-from vse.model import Tower
+from vse.model import Tower, VSEModel
 from vse.sets import Aggregated, at_least_float32, widen
 from vse.similarity import compare
+from vse.training.average import WeightAverage
 from vse.training.chunks import check_chunks, encode_in_chunks
 from vse.training.compiled import CompiledTower, pad_captions
+from vse.training.evaluations import Evaluations, end_of_run
 from vse.training.health import HealthMonitor, batch_health, plateau_loss
 from vse.training.mining import is_due, mine
 from vse.training.queue import EmbeddingQueue
 from vse.training.scheduled import set_epoch
 from vse.training.start import start
+from vse.training.trackers import check_tracker
 
 
 def gather_aggregated(own: Aggregated, total: int) -> Aggregated:
@@ -73,6 +80,37 @@ def step_seed(seed: int, *place: int) -> int:
     return int(np.random.default_rng((seed, *place)).integers(1 << 62))
 
 
+def read_training_corpus(config: Config) -> Corpus:
+    """Read the training split, or the part of it that ``train.limit`` asks for.
+
+    Args:
+        config: The config.
+
+    Returns:
+        The corpus.
+
+    Raises:
+        InputError: The data is missing or damaged, or has fewer images than the limit.
+    """
+    corpus, limit = build.build_corpus(config, "train"), config.train.limit
+    if limit is None:
+        return corpus
+    try:
+        return choose_images(corpus, limit, config.run.seed)
+    except InputError as error:
+        raise config.error("train.limit", str(error)) from None
+
+
+class Judged(NamedTuple):
+    """A batch whose gradient has been taken: what the towers gave, what the loss judged, and the losses by name."""
+
+    batch: Batch
+    image: Aggregated
+    text: Aggregated
+    tables: list[ScoreTable]
+    losses: dict[str, Tensor]
+
+
 class Training:
     """The state of a run: everything that it trains and remembers.
 
@@ -85,11 +123,12 @@ class Training:
     """
 
     def __init__(self, config: Config, state: TrainingState | None = None) -> None:
+        check_tracker(config.run.tracker)
         runtime.seed_everything(config.run.seed)
         self.config = config
         self.device = runtime.pick_device(config.run.device)
         runtime.set_algorithms(config.run.deterministic, is_alike=config.model.image.encoder.name == "grid")
-        self.train_corpus = build.build_corpus(config, "train")
+        self.train_corpus = read_training_corpus(config)
         self.dev_corpus = build.build_corpus(config, "dev")
         self.in_dim = build.image_width(self.train_corpus, self.dev_corpus)
         with distributed.first_on_each_machine():  # it splits the captions into words
@@ -132,27 +171,57 @@ class Training:
         with self.in_one_line():
             check_fit(config, self.model, self.criterion, self.on_device(sample))
         self.check_micro_batch()
+        self.check_accumulation()
         self.compiled = self.compile_towers(self.on_device(sample)) if config.run.compile else {}
         self.epoch = 0  # place of the next step
         self.step = 0
         self.queue = (
             None if config.train.queue is None else EmbeddingQueue(self.model, **config.train.queue.model_dump())
         )
-        self.best: dict[str, Any] = {"rsum": -1.0, "epoch": None}
+        self.average = None if config.optim.ema is None else WeightAverage(self.model, config.optim.ema)
+        self.evaluations = Evaluations(config.eval, self.steps_per_epoch, config.train.epochs * self.steps_per_epoch)
+        self.schedule.history = self.evaluations.scores
+        self.epoch_loss: tuple[Any, int] = 0.0, 0  # sum of the losses of this epoch's steps, and their number
         self.health: dict[str, Tensor] = {}  # of the last step that is logged
         if not distributed.is_main():  # dropout and the like draw other numbers in each process
             runtime.seed_everything(step_seed(config.run.seed, 0, distributed.rank()))
 
     @property
+    def steps_per_epoch(self) -> int:
+        """Number of steps in an epoch, each with one batch or with those of ``train.accumulate``."""
+        return math.ceil(len(self.sampler) / self.config.train.accumulate)
+
+    @property
+    def batches_of_step(self) -> int:
+        """Number of batches that the next step takes; the last step of an epoch may have fewer than the others."""
+        accumulate = self.config.train.accumulate
+        return min(accumulate, len(self.sampler) - self.step * accumulate)
+
+    @property
     def total_steps(self) -> int:
         """Number of finished steps since the start of the run."""
-        return self.epoch * len(self.sampler) + self.step
+        return self.epoch * self.steps_per_epoch + self.step
+
+    @property
+    def ending(self) -> str:
+        """Why the run has ended; "" while it goes on."""
+        return end_of_run(self.config, self.epoch, self.evaluations.scores)
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """The best evaluation so far, see :class:`vse.training.evaluations.Evaluations`."""
+        return self.evaluations.best
+
+    @property
+    def evaluated(self) -> VSEModel:
+        """The model that is evaluated: the averaged one with ``optim.ema``."""
+        return self.model if self.average is None else self.average.model
 
     @property
     def is_logged(self) -> bool:
         """Whether the next step is logged."""
         number = self.step + 1
-        return number % self.config.run.log_steps == 0 or number == len(self.sampler)
+        return number % self.config.run.log_steps == 0 or number == self.steps_per_epoch
 
     def run_state(self) -> RunState:
         """Return what evaluation needs, and the source of the run."""
@@ -164,13 +233,20 @@ class Training:
             "start": self.monitor.start,
         }
 
+    def best_state(self, metrics: dict[str, Any]) -> BestState:
+        """Return the content of best.pt after an evaluation with these metrics, with the weights that had them."""
+        return {**self.run_state(), "model": self.evaluated.state_dict(), "dev": metrics}
+
     def state(self) -> TrainingState:
         """Return everything that is needed to continue exactly from here; all processes must ask for it together."""
         return {
             **self.run_state(),
             "step": self.step,
-            "best": self.best,
-            "history": self.schedule.history,
+            "best": self.evaluations.best,
+            "history": self.evaluations.scores,
+            "evaluated": self.evaluations.last,
+            "epoch_loss": (float(self.epoch_loss[0]), self.epoch_loss[1]),
+            "average": None if self.average is None else self.average.state(),
             "train_captions": len(self.train_corpus.captions),
             "optimiser": self.optimiser.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -200,14 +276,20 @@ class Training:
         if self.queue is not None and state["queue"] is not None:
             self.queue.restore(state["queue"], self.device)
         self.sampler.confused = None if state["confused"] is None else state["confused"].numpy()
-        self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
-        self.schedule.history, self.monitor.start = state["history"], state["start"]
+        if self.average is not None and state["average"] is not None:
+            self.average.restore(state["average"])
+        self.epoch, self.step, self.epoch_loss = state["epoch"], state["step"], state["epoch_loss"]
+        evaluated = state["evaluated"]
+        self.evaluations.last = self.epoch * self.steps_per_epoch if evaluated is None else evaluated
+        self.evaluations.best = state["best"]
+        self.schedule.history = self.evaluations.scores = state["history"]
+        self.monitor.start = state["start"]
         if len(state["random"]) == distributed.world_size():
             if not runtime.restore_random_states(state["random"][distributed.rank()]):
-                print(f"{file}: saved with a GPU or without one, other than now: random draws such as dropout differ")
+                say(f"{file}: saved with a GPU or without one, other than now: random draws such as dropout differ")
         else:
             runtime.seed_everything(step_seed(self.config.run.seed, self.total_steps, distributed.rank()))
-            print(
+            say(
                 f"{file}: {len(state['random'])} processes saved it and {distributed.world_size()} go on: weights and "
                 f"batches are the same, random draws such as dropout are not"
             )
@@ -233,7 +315,7 @@ class Training:
             f"train {len(self.train_corpus.images):,} images, {len(self.train_corpus.captions):,} captions; "
             f"dev {len(self.dev_corpus.images):,} images, {len(self.dev_corpus.captions):,} captions; "
             f"{len(self.vocabulary):,} words; {parameters / 1e6:.1f} M parameters on {self.device}; "
-            f"{len(self.sampler):,} steps an epoch"
+            f"{self.steps_per_epoch:,} steps an epoch"
             + (f"; {distributed.world_size()} processes" if distributed.world_size() > 1 else "")
         )
 
@@ -244,6 +326,28 @@ class Training:
         build.freeze(self.config, self.model)  # also what has been unfrozen with the epoch
         if self.queue is not None:
             self.queue.set_epoch(self.epoch)
+        if self.average is not None:
+            self.average.set_epoch(self.epoch)
+
+    def finish_epoch(self) -> float:
+        """Go to the start of the next epoch.
+
+        Returns:
+            The mean loss of the epoch that has ended.
+        """
+        total, count = self.epoch_loss
+        self.epoch, self.step, self.epoch_loss = self.epoch + 1, 0, (0.0, 0)
+        return float(total) / count if count else math.nan
+
+    def steps(self) -> Iterator[Batch | Iterator[Batch]]:
+        """Yield what :meth:`train_step` takes for each remaining step of the epoch.
+
+        Raises:
+            InputError: The data is damaged.
+        """
+        count, batches = self.config.train.accumulate, self.batches()
+        for batch in batches:
+            yield batch if count == 1 else itertools.chain([batch], itertools.islice(batches, count - 1))
 
     def batches(self) -> Iterator[Batch]:
         """Yield the remaining batches of the epoch, on the device.
@@ -251,7 +355,7 @@ class Training:
         Raises:
             InputError: The data is damaged.
         """
-        self.sampler.epoch, self.sampler.first = self.epoch, self.step
+        self.sampler.epoch, self.sampler.first = self.epoch, self.step * self.config.train.accumulate
         if self.step == 0 and is_due(self.config.train.mining, self.epoch):
             self.mine()
         for batch in self.loader:
@@ -273,29 +377,32 @@ class Training:
         batch = batch.to(self.device)
         return batch._replace(images=self.finish_images(batch.images))
 
-    def train_step(self, batch: Batch) -> dict[str, Tensor]:
-        """Update the weights once. A logged step also sets ``health``.
+    def train_step(self, batch: Batch | Iterable[Batch]) -> dict[str, Tensor]:
+        """Update the weights once. A logged step also sets ``health``, that of its last batch.
 
         Args:
             batch: The batch, on the device; in several processes, this process's share of it, with the positives of
-                all.
+                all. With ``train.accumulate``, the batches, whose mean loss the step follows.
 
         Returns:
             The losses by name, and the norm of the gradient before clipping as "gradient_norm".
         """
-        now, step = self.total_steps / len(self.sampler), 1 / len(self.sampler)  # in epochs
+        now, step = self.total_steps / self.steps_per_epoch, 1 / self.steps_per_epoch  # in epochs
         factor = self.schedule(now, step)
         for group in self.optimiser.param_groups:
             group["lr"] = group["initial_lr"] * factor
         self.criterion.set_time(now)
-        image, text, scores = self.forward(batch)
-        tables = [ScoreTable(scores, batch.positives, batch.pairs)]
-        if self.queue is not None:
-            tables = self.queue.tables(self.model.similarity, batch, image, text, scores)
-        with self.shared_draws():
-            losses: dict[str, Tensor] = self.criterion(scores, batch.positives, image, text, tables=tables)
         self.optimiser.zero_grad(set_to_none=True)
-        self.scaler.scale(losses["total"]).backward()
+        if isinstance(batch, Batch):
+            judged = self.add_gradient(batch)
+            losses = judged.losses
+        else:
+            several = []
+            for part in batch:
+                judged = self.add_gradient(part, 1 / self.batches_of_step)
+                several.append(judged.losses)
+            losses = {name: torch.stack([each[name] for each in several]).mean() for name in several[0]}
+        batch, image, text, tables = judged.batch, judged.image, judged.text, judged.tables
         parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
         distributed.average_gradients(parameters)
         self.scaler.unscale_(self.optimiser)
@@ -310,7 +417,29 @@ class Training:
         self.scaler.update()
         if self.queue is not None:
             self.remember(self.queue, batch, image, text)
-        return {name: value.detach() for name, value in {**losses, "gradient_norm": norm}.items()}
+        if self.average is not None:
+            self.average.follow(self.model)
+        self.epoch_loss = self.epoch_loss[0] + losses["total"], self.epoch_loss[1] + 1
+        return {**losses, "gradient_norm": norm}
+
+    def add_gradient(self, batch: Batch, weight: float = 1.0) -> "Judged":
+        """Add the gradient of a batch to that of the step.
+
+        Args:
+            batch: The batch, on the device.
+            weight: What its loss is multiplied by.
+
+        Returns:
+            The batch, what the towers gave for it, and its losses.
+        """
+        image, text, scores = self.forward(batch)
+        tables = [ScoreTable(scores, batch.positives, batch.pairs)]
+        if self.queue is not None:
+            tables = self.queue.tables(self.model.similarity, batch, image, text, scores)
+        with self.shared_draws():
+            losses: dict[str, Tensor] = self.criterion(scores, batch.positives, image, text, tables=tables)
+        self.scaler.scale(weight * losses["total"]).backward()
+        return Judged(batch, image, text, tables, {name: value.detach() for name, value in losses.items()})
 
     def forward(self, batch: Batch) -> tuple[Aggregated, Aggregated, Tensor]:
         """Embed both sides of a batch and compare them.
@@ -412,6 +541,26 @@ class Training:
             if self.config.train.micro_batch is not None and (problem := check_chunks(tower)):
                 raise self.config.error("train.micro_batch", f"is not exact for this model: {side}.{problem}")
 
+    def check_accumulation(self) -> None:
+        """Check that gradients of several batches may be added.
+
+        Raises:
+            InputError: A part of the loss judges a batch as a whole; the message names it.
+        """
+        count = self.config.train.accumulate
+        if count == 1:
+            return
+        if self.config.train.queue is not None:
+            raise self.config.error("train.accumulate", "does not go with train.queue, which one batch a step fills")
+        if parts := self.criterion.whole_batch_parts():
+            names = {"ranking": self.config.loss.ranking.name}
+            raise self.config.error(
+                "train.accumulate",
+                f"{names.get(parts[0], parts[0])} judges a batch as a whole: its captions and images are each other's "
+                f"negatives, so {count} batches are not one large batch; raise train.batch_size and set "
+                f"train.micro_batch, which gives the gradients of the large batch",
+            )
+
     @contextlib.contextmanager
     def shared_draws(self) -> Iterator[None]:
         """A block in which random draws, such as a loss's, follow from seed and step: the same in every process."""
@@ -432,9 +581,11 @@ class Training:
         return batch_health(self.model.similarity, batch.positives, image, text)
 
     def validate(self) -> dict[str, Any]:
-        """Compute the metrics on the dev split.
+        """Compute the metrics on the dev split. The training does not notice.
 
         Returns:
             The metrics of :func:`vse.evaluation.score.evaluate`.
         """
-        return evaluate(self.model, self.dev_corpus, self.config.eval.batch_size, self.config.eval.precision)
+        settings = self.config.eval
+        with runtime.keep_random_state(self.device):
+            return evaluate(self.evaluated, self.dev_corpus, settings.batch_size, settings.precision)

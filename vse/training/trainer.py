@@ -9,27 +9,29 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from tqdm import tqdm
 
 from vse.build import complete
-from vse.checkpoints.native import BestState, TrainingState, save_checkpoint
-from vse.config import Config
+from vse.checkpoints.native import TrainingState, save_checkpoint
+from vse.config import Config, flatten
+from vse.console import kept_in, progress_bar, say
 from vse.distributed import agree, broadcast, is_first_to_report, is_main
 from vse.errors import InputError, ProcessLost
 from vse.files import claim_folder, write_file
 from vse.runtime import describe_memory
-from vse.training.log import RunLog, describe_best, describe_epoch
+from vse.training.evaluations import end_of_run
+from vse.training.log import RunLog, describe_best, describe_evaluation
 from vse.training.run import Training
 from vse.training.start import saved_state
 from vse.training.stop import Stopped, StopSignal
+from vse.training.trackers import start_tracker
 
 __all__ = ["Training", "dry_run", "train"]
 
 
 def train(config: Config) -> None:
-    """Train and validate after each epoch; continue from ``last.pt`` if the run folder has one.
+    """Train, and evaluate after each epoch or as ``eval.every`` says; continue from ``last.pt`` if there is one.
 
-    After SIGTERM or Ctrl-C the state is saved, and the process exits with 128 + the signal's number.
+    After SIGTERM, SIGUSR1 or Ctrl-C the state is saved, and the process exits with 128 + the signal's number.
 
     Raises:
         InputError: The config, the data or a file is wrong, or the loss is not finite.
@@ -37,39 +39,44 @@ def train(config: Config) -> None:
     folder = Path(config.run.dir)
     with claim_folder(folder) if is_main() else nullcontext():
         state = _shared_state(config, folder)
-        if state is not None and state["epoch"] >= config.train.epochs:
-            best = describe_best(state["best"])
-            print(f"{folder}: finished: {state['epoch']} epochs, {best}; raise train.epochs to go on")
+        if state is not None and (ending := end_of_run(config, state["epoch"], state["history"])):
+            longer = "train.epochs" if state["epoch"] >= config.train.epochs else "train.patience"
+            print(f"{folder}: finished: {ending}, {describe_best(state['best'])}; raise {longer} to go on")
             return
-        config = complete(config, None if state is None else state["config"])
-        training = Training(config, state)
-        print(f"{folder}: {training.describe()}")
-        if state is not None:
-            training.restore(state, folder / "last.pt")
-            place = f"epoch {training.epoch + 1}, step {training.step + 1}"
-            print(f"{folder}: going on with {place}; {describe_best(training.best)}", flush=True)
-            del state
-        elif training.source is not None:
-            print(f"{folder}: starting from {training.source['path']}", flush=True)
-        if is_main():
-            settings = yaml.safe_dump(config.model_dump(), sort_keys=False)
-            write_file(folder / "config.yaml", lambda file: file.write(settings.encode()))
-        done, may_overflow = (training.epoch, training.total_steps), config.run.precision == "fp16"
-        with StopSignal() as stop, RunLog(folder, *done, may_overflow) as log, training.in_one_line():
-            try:
-                while training.epoch < config.train.epochs:
-                    _train_epoch(training, folder, log, stop)
-                    with stop.immediately():  # all is saved
-                        metrics = training.validate()
-                    _finish_epoch(training, folder, log, metrics)
-            except (Stopped, ProcessLost) as end:
-                if isinstance(end, ProcessLost) and not stop:
-                    raise
-                if is_main() and is_first_to_report():
-                    print(f"{folder}: stopped and saved; the same command goes on from here")
-                number = stop.number or signal.SIGTERM  # 0: another process got the signal
-                raise SystemExit(128 + number) from None
-        print(f"{folder}: finished: {config.train.epochs} epochs, {describe_best(training.best)}")
+        with kept_in(folder / "train.log") if is_main() else nullcontext():
+            config = complete(config, None if state is None else state["config"])
+            training = Training(config, state)
+            say(f"{folder}: {training.describe()}")
+            if state is not None:
+                training.restore(state, folder / "last.pt")
+                place = f"epoch {training.epoch + 1}, step {training.step + 1}"
+                say(f"{folder}: going on with {place}; {describe_best(training.best)}")
+                del state
+            elif training.source is not None:
+                say(f"{folder}: starting from {training.source['path']}")
+            _run(training, folder)
+
+
+def _run(training: Training, folder: Path) -> None:
+    """Train until the run has ended or a signal comes."""
+    config, tracker = training.config, None
+    if is_main():
+        settings = yaml.safe_dump(config.model_dump(), sort_keys=False)
+        write_file(folder / "config.yaml", lambda file: file.write(settings.encode()))
+        tracker = start_tracker(config.run.tracker, folder, flatten(config.model_dump()), training.total_steps)
+    places, may_overflow = (training.evaluations.last, training.total_steps), config.run.precision == "fp16"
+    with StopSignal() as stop, RunLog(folder, *places, may_overflow, tracker) as log, training.in_one_line():
+        try:
+            while not training.ending:
+                _train_epoch(training, folder, log, stop)
+        except (Stopped, ProcessLost) as end:
+            if isinstance(end, ProcessLost) and not stop:
+                raise
+            if is_main() and is_first_to_report():
+                say(f"{folder}: stopped and saved; the same command goes on from here")
+            number = stop.number or signal.SIGTERM  # 0: another process got the signal
+            raise SystemExit(128 + number) from None
+    say(f"{folder}: finished: {training.ending}, {describe_best(training.best)}")
 
 
 def _shared_state(config: Config, folder: Path) -> TrainingState | None:
@@ -116,26 +123,34 @@ def dry_run(config: Config) -> None:
 
 
 def _train_epoch(training: Training, folder: Path, log: RunLog, stop: StopSignal) -> None:
-    """Train until the end of the epoch or until a signal comes, and save the state."""
-    config, size, steps = training.config, training.sampler.batch_size, len(training.sampler)
+    """Train and evaluate until the end of the epoch or of the run, or until a signal comes, and save the state."""
+    config, size, steps = training.config, training.sampler.batch_size, training.steps_per_epoch
     check_steps = 1 if training.device.type == "cpu" else config.run.log_steps  # reading a loss waits for a GPU
     save_time = time.monotonic() + 60 * config.run.save_minutes
     training.start_epoch()
     title = f"epoch {training.epoch + 1}/{config.train.epochs}"
-    total, done = steps * size, training.step * size
-    with tqdm(total=total, initial=done, desc=title, unit=" samples", unit_scale=True, mininterval=0.5) as bar:
-        for batch in training.batches():
+    total, done = len(training.sampler) * size, training.step * config.train.accumulate * size
+    with progress_bar(title, " samples", total, done, stays=True) as bar:
+        for batch in training.steps():
+            if training.evaluations.is_due(training.total_steps):  # the state was saved after the last step
+                found = _evaluate(training, folder, log, stop)
+                _save(folder / "last.pt", training.state())
+                say(f"{title}, step {training.step:,}/{steps:,}: {found}")
+                if training.ending:
+                    return
             is_first, is_logged = training.total_steps == 0, training.is_logged
-            log.add(training.train_step(batch), size)
+            samples = training.batches_of_step * size
+            log.add(training.train_step(batch), samples)
             if is_first:
                 _log_start(training, log)
             training.step += 1
-            bar.update(size)
+            bar.update(samples)
             # Asked once: a signal after this line waits for the next step. What one process wants, all of them do.
             is_stopping, is_late = agree(bool(stop), time.monotonic() > save_time)
-            is_due = is_stopping or is_late or training.step == steps
+            is_evaluated = training.evaluations.is_due(training.total_steps)
+            is_due = is_stopping or is_late or is_evaluated or training.step == steps
             if is_due or training.step % check_steps == 0:
-                bar.set_postfix(loss=f"{log.check(training.epoch + 1, training.step):.3f}", refresh=False)
+                bar.set_postfix_str(f"loss={log.check(training.epoch + 1, training.step):.3f}", refresh=False)
             if is_logged:
                 _log_step(training, log)
             if is_due:
@@ -143,6 +158,7 @@ def _train_epoch(training: Training, folder: Path, log: RunLog, stop: StopSignal
                 save_time = time.monotonic() + 60 * config.run.save_minutes
             if is_stopping:
                 raise Stopped
+    _finish_epoch(training, folder, log, stop)
 
 
 def _log_start(training: Training, log: RunLog) -> None:
@@ -162,19 +178,28 @@ def _log_step(training: Training, log: RunLog) -> None:
     training.monitor.check({**health, "ranking": ranking}, steps)
 
 
-def _finish_epoch(training: Training, folder: Path, log: RunLog, metrics: dict[str, Any]) -> None:
-    """Save the best model, log the validation, and save the state."""
-    training.epoch, training.step = training.epoch + 1, 0
-    is_better = metrics["rsum"] > training.best["rsum"]
+def _evaluate(training: Training, folder: Path, log: RunLog, stop: StopSignal) -> str:
+    """Evaluate, save the best model, and log; the state has been saved before. Returns what to print."""
+    epoch = training.epoch + 1 if training.step else training.epoch
+    with stop.immediately(), log.paused():  # all is saved
+        metrics = training.validate()
+    is_better = training.evaluations.add(metrics, training.total_steps)
     if is_better:
-        training.best = {"rsum": metrics["rsum"], "epoch": training.epoch}
-        best: BestState = {**training.run_state(), "dev": metrics}
-        _save(folder / "best.pt", best)
-    training.schedule.history.append(metrics["rsum"])
-    log.write(training.epoch, training.total_steps, {"dev": metrics})
+        _save(folder / "best.pt", training.best_state(metrics))
+    log.write(epoch, training.total_steps, {"dev": metrics})
+    return describe_evaluation(metrics, training.best, is_better)
+
+
+def _finish_epoch(training: Training, folder: Path, log: RunLog, stop: StopSignal) -> None:
+    """Go to the next epoch, evaluate if it is time, and save the state."""
+    loss = training.finish_epoch()
+    is_due = training.evaluations.is_due(training.total_steps)
+    found = [_evaluate(training, folder, log, stop)] if is_due else []
     log.restart()
     _save(folder / "last.pt", training.state())
-    print(describe_epoch(training.epoch, training.config.train.epochs, metrics, is_better), flush=True)
+    epochs = training.config.train.epochs
+    left = log.time_left(training.total_steps, epochs * training.steps_per_epoch)
+    say(f"epoch {training.epoch}/{epochs}: {'; '.join([*found, f'loss {loss:.4g}, {left} left'])}")
 
 
 def _save(path: Path, state: Mapping[str, Any]) -> None:
