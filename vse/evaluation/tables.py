@@ -26,8 +26,8 @@ COLUMNS = {  # by the metric's key, in the order in which they are printed
     "meanr": Column("MeanR"),
     "nmr": Column("nMR", digits=2),
 }
-_SIDES = {"i2t": "Image to text", "t2i": "Text to image", "i2i": "Image to image", "t2t": "Text to text"}
-_CLIP_SIDES = {"i2t": "Video to text", "t2i": "Text to video", "i2i": "Video to video", "t2t": "Text to text"}
+SIDES = {"i2t": "Image to text", "t2i": "Text to image", "i2i": "Image to image", "t2t": "Text to text"}
+CLIP_SIDES = {"i2t": "Video to text", "t2i": "Text to video", "i2i": "Video to video", "t2t": "Text to text"}
 
 
 class Row(NamedTuple):
@@ -81,7 +81,7 @@ def parts_of(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _is_one_table(metrics: dict[str, Any]) -> bool:
-    return any(key in metrics for key in (*_SIDES, "rsum"))
+    return any(key in metrics for key in (*SIDES, "rsum"))
 
 
 def format_table(metrics: dict[str, Any], title: str) -> str:
@@ -110,8 +110,8 @@ def _table_lines(metrics: dict[str, Any], title: str) -> list[str]:
     lines = [title, f"{'':14}" + "".join(f"{COLUMNS[key].title:>8}" for key in keys)]
     intervals = metrics.get("bootstrap", {})
     for side in sides:
-        name = (_CLIP_SIDES if clips else _SIDES)[side]
-        lines.append(f"{name:14}" + "".join(f"{_cell(metrics[side], key, clips):>8}" for key in keys))
+        name = (CLIP_SIDES if clips else SIDES)[side]
+        lines.append(f"{name:14}" + "".join(f"{format_metric(metrics[side], key, clips):>8}" for key in keys))
         if side in intervals:
             halves = [f"±{(high - low) / 2:.1f}" for low, high in intervals[side].values()]
             lines.append(f"{'  95 %':14}" + "".join(f"{half:>8}" for half in halves))
@@ -154,11 +154,23 @@ def _beside_start(sets: dict[str, Any], start: dict[str, float], key: str, digit
 
 
 def _sides_in(metrics: dict[str, Any]) -> list[str]:
-    return [side for side in _SIDES if side in metrics]
+    return [side for side in SIDES if side in metrics]
 
 
-def _cell(metrics: dict[str, Any], key: str, clips: bool) -> str:
-    """Format a number with its digits; a dash stands for a missing one."""
+def format_metric(metrics: dict[str, Any], key: str, clips: bool) -> str:
+    """Format one metric of a direction with its digits.
+
+    Args:
+        metrics: The metrics of the direction.
+        key: One of :data:`COLUMNS`.
+        clips: Whether they are of clips.
+
+    Returns:
+        The number; a dash stands for a missing one.
+
+    >>> format_metric({"r1": 31.25}, "r1", clips=False)
+    '31.2'
+    """
     if key not in metrics:
         return "-"
     recall_of_clips = clips and key in ("r1", "r5", "r10")  # they are small: the papers print two digits
@@ -184,7 +196,7 @@ def format_rows(rows: Sequence[Row], markdown: bool = False) -> str:
             notes = [row.mark]
             if "folds" in metrics:
                 notes.append(f"{metrics['folds']} folds")
-            cells = [_cell(metrics.get(side, {}), key, "nmr" in keys) for side in sides for key in keys]
+            cells = [format_metric(metrics.get(side, {}), key, "nmr" in keys) for side in sides for key in keys]
             if "rsum" in first:
                 cells.append(f"{metrics['rsum']:.1f}" if "rsum" in metrics else "-")
             table.append([label(row.name, *notes), *cells])
