@@ -7,7 +7,7 @@ import torch
 
 from vse.pages.exhibit import Exhibit
 from vse.pages.figures import PictureFigure, WordFigure
-from vse.pages.html import Markup, join, tag
+from vse.pages.html import Markup, tag
 from vse.pages.looks import Look, draw_look
 from vse.pages.pictures import SMALL
 from vse.pages.queries import Answers, Hit
@@ -41,14 +41,18 @@ def image_card(exhibit: Exhibit, image: int, answers: Answers, own: Sequence[Ans
     Returns:
         The card.
     """
-    label = f"{exhibit.corpus.image_ids[image]}"
-    picture = tag("figure", exhibit.show_image(image), tag("figcaption", f"image {label}"), class_="look")
-    hits = caption_list(exhibit, answers.top)
+    label = f"image {exhibit.corpus.image_ids[image]}"
+    picture = tag("figure", exhibit.show_image(image), tag("figcaption", label), class_="look")
+    late = [hit for hit in answers.right[:1] if hit not in answers.top]
+    hits = caption_list(exhibit, [*answers.top, *late])
     places = tag("p", _places(answers.right, len(exhibit.corpus.captions), "caption"), class_="soft")
     parts, figures = _image_parts(exhibit, image, own)
+    if len(parts) == 1:  # a single embedding: its look stands beside the picture
+        return Card(tag("article", _beside(picture, parts[0], tag("div", hits, places)), class_="query"), figures)
+    content = [_beside(picture, tag("div", hits, places)), *_row(parts)]
     if exhibit.matches_words and answers.right:
-        parts = _word_parts(exhibit, image, answers.right[0].item)
-    return Card(_card(tag("div", picture, tag("div", hits, places), class_="found"), parts), figures)
+        content += _word_parts(exhibit, image, answers.right[0].item)
+    return Card(tag("article", *content, class_="query"), figures)
 
 
 def caption_card(exhibit: Exhibit, caption: int, answers: Answers, own: Sequence[Answers]) -> Card:
@@ -63,16 +67,19 @@ def caption_card(exhibit: Exhibit, caption: int, answers: Answers, own: Sequence
     Returns:
         The card.
     """
-    asked = tag("p", f"“{exhibit.corpus.captions[caption]}”", class_="caption")
     places = tag("p", _places(answers.right, len(exhibit.corpus.images), "image"), class_="soft")
-    shown = [*answers.top, *(hit for hit in answers.right if hit not in answers.top)]
+    late = [hit for hit in answers.right if hit not in answers.top]
+    hits = picture_list(exhibit, [*answers.top, *late])
     parts, figures = _caption_parts(exhibit, caption, own)
-    return Card(_card(join(asked, places, picture_list(exhibit, shown)), parts), figures)
+    if len(parts) == 1:  # a single embedding: its look is the caption itself
+        return Card(tag("article", parts[0], places, hits, class_="query"), figures)
+    asked = tag("p", exhibit.corpus.captions[caption], class_="caption")
+    return Card(tag("article", asked, places, hits, *_row(parts), class_="query"), figures)
 
 
-def _card(content: Markup, parts: Sequence[Markup], kind: str = "parts") -> Markup:
-    """A card; below its content stand the parts, if there are any."""
-    return tag("article", content, *parts, class_="query")
+def _beside(*columns: Markup) -> Markup:
+    """Columns of a card: the picture, perhaps the look of a single embedding, and the answers."""
+    return tag("div", *columns, class_="found looked" if len(columns) == 3 else "found")
 
 
 def caption_list(exhibit: Exhibit, hits: Sequence[Hit]) -> Markup:
@@ -146,12 +153,12 @@ def _image_parts(
             content.append(caption_list(exhibit, own[place].top))
         parts.append(tag("div", *content))
     if found is None:
-        return _row(parts), []
+        return parts, []
     picture = exhibit.gallery.picture(name)
     figure = PictureFigure(
         f"image_{_file_name(exhibit.corpus.image_ids[image])}", picture, exhibit.layout, image, found.weights
     )
-    return _row(parts), [figure]
+    return parts, [figure]
 
 
 def _caption_parts(
@@ -174,7 +181,7 @@ def _caption_parts(
         names = [name for name, _, _ in rows[0]]
         weights = torch.tensor([[weight for _, weight, _ in row] for row in rows])
         figures.append(WordFigure(f"caption_{_file_name(exhibit.corpus.caption_ids[caption])}", names, weights))
-    return _row(parts), figures
+    return parts, figures
 
 
 def _titles(found: Look | None, own: Sequence[Answers]) -> list[str]:

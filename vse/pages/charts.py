@@ -62,7 +62,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """
     span = high - low if high > low else abs(high) or 1.0
     power = 10.0 ** math.floor(math.log10(span / count))
-    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= span / count * 0.999)
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= span / count * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(number * step, 12) for number in range(first, max(last, first + 1) + 1)]
 

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,23 @@ def learning_curves(file: Path) -> list[Chart]:
     dev = [(record["epoch"], record["dev"]) for record in records if "dev" in record]
     start = [(0, record["start"]) for record in records if "start" in record]
     losses = {"total": "loss", "ranking": "ranking loss", "plateau": "loss of equal scores"}
-    recalls = {"i2t": "to captions", "t2i": "from captions"}
+    recalls = {"i2t": "image to text", "t2i": "text to image"}
     charts = [
         Chart("training_loss", "Training loss", "step", "loss", _lines(train, losses), zero=True),
-        Chart("dev_rsum", "RSUM on dev", "epoch", "RSUM", _lines(dev, {"rsum": "RSUM"})),
+        Chart("dev_rsum", _best(dev), "epoch", "RSUM", _lines(dev, {"rsum": "RSUM"})),
         Chart("dev_r1", "R@1 on dev", "epoch", "R@1, %", _of_sides(dev, recalls)),
         *_health([*start, *train]),
     ]
     return [chart for chart in charts if chart.lines]
+
+
+def _best(dev: Sequence[tuple[float, Record]]) -> str:
+    """The title of the chart of dev's RSUM."""
+    known = [(record["rsum"], epoch) for epoch, record in dev if _is_number(record.get("rsum"))]
+    if not known:
+        return "RSUM on dev"
+    rsum, epoch = max(known, key=lambda pair: pair[0])
+    return f"RSUM on dev: best {rsum:.1f} at epoch {epoch:g}"
 
 
 def _records(file: Path) -> Iterator[Record]:
@@ -52,7 +61,7 @@ def _records(file: Path) -> Iterator[Record]:
 
 def _lines(records: Sequence[tuple[float, Record]], names: dict[str, str]) -> tuple[Line, ...]:
     """A line for each key that the records have."""
-    lines = [_line(name, records, lambda record, key=key: record.get(key)) for key, name in names.items()]  # type: ignore[misc]
+    lines = [_line(name, [(x, record.get(key)) for x, record in records]) for key, name in names.items()]
     kept = [line for line in lines if line.x]
     if len(kept) > 1 and kept[0].name == "loss" and list(kept[0].y) == list(kept[1].y):
         del kept[1]  # the ranking loss is the whole loss
@@ -62,8 +71,8 @@ def _lines(records: Sequence[tuple[float, Record]], names: dict[str, str]) -> tu
 def _of_sides(records: Sequence[tuple[float, Record]], names: dict[str, str]) -> tuple[Line, ...]:
     """A line of R@1 for each direction."""
     lines = [
-        _line(name, records, lambda record, side=side: record.get(side, {}).get("r1")) for side, name in names.items()
-    ]  # type: ignore[misc]
+        _line(name, [(x, record.get(side, {}).get("r1")) for x, record in records]) for side, name in names.items()
+    ]
     return tuple(line for line in lines if line.x)
 
 
@@ -73,24 +82,19 @@ def _health(records: Sequence[tuple[float, Record]]) -> list[Chart]:
         "log_variance": ("Log variance within sets", "log variance"),
         "embeddings_used": ("Embeddings used", "effective number"),
     }
-    return [
-        Chart(
-            f"health_{key}",
-            title,
-            "step",
-            label,
-            _lines(records, {f"image_{key}": "images", f"text_{key}": "captions"}),
-        )
-        for key, (title, label) in titles.items()
-    ]
+    charts = []
+    for key, (title, label) in titles.items():
+        lines = _lines(records, {f"image_{key}": "images", f"text_{key}": "captions"})
+        charts.append(Chart(f"health_{key}", title, "step", label, lines))
+    return charts
 
 
-def _line(name: str, records: Sequence[tuple[float, Record]], value: Callable[[Record], Any]) -> Line:
-    """A line through the finite numbers of some records; of many points, means of neighbours."""
-    points = [(float(x), float(y)) for x, record in records if _is_number(y := value(record))]
+def _line(name: str, values: Sequence[tuple[float, Any]]) -> Line:
+    """A line through the finite numbers among some values; of many points, means of neighbours."""
+    points = [(float(x), float(y)) for x, y in values if _is_number(y)]
     size = -(-len(points) // _MOST_POINTS) or 1
     groups = [points[first : first + size] for first in range(0, len(points), size)]
-    means = [[sum(values) / len(group) for values in zip(*group, strict=True)] for group in groups]
+    means = [[sum(numbers) / len(group) for numbers in zip(*group, strict=True)] for group in groups]
     return Line(name, [x for x, _ in means], [y for _, y in means])
 
 

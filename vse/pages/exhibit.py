@@ -1,5 +1,6 @@
 """What the cards of a page are made from: a model, its corpus, and the pictures."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,9 +56,12 @@ class Exhibit:
         towers = self.model.image, self.model.text
         return all(traits_of(tower.aggregator).keeps_elements for tower in towers)
 
-    def captions_of(self, image: int) -> np.ndarray:
-        """Return the indices of an image's captions."""
-        return np.flatnonzero(self.corpus.image_of_caption == image)
+    @functools.cached_property
+    def captions_of(self) -> list[np.ndarray]:
+        """The indices of each image's captions."""
+        owners = self.corpus.image_of_caption
+        ends = np.cumsum(np.bincount(owners, minlength=len(self.corpus.images)))
+        return np.split(np.argsort(owners, kind="stable"), ends[:-1])
 
     def item(self, image: int) -> np.ndarray:
         """Return what the image encoder reads of an image."""
@@ -95,10 +99,13 @@ class Exhibit:
         return name, self.gallery.add(name, lambda: Image.fromarray(pixels.transpose(1, 2, 0)))
 
     def show_image(self, image: int, size: int = LARGE) -> Markup:
-        """Return the picture of an image, or a field with its id."""
+        """Return the picture of an image, or in its place its id and its first caption."""
         thumbnail, label = self.thumbnail(image, size), f"{self.corpus.image_ids[image]}"
         if thumbnail is None:
-            return tag("div", f"no picture of {label}", class_="missing")
+            captions = [self.corpus.captions[caption] for caption in self.captions_of[image][:1]]
+            return tag(
+                "div", f"no picture of {label}", *(tag("p", f"“{caption}”") for caption in captions), class_="missing"
+            )
         return show(thumbnail, f"image {label}")
 
     def own_answers(self, side: str, queries: Sequence[int], count: int) -> list[list[Answers]]:
@@ -124,7 +131,7 @@ class Exhibit:
 
     def positives(self, side: str, query: int) -> np.ndarray:
         """Return the right answers to a query of a side."""
-        return self.captions_of(query) if side == "image" else self.corpus.image_of_caption[query : query + 1]
+        return self.captions_of[query] if side == "image" else self.corpus.image_of_caption[query : query + 1]
 
 
 def _cosines(queries: Tensor, candidates: Sets) -> ScoreBlocks:

@@ -12,7 +12,7 @@ from torch import Tensor
 from vse.errors import InputError
 from vse.files import write_file
 from vse.pages.charts import Chart
-from vse.pages.looks import Boxes, Cells, Layout, strongest
+from vse.pages.looks import Boxes, Cells, Layout, darkness, scaled, strongest
 
 _DASHES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (6, 2)), (0, (2, 2)))
 _HEIGHT = 2.4  # of a picture, in inches
@@ -122,26 +122,26 @@ def _picture(figure: Any, one: PictureFigure) -> None:
         axes[0].axis("off")
     for number, weights in enumerate(one.weights):
         own = axes[number + on_picture]
-        own.set_title(f"largest {float(weights.max()):.0%}", fontsize="small")
+        own.set_title(f"embedding {number + 1}: largest {float(weights.max()):.0%}", fontsize="small")
         _panel(own, weights.numpy(), one)
 
 
 def _panel(axes: Any, weights: np.ndarray, one: PictureFigure) -> None:
     """The weights of one embedding over the picture."""
+    scale = scaled(weights)
     if isinstance(one.layout, Cells):
         axes.axis("off")
-        cells = weights[one.layout.before :].reshape(one.layout.rows, one.layout.columns)
-        width, height = one.picture.size if one.picture else (one.layout.columns, one.layout.rows)
-        if one.picture is not None:
-            axes.imshow(one.picture)
-        shade = 0.6 if one.picture is not None else 1.0
-        axes.imshow(cells, extent=(0, width, height, 0), alpha=shade, vmin=0, cmap="magma", interpolation="nearest")
+        rows, columns = one.layout.rows, one.layout.columns
+        width, height = one.picture.size if one.picture else (columns, rows)
+        axes.imshow(one.picture if one.picture else np.ones((rows, columns, 3)), extent=(0, width, height, 0))
+        shade = np.zeros((rows, columns, 4))
+        shade[..., 3] = darkness(scale[one.layout.before :].reshape(rows, columns))
+        axes.imshow(shade, extent=(0, width, height, 0), interpolation="nearest")
     elif isinstance(one.layout, Boxes) and one.picture is not None:
         from matplotlib.patches import Rectangle
 
         axes.axis("off")
         axes.imshow(one.picture)
-        scale = weights / max(float(weights.max()), 1e-12)
         for left, top, right, bottom, weight in strongest(one.layout.corners[one.image], scale, *one.picture.size):
             box = Rectangle(
                 (left, top), right - left, bottom - top, fill=False, edgecolor="gold", linewidth=0.5 + 2 * weight

@@ -36,31 +36,44 @@ figure { margin: 0; } svg { display: block; max-width: 100%; height: auto; }
   height: .7rem; vertical-align: middle; margin-right: .3rem; }
 .query { background: var(--card); border: 1px solid var(--line); border-radius: .5rem; padding: .8rem; margin: .8rem 0;
   break-inside: avoid; }
-.found { display: grid; grid-template-columns: minmax(8rem, 16rem) 1fr; gap: 1rem; }
-.hits { list-style: none; margin: 0; padding: 0; } .hits li { padding: .2rem 0; display: flex; gap: .5rem; }
-.hits .score { margin-left: auto; } .score { color: var(--soft); font-size: .875rem; font-variant-numeric: tabular-nums; }
+.found { display: grid; grid-template-columns: minmax(8rem, 15rem) 1fr; gap: 1rem; }
+.found.looked { grid-template-columns: minmax(8rem, 13rem) minmax(8rem, 13rem) 1fr; }
+.hits { list-style: none; margin: 0; padding: 0; }
+.hits li { padding: .2rem 0; display: grid; grid-template-columns: 1.9rem 1fr auto; gap: .4rem; }
+.score { color: var(--soft); font-size: .875rem; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .right { font-weight: 600; } .mark { color: var(--right); font-weight: 700; white-space: nowrap; }
-.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(8rem, 1fr)); gap: .7rem; margin: .6rem 0 0; }
-.picture { border-radius: .3rem; overflow: hidden; width: 100%; } .hit.right .picture { outline: .2rem solid var(--right); }
-.missing { border: 1px dashed var(--line); border-radius: .3rem; color: var(--soft); font-size: .8rem; padding: 1.2rem .4rem;
-  text-align: center; }
-.parts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 12rem), 1fr)); gap: .8rem; margin-top: .8rem;
-  border-top: 1px solid var(--line); padding-top: .7rem; }
+.hits li.late { border-top: 1px dashed var(--line); grid-template-columns: auto 1fr auto; }
+.pictures { display: grid; gap: .7rem; margin: .6rem 0 0;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 8rem), 1fr)); }
+.picture { border-radius: .3rem; overflow: hidden; width: 100%; }
+.hit.right .picture { outline: .2rem solid var(--right); }
+.missing { border: 1px dashed var(--line); border-radius: .3rem; color: var(--soft); font-size: .8rem;
+  padding: 1.2rem .4rem; text-align: center; }
+.parts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 14rem), 1fr)); gap: .8rem;
+  margin-top: .8rem; border-top: 1px solid var(--line); padding-top: .2rem; }
 .parts.words { grid-template-columns: repeat(auto-fill, minmax(6.5rem, 1fr)); }
-.parts .hits { font-size: .875rem; } .caption { font-size: 1.1rem; margin: 0 0 .3rem; }
+.parts h4 { margin: .4rem 0 .2rem; } .parts .hits { font-size: .875rem; margin-top: .3rem; }
+.parts .hits li { grid-template-columns: 1.3rem 1fr auto; } .parts .score { font-size: .8rem; }
+.parts .pictures { grid-template-columns: repeat(3, 1fr); gap: .4rem; }
+.caption { font-size: 1.1rem; margin: 0 0 .3rem; } .parts .caption { font-size: .95rem; }
 .word { background: rgba(var(--word), var(--a)); border-radius: .2rem; padding: .05rem .15rem; line-height: 1.8;
   print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 .end { color: var(--soft); font-size: .8em; font-style: italic; }
 .gallery { position: absolute; width: 0; height: 0; overflow: hidden; }
 pre { overflow-x: auto; font-size: .8rem; background: var(--card); padding: .8rem; border-radius: .4rem; }
-@media (max-width: 34rem) { body { padding: .6rem; } .found { grid-template-columns: 1fr; }
-  .found > .look { max-width: 18rem; } th, td { padding: .3rem .45rem; }
+@media (max-width: 40rem) {
+  body { padding: .6rem; } th, td { padding: .3rem; } table { font-size: .875rem; } td small { font-size: .75rem; }
+  .found { grid-template-columns: 1fr; } .found > .look { max-width: 18rem; }
+  .found.looked { grid-template-columns: 1fr 1fr; gap: .6rem; } .found.looked > :last-child { grid-column: 1 / 3; }
   .parts { grid-template-columns: repeat(2, 1fr); } .parts.words { grid-template-columns: repeat(3, 1fr); }
-  .pictures { grid-template-columns: repeat(2, 1fr); } }
-@media print { :root { color-scheme: light; --ink: #000; --soft: #444; --page: #fff; --card: #fff; --line: #bbb;
-    --right: #0a5c22; --c0: #0072b2; --c1: #d55e00; --c2: #009e73; --c3: #b0538a; --c4: #a87900; --c5: #3a9bd1; }
-  body { max-width: none; font-size: 10.5pt; padding: 0; } nav, details { display: none; } h2, h3 { break-after: avoid; }
-  figure, tr { break-inside: avoid; } .charts { grid-template-columns: repeat(2, 1fr); } }
+  .parts .hits li { grid-template-columns: 1fr auto; } .parts .hits li > :first-child { display: none; }
+  .parts .pictures, .pictures { grid-template-columns: repeat(2, 1fr); } }
+@media print {
+  :root { color-scheme: light; --ink: #000; --soft: #444; --page: #fff; --card: #fff; --line: #bbb; --right: #0a5c22;
+    --c0: #0072b2; --c1: #d55e00; --c2: #009e73; --c3: #b0538a; --c4: #a87900; --c5: #3a9bd1; }
+  body { max-width: none; font-size: 10pt; padding: 0; } nav, details { display: none; }
+  h2, h3 { break-after: avoid; } figure, tr { break-inside: avoid; }
+  .charts { grid-template-columns: repeat(2, 1fr); } .parts { grid-template-columns: repeat(4, 1fr); } }
 """
 
 

@@ -164,9 +164,13 @@ def _of_features(images: Features, elements: int) -> Layout:
     return None
 
 
-def draw_look(
-    weights: Tensor, layout: Layout, image: int, thumbnail: Thumbnail | None, label: str, most: float | None = None
-) -> Markup:
+def scaled(values: np.ndarray) -> np.ndarray:
+    """Scale weights (N,) for a drawing: the largest becomes 1, but equal weights become one half."""
+    scale: np.ndarray = values / max(float(values.max()), 2 / len(values))
+    return scale
+
+
+def draw_look(weights: Tensor, layout: Layout, image: int, thumbnail: Thumbnail | None, label: str) -> Markup:
     """Draw weights over the elements of an image.
 
     Args:
@@ -175,14 +179,13 @@ def draw_look(
         image: The index of the image.
         thumbnail: The picture, or None if there is none.
         label: What it is, for those who cannot see it.
-        most: The weight that is drawn as full; by default the largest one.
 
     Returns:
         For cells, the picture (or a plain field) with a shade that is dark where there is little weight. For boxes,
         those with the largest weights on the picture. Otherwise bars, one for each element.
     """
     values = weights.numpy()
-    scale = values / max(float(values.max()) if most is None else most, 1e-12)
+    scale = scaled(values)
     if isinstance(layout, Cells) and len(values) == layout.before + layout.rows * layout.columns:
         picture = thumbnail or Thumbnail("", 320, 320 * layout.rows // layout.columns)
         shade = _shade(scale[layout.before :].reshape(layout.rows, layout.columns), picture)
@@ -203,10 +206,16 @@ def draw_look(
     return _strip(values, scale, label)
 
 
+def darkness(scale: np.ndarray) -> np.ndarray:
+    """The opacity of the shade over elements, from 0 over those with full weight to 0.85 over those with none."""
+    opacity: np.ndarray = _DARKEST * (1 - scale.clip(0, 1))
+    return opacity
+
+
 def _shade(scale: np.ndarray, picture: Thumbnail) -> Markup:
     """A tiny picture of one black pixel a cell, the more transparent the more weight it has."""
     pixels = np.zeros((*scale.shape, 2), dtype=np.uint8)
-    pixels[..., 1] = (255 * _DARKEST * (1 - scale.clip(0, 1))).round()
+    pixels[..., 1] = (255 * darkness(scale)).round()
     content = io.BytesIO()
     Image.fromarray(pixels, "LA").save(content, "PNG", optimize=True)
     return tag(
@@ -240,11 +249,19 @@ def _boxes(corners: np.ndarray, scale: np.ndarray, picture: Thumbnail) -> list[M
     """The boxes with the largest weights; more weight makes a thicker line."""
     parts = []
     for left, top, right, bottom, weight in strongest(corners, scale, picture.width, picture.height):
-        shape = {"x": left, "y": top, "width": right - left, "height": bottom - top}
-        numbers = {name: round(value, 1) for name, value in shape.items()}
+        size = {"width": round(right - left, 1), "height": round(bottom - top, 1)}
         for colour, thickness in (("#000", 2.5 + 3 * weight), ("#ffd000", 0.5 + 3 * weight)):  # seen on any picture
-            look = {"fill": "none", "stroke": colour, "stroke_width": round(thickness, 1)}
-            parts.append(tag("rect", **numbers, **look, opacity=round(0.3 + 0.7 * weight, 2)))
+            line = tag(
+                "rect",
+                x=round(left, 1),
+                y=round(top, 1),
+                **size,
+                fill="none",
+                stroke=colour,
+                stroke_width=round(thickness, 1),
+                opacity=round(0.3 + 0.7 * weight, 2),
+            )
+            parts.append(line)
     return parts
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +12,8 @@ from tqdm import tqdm
 
 from vse.build import build_corpus
 from vse.checkpoints.load import Loaded, load_model
+from vse.checkpoints.native import find_checkpoint
+from vse.config_files import names_config
 from vse.data.corpus import Corpus
 from vse.errors import InputError
 from vse.evaluation.blocks import transpose
@@ -89,7 +92,7 @@ def show_run(
 
     charts = [*learning_curves(loaded.file.parent / "metrics.jsonl"), *_weight_charts(exhibit)]
     sections, drawn = _sections(exhibit, loaded, scored, charts, queries)
-    title = f"{run}, {split}"
+    title = f"{Path(run).name}, {split}"
     head = [tag("h1", title), tag("p", _about(loaded, corpus), class_="soft"), _contents()]
     write_page(target, page(title, *head, *sections, exhibit.gallery.content()))
     line = f"{target}: written, {target.stat().st_size / 1e6:.1f} MB"
@@ -102,9 +105,9 @@ def _target(run: str, out: Path | None) -> Path:
     """Where the page goes."""
     if out is not None:
         return out
-    if not Path(run).is_dir():
-        raise InputError(f"{run}: is not a run folder; name the page with --out FILE")
-    return Path(run) / "show.html"
+    if names_config(run):
+        raise InputError(f"{run}: is no run folder that the page could be written to; name it with --out FILE")
+    return find_checkpoint(run).with_name("show.html")
 
 
 def _about(loaded: Loaded, corpus: Corpus) -> str:
@@ -155,7 +158,7 @@ def _sections(
     return sections, [*asking[0][1], *asking[1][1]]
 
 
-def _metrics(exhibit: Exhibit, loaded: Loaded, scored: CorpusScores) -> dict[str, object]:
+def _metrics(exhibit: Exhibit, loaded: Loaded, scored: CorpusScores) -> dict[str, Any]:
     """What ``vse eval --bootstrap`` reports."""
     corpus = exhibit.corpus
     metrics = report(scored, corpus, PROTOCOLS["retrieval"])
@@ -212,7 +215,7 @@ def _allowed(exhibit: Exhibit, side: str) -> tuple[np.ndarray, str]:
     """Which queries may be shown: those of images with pictures, where there are any; and a note on that."""
     corpus = exhibit.corpus
     there = np.array(sorted(exhibit.pictures), dtype=np.int64)
-    note = _look_note(exhibit)
+    note = _look_note(exhibit, side)
     if not len(there):
         there = np.arange(len(corpus.images))
         note = f"No pictures of these images were found. {note}"
@@ -223,13 +226,15 @@ def _allowed(exhibit: Exhibit, side: str) -> tuple[np.ndarray, str]:
     return np.flatnonzero(np.isin(corpus.image_of_caption, there)), note
 
 
-def _look_note(exhibit: Exhibit) -> str:
+def _look_note(exhibit: Exhibit, side: str) -> str:
     """How to read the looks."""
+    if side == "text":
+        return "Words are shaded by their weight, where the aggregator tells it."
     if isinstance(exhibit.layout, Cells):
-        return "In the small pictures, cells are the darker the less weight they have."
+        return "Where the model looks: a cell is the darker, the less weight it has."
     if isinstance(exhibit.layout, Boxes):
-        return "In the small pictures, the five regions with the most weight have boxes; a thicker line has more."
-    return "Bars are the weights of the elements, in their order."
+        return "Where the model looks: boxes around the five regions with the most weight, thicker for more weight."
+    return "Where the model looks: a bar is the weight of an element; nothing says where the elements are."
 
 
 def _cards(exhibit: Exhibit, side: str, choice: Choice, positives: Sequence[np.ndarray]) -> dict[tuple[str, int], Card]:

@@ -67,11 +67,15 @@ def shade_words(vocabulary: Any, caption: str, weights: Tensor) -> Markup | None
     found = word_weights(vocabulary, caption, weights.tolist())
     if not found:
         return None
-    most = max(max(weight for _, weight, _ in found), 1e-12)
+    most = max(weight for _, weight, _ in found)
+    full = max(most, 2 / len(found))  # so that equal shares are half a shade
     parts = []
     for name, weight, is_word in found:
         kind = "word" if is_word else "word end"
-        parts.append(tag("span", name, class_=kind, style=f"--a:{0.9 * weight / most:.2f}", title=f"{weight:.0%}"))
+        parts.append(tag("span", name, class_=kind, style=f"--a:{0.9 * weight / full:.2f}", title=f"{weight:.0%}"))
         parts.append(Markup(" "))
     name = next(name for name, weight, _ in found if weight == max(w for _, w, _ in found))
-    return join(tag("p", *parts), tag("small", f"most on “{name}”: {most:.0%} (equal shares: {1 / len(found):.0%})"))
+    return join(
+        tag("p", *parts, class_="caption"),
+        tag("small", f"most on “{name}”: {most:.0%} (equal shares: {1 / len(found):.0%})"),
+    )
