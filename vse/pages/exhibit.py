@@ -117,13 +117,13 @@ class Exhibit:
             count: The number of answers.
 
         Returns:
-            For each of the first embeddings, the answers to each query; empty for single embeddings and for sets that
-            differ in size.
+            For each of the first embeddings, the answers to each query; empty for single embeddings, and where each
+            element is an embedding.
         """
-        own, other = self.embeddings.images, self.embeddings.captions
+        own, other, tower = self.embeddings.images, self.embeddings.captions, self.model.image
         if side == "text":
-            own, other = other, own
-        if not isinstance(own, Tensor) or own.shape[1] == 1:
+            own, other, tower = other, own, self.model.text
+        if not isinstance(own, Tensor) or own.shape[1] == 1 or traits_of(tower.aggregator).keeps_elements:
             return []
         positives = [self.positives(side, query) for query in queries]
         singles = own.split(1, dim=1)[:_MOST_EMBEDDINGS]

@@ -1,5 +1,6 @@
 """The metrics of a run as tables of a page."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from vse.evaluation.tables import CLIP_SIDES, COLUMNS, SIDES, format_metric
@@ -9,6 +10,7 @@ _SETS = {  # the lines on embedding sets, with their digits
     "log_variance": ("log within-set variance", 2),
     "embeddings_used": ("embeddings used", 1),
 }
+_MOST_ROWS = 8
 
 
 def metrics_table(metrics: dict[str, Any], clips: bool) -> Markup:
@@ -65,11 +67,19 @@ def health_table(sets: dict[str, Any]) -> Markup | None:
         rows.append([name, *(_number(sets, f"{side}_{key}", digits) for side in sides)])
         if any(f"{side}_{key}" in start for side in sides):
             rows.append(["… before training", *(_number(start, f"{side}_{key}", digits) for side in sides)])
-    most = max(len(sets.get(f"{side}_rsum", [])) for side in sides)
-    for place in range(most):
-        alone = [sets.get(f"{side}_rsum", [])[place : place + 1] for side in sides]
-        rows.append([f"RSUM of embedding {place + 1} alone", *(f"{found[0]:.1f}" if found else "–" for found in alone)])
-    return table(["", *(f"{side} sets" for side in sides)], rows)
+    return table(["", *(f"{side} sets" for side in sides)], [*rows, *_alone(sets, sides)])
+
+
+def _alone(sets: dict[str, Any], sides: Sequence[str]) -> list[list[str]]:
+    """The RSUM of each embedding alone; of many, the lowest and the highest."""
+    rsums = [sets.get(f"{side}_rsum", []) for side in sides]
+    most = max(map(len, rsums))
+    if most > _MOST_ROWS:
+        return [["RSUM of each embedding alone", *(f"{min(r):.1f} – {max(r):.1f}" if r else "–" for r in rsums)]]
+    return [
+        [f"RSUM of embedding {place + 1} alone", *(f"{rsum[place]:.1f}" if place < len(rsum) else "–" for rsum in rsums)]
+        for place in range(most)
+    ]
 
 
 def _number(values: dict[str, float], key: str, digits: int) -> str:
