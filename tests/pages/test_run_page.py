@@ -3,7 +3,6 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -92,12 +91,6 @@ def check_marks(outline: Outline) -> None:
         assert "Right " in outline.text(article)
 
 
-class Read(NamedTuple):
-    captions: list[str]
-    score: np.ndarray
-    image_of_caption: np.ndarray
-
-
 def test_the_answers_are_the_models(
     make_run: MakeRun, data_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -124,31 +117,60 @@ def test_the_answers_are_the_models(
     assert seen == set(range(10))
 
 
-def test_pictures_clips_and_their_learning_curves(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """From the training to the page; figures as files."""
+def test_figures_are_saved(
+    make_run: MakeRun, pictured: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Charts, and where the embeddings look: over the picture where the grid is known, and over the words."""
     pytest.importorskip("matplotlib")
-    for name, more in (
-        (
-            "demo_pictures",
-            ["data.options={pictures: true, train_scenes: 12, eval_scenes: 4}", "data.transform.size=32"],
-        ),
-        ("demo_video", ["data.options={train_scenes: 8, eval_scenes: 4}"]),
-    ):
-        run = tmp_path / name
-        settings = [f"run.dir={run}", f"data.root={tmp_path / name}_world", "data.workers=0", "model.embed_dim=8"]
-        main(
-            ["train", str(ROOT / "configs" / f"{name}.yaml"), *settings, *more, "train.epochs=1", "train.batch_size=8"]
-        )
-        outcome = show(capfd, run, "--queries", 1, "--figures", tmp_path / f"{name}_figures")
+    for system, grid in (("pvse", ["--grid", "2x3"]), ("vse_infty", [])):
+        folder = tmp_path / system / "figures"
+        words = [make_run(system), f"data.root={pictured}", "--queries", 1, "--out", tmp_path / "a.html", *grid]
+        outcome = show(capfd, *words, "--figures", folder)
         assert outcome.code == 0, outcome.err
-        outline = check_alone(run / "show.html")
-        text = outline.text(outline.find("body")[0])
-        assert "RSUM on dev: best" in text and "no picture" not in text
-        assert ("Video to text" in text) == (name == "demo_video")
-        files = {path.name for path in (tmp_path / f"{name}_figures").iterdir()}
-        assert {"training_loss.png", "training_loss.svg", "dev_rsum.png"} <= files
-        assert f"{len(files) // 2} figures" in outcome.out
-        assert all(path.stat().st_size for path in (tmp_path / f"{name}_figures").iterdir())
+        files = sorted(path.name for path in folder.iterdir())
+        assert files == sorted(f"{Path(name).stem}.{ending}" for name in files[::2] for ending in ("png", "svg"))
+        assert f"{folder}: {len(files) // 2} figures, each as PNG and SVG" in outcome.out
+        kinds = {name.split("_")[0] for name in files}
+        assert kinds == {"image", "caption"} | ({"weights"} if system == "vse_infty" else set())
+        for name in files[::2]:
+            with Image.open(folder / name) as figure:
+                assert min(figure.size) > 100 and len(figure.convert("L").getcolors() or []) > 10
+
+
+def trained(config: str, folder: Path, *settings: str) -> Path:
+    """A run on rendered pictures or clips."""
+    run = folder / "run"
+    small = [f"run.dir={run}", f"data.root={folder / 'world'}", "data.workers=0", "model.embed_dim=8"]
+    main(["train", str(ROOT / "configs" / config), *small, *settings, "train.epochs=1", "train.batch_size=8"])
+    return run
+
+
+def test_pictures(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The cells lie over what the transform leaves of the picture; the learning curves are there."""
+    world = "data.options={pictures: true, train_scenes: 12, eval_scenes: 4}"
+    crop = ["data.transform.name=crop", "data.transform.size=64", "data.transform.resize=64"]
+    run = trained("demo_pictures.yaml", tmp_path, world, *crop)
+    outcome = show(capfd, run, "--queries", 1)
+    assert outcome.code == 0, outcome.err
+    outline = check_alone(run / "show.html")
+    text = outline.text(outline.find("body")[0])
+    assert "RSUM on dev: best" in text and "no picture" not in text and "a cell is the darker" in text
+    pictures = [n for n in outline.find("image") if "id" in outline.elements[n][1]]
+    shades = [n for n in outline.find("image") if "id" not in outline.elements[n][1]]
+    cards_of_images = [card for group in ("sampled", "best", "worst") for card in cards(outline, "captions", group)]
+    assert len(shades) == len(cards_of_images) == 3 and len(pictures) > 4  # more than the files: some as they are read
+
+
+@pytest.mark.slow
+def test_clips(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Their first frames stand for them, and their frames have bars."""
+    run = trained("demo_video.yaml", tmp_path, "data.options={train_scenes: 8, eval_scenes: 4}")
+    outcome = show(capfd, run, "--queries", 1)
+    assert outcome.code == 0, outcome.err
+    outline = check_alone(run / "show.html")
+    text = outline.text(outline.find("body")[0])
+    assert "Video to text" in text and "no picture" not in text and "a bar is the weight" in text
+    assert len(outline.find("image")) == 4
 
 
 def test_a_page_is_replaced_and_nothing_else(

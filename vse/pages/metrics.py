@@ -77,7 +77,10 @@ def _alone(sets: dict[str, Any], sides: Sequence[str]) -> list[list[str]]:
     if most > _MOST_ROWS:
         return [["RSUM of each embedding alone", *(f"{min(r):.1f} – {max(r):.1f}" if r else "–" for r in rsums)]]
     return [
-        [f"RSUM of embedding {place + 1} alone", *(f"{rsum[place]:.1f}" if place < len(rsum) else "–" for rsum in rsums)]
+        [
+            f"RSUM of embedding {place + 1} alone",
+            *(f"{rsum[place]:.1f}" if place < len(rsum) else "–" for rsum in rsums),
+        ]
         for place in range(most)
     ]
 
