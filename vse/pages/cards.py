@@ -74,7 +74,7 @@ def caption_card(exhibit: Exhibit, caption: int, answers: Answers, own: Sequence
     if len(parts) == 1:  # a single embedding: its look is the caption itself
         return Card(tag("article", parts[0], places, hits, class_="query"), figures)
     asked = tag("p", exhibit.corpus.captions[caption], class_="caption")
-    return Card(tag("article", asked, places, hits, *_row(parts), class_="query"), figures)
+    return Card(tag("article", asked, places, hits, *_row(parts, "parts asked"), class_="query"), figures)
 
 
 def _beside(*columns: Markup) -> Markup:

@@ -24,7 +24,7 @@ h1 { font-size: 1.6rem; margin: .2rem 0; } h2 { font-size: 1.3rem; margin: 2.2re
 h3 { font-size: 1.05rem; margin: 1.4rem 0 .5rem; } p { margin: .4rem 0; }
 .soft, figcaption, small { color: var(--soft); } small, figcaption, .soft { font-size: .875rem; }
 nav { display: flex; flex-wrap: wrap; gap: .3rem 1rem; margin: .8rem 0; } a { color: var(--c0); }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+.scroll { overflow-x: auto; } table { border-collapse: collapse; overflow-wrap: normal; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; } td small { display: block; }
 figure { margin: 0; } svg { display: block; max-width: 100%; height: auto; }
@@ -55,6 +55,7 @@ figure { margin: 0; } svg { display: block; max-width: 100%; height: auto; }
 .parts h4 { margin: .4rem 0 .2rem; } .parts .hits { font-size: .875rem; margin-top: .3rem; }
 .parts .hits li { grid-template-columns: 1.3rem 1fr auto; } .parts .score { font-size: .8rem; }
 .parts .pictures { grid-template-columns: repeat(3, 1fr); gap: .4rem; }
+.parts .missing { font-size: .7rem; padding: .4rem .2rem; }
 .caption { font-size: 1.1rem; margin: 0 0 .3rem; } .parts .caption { font-size: .95rem; }
 .word { background: rgba(var(--word), var(--a)); border-radius: .2rem; padding: .05rem .15rem; line-height: 1.8;
   print-color-adjust: exact; -webkit-print-color-adjust: exact; }
@@ -66,14 +67,18 @@ pre { overflow-x: auto; font-size: .8rem; background: var(--card); padding: .8re
   .found { grid-template-columns: 1fr; } .found > .look { max-width: 18rem; }
   .found.looked { grid-template-columns: 1fr 1fr; gap: .6rem; } .found.looked > :last-child { grid-column: 1 / 3; }
   .parts { grid-template-columns: repeat(2, 1fr); } .parts.words { grid-template-columns: repeat(3, 1fr); }
+  .parts.asked { grid-template-columns: 1fr; } td:first-child { white-space: normal; }
   .parts .hits li { grid-template-columns: 1fr auto; } .parts .hits li > :first-child { display: none; }
-  .parts .pictures, .pictures { grid-template-columns: repeat(2, 1fr); } }
+  .found .pictures, article > .pictures { grid-template-columns: repeat(3, 1fr); } }
 @media print {
   :root { color-scheme: light; --ink: #000; --soft: #444; --page: #fff; --card: #fff; --line: #bbb; --right: #0a5c22;
     --c0: #0072b2; --c1: #d55e00; --c2: #009e73; --c3: #b0538a; --c4: #a87900; --c5: #3a9bd1; }
-  body { max-width: none; font-size: 10pt; padding: 0; } nav, details { display: none; }
-  h2, h3 { break-after: avoid; } figure, tr { break-inside: avoid; }
-  .charts { grid-template-columns: repeat(2, 1fr); } .parts { grid-template-columns: repeat(4, 1fr); } }
+  html { font-size: 8pt; } body { max-width: none; font-size: 8pt; padding: 0; } nav, details { display: none; }
+  h2, h3, h2 + .soft { break-after: avoid; } figure, tr { break-inside: avoid; }
+  .charts { grid-template-columns: repeat(3, 1fr); } .parts { grid-template-columns: repeat(4, 1fr); }
+  .found { grid-template-columns: 3cm 1fr; } .found.looked { grid-template-columns: 3cm 3cm 1fr; }
+  .parts > div > .picture { max-width: 2.8cm; } .pictures { grid-template-columns: repeat(6, 1fr); }
+  .query { margin: .5rem 0; padding: .5rem; } .hits li { padding: .1rem 0; } }
 """
 
 
