@@ -49,4 +49,5 @@ def test_long_curves_are_means_of_neighbours(tmp_path: Path) -> None:
 
 def test_no_file_or_nothing_in_it(tmp_path: Path) -> None:
     assert learning_curves(tmp_path / "missing.jsonl") == []
-    assert learning_curves(write(tmp_path / "m.jsonl", [], "[1, 2]\n3\n")) == []
+    odd = '[1, 2]\n3\n{"epoch": 1, "step": 2, "train": 5}\n{"epoch": null, "step": 2, "dev": {"rsum": 5}}\n'
+    assert learning_curves(write(tmp_path / "m.jsonl", [], odd)) == []

@@ -11,7 +11,7 @@ from vse.pages.html import Markup, tag
 from vse.pages.looks import Look, draw_look
 from vse.pages.pictures import SMALL
 from vse.pages.queries import Answers, Hit
-from vse.pages.words import shade_words, word_weights
+from vse.pages.shaded_words import shade_words, word_weights
 
 _MOST_WORDS = 18  # of a caption whose regions are shown one by one
 MARK = "✓ right"

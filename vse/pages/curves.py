@@ -23,9 +23,7 @@ def learning_curves(file: Path) -> list[Chart]:
         is missing or has no numbers.
     """
     records = list(_records(file))
-    train = [(record["step"], record["train"]) for record in records if "train" in record]
-    dev = [(record["epoch"], record["dev"]) for record in records if "dev" in record]
-    start = [(0, record["start"]) for record in records if "start" in record]
+    train, dev, start = _kind(records, "train"), _kind(records, "dev", "epoch"), _kind(records, "start")
     losses = {"total": "loss", "ranking": "ranking loss", "plateau": "loss of equal scores"}
     recalls = {"i2t": "image to text", "t2i": "text to image"}
     charts = [
@@ -57,6 +55,13 @@ def _records(file: Path) -> Iterator[Record]:
             continue
         if isinstance(record, dict) and "step" in record and "epoch" in record:
             yield record
+
+
+def _kind(records: Sequence[Record], kind: str, x: str = "step") -> list[tuple[float, Record]]:
+    """The records of a kind, each with its place."""
+    return [
+        (record[x], record[kind]) for record in records if isinstance(record.get(kind), dict) and _is_number(record[x])
+    ]
 
 
 def _lines(records: Sequence[tuple[float, Record]], names: dict[str, str]) -> tuple[Line, ...]:

@@ -24,7 +24,8 @@ h1 { font-size: 1.6rem; margin: .2rem 0; } h2 { font-size: 1.3rem; margin: 2.2re
 h3 { font-size: 1.05rem; margin: 1.4rem 0 .5rem; } p { margin: .4rem 0; }
 .soft, figcaption, small { color: var(--soft); } small, figcaption, .soft { font-size: .875rem; }
 nav { display: flex; flex-wrap: wrap; gap: .3rem 1rem; margin: .8rem 0; } a { color: var(--c0); }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; overflow-wrap: normal; font-variant-numeric: tabular-nums; }
+.scroll { overflow-x: auto; } table { border-collapse: collapse; overflow-wrap: normal;
+  font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; } td small { display: block; }
 figure { margin: 0; } svg { display: block; max-width: 100%; height: auto; }

@@ -20,7 +20,7 @@ from vse.errors import InputError
 from vse.model import Tower, VSEModel
 from vse.pages.html import Markup, tag
 from vse.pages.pictures import Thumbnail, show
-from vse.pages.pooling import element_shares
+from vse.pages.rank_weights import element_shares
 
 _BOXES = 5  # that are drawn: those with the largest weights
 _STRIP = 320, 90  # width and height of a chart of bars

@@ -28,10 +28,10 @@ from vse.pages.exhibit import Exhibit
 from vse.pages.figures import PictureFigure, WordFigure, check_figures, save_figures
 from vse.pages.html import Markup, check_page, page, section, tag, write_page
 from vse.pages.looks import Boxes, Cells, find_layout, look
-from vse.pages.metrics import health_table, metrics_table
 from vse.pages.pictures import find_pictures
-from vse.pages.pooling import weight_chart
 from vse.pages.queries import Choice, answer, choose
+from vse.pages.rank_weights import weight_chart
+from vse.pages.results import health_table, metrics_table
 from vse.runtime import pick_device
 
 _BOOTSTRAP = 1000  # samples of the images
@@ -92,7 +92,7 @@ def show_run(
 
     charts = [*learning_curves(loaded.file.parent / "metrics.jsonl"), *_weight_charts(exhibit)]
     sections, drawn = _sections(exhibit, loaded, scored, charts, queries)
-    title = f"{Path(run).name}, {split}"
+    title = f"{Path(run).resolve().name}, {split}"
     head = [tag("h1", title), tag("p", _about(loaded, corpus), class_="soft"), _contents()]
     write_page(target, page(title, *head, *sections, exhibit.gallery.content()))
     line = f"{target}: written, {target.stat().st_size / 1e6:.1f} MB"
@@ -204,7 +204,7 @@ def _queries(
     with nan_names(corpus):
         choice = choose(blocks, ranks, positives, allowed, count, _SEED)
         cards = _cards(exhibit, side, choice, [positives[query] for group in choice for query in group])
-    content: list[str] = [tag("p", note, class_="soft")]
+    content: list[str] = [tag("p", note, class_="soft")] if note else []
     for (group, title), own in zip(_GROUPS.items(), choice, strict=True):
         shown = [cards[group, query].content for query in own]
         content.append(tag("div", tag("h3", title), *shown, class_=f"group {group}"))
@@ -218,9 +218,9 @@ def _allowed(exhibit: Exhibit, side: str) -> tuple[np.ndarray, str]:
     note = _look_note(exhibit, side)
     if not len(there):
         there = np.arange(len(corpus.images))
-        note = f"No pictures of these images were found. {note}"
+        note = f"No pictures of these images were found. {note}".strip()
     elif len(there) < len(corpus.images):
-        note = f"The queries are chosen from the {len(there):,} images that have pictures. {note}"
+        note = f"The queries are chosen from the {len(there):,} images that have pictures. {note}".strip()
     if side == "image":
         return there, note
     return np.flatnonzero(np.isin(corpus.image_of_caption, there)), note
@@ -228,8 +228,11 @@ def _allowed(exhibit: Exhibit, side: str) -> tuple[np.ndarray, str]:
 
 def _look_note(exhibit: Exhibit, side: str) -> str:
     """How to read the looks."""
+    found = exhibit.look_at_image(0) if side == "image" else exhibit.look_at_caption(0)
+    if found is None and not (side == "image" and exhibit.matches_words):
+        return ""
     if side == "text":
-        return "Words are shaded by their weight, where the aggregator tells it."
+        return "The words that the model looks at are shaded by their weight."
     if isinstance(exhibit.layout, Cells):
         return "Where the model looks: a cell is the darker, the less weight it has."
     if isinstance(exhibit.layout, Boxes):

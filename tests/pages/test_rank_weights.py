@@ -4,7 +4,7 @@ from torch import nn
 
 from vse.aggregators import GPO, AdaptivePool, MeanPool
 from vse.aggregators.softmax_pool import SoftmaxPool
-from vse.pages.pooling import TOGETHER, element_shares, rank_weights, weight_chart
+from vse.pages.rank_weights import TOGETHER, element_shares, rank_weights, weight_chart
 
 POOLINGS: dict[str, nn.Module] = {
     "gpo": GPO(),

@@ -5,7 +5,7 @@ from outline import Outline
 
 from vse.data.subwords import Subwords
 from vse.data.vocabulary import Vocabulary
-from vse.pages.words import shade_words, word_weights
+from vse.pages.shaded_words import shade_words, word_weights
 
 
 def test_the_weights_of_subwords_are_added(tiny_bert: Path) -> None:
