@@ -119,6 +119,7 @@ def test_the_answers_are_the_models(
     assert seen == set(range(10))
 
 
+@pytest.mark.slow  # the command of docs/show.md does the same
 def test_figures_are_saved(
     make_run: MakeRun, pictured: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -51,7 +51,8 @@ def image_card(exhibit: Exhibit, image: int, answers: Answers, own: Sequence[Ans
         return Card(tag("article", _beside(picture, parts[0], tag("div", hits, places)), class_="query"), figures)
     content = [_beside(picture, tag("div", hits, places)), *_row(parts)]
     if exhibit.matches_words and answers.right:
-        content += _word_parts(exhibit, image, answers.right[0].item)
+        words, figure = _word_parts(exhibit, image, answers.right[0].item)
+        content, figures = [*content, *words], [figure]
     return Card(tag("article", *content, class_="query"), figures)
 
 
@@ -139,11 +140,11 @@ def _image_parts(
 ) -> tuple[list[Markup], list[PictureFigure | WordFigure]]:
     """For each embedding of an image, where it looks and its nearest captions."""
     found = None if exhibit.matches_words else exhibit.look_at_image(image)
-    name, thumbnail = exhibit.under_look(image)
+    _, thumbnail = exhibit.under_look(image)
     parts, titles = [], _titles(found, own)
     for place, title in enumerate(titles):
         content: list[Markup] = [tag("h4", title)] if title else []
-        if found is not None:
+        if found is not None and place < len(found.weights):
             weights = found.weights[place]
             content.append(
                 draw_look(weights, exhibit.layout, image, thumbnail, f"{title or found.kind} over the image")
@@ -154,11 +155,15 @@ def _image_parts(
         parts.append(tag("div", *content))
     if found is None:
         return parts, []
-    picture = exhibit.gallery.picture(name)
-    figure = PictureFigure(
-        f"image_{_file_name(exhibit.corpus.image_ids[image])}", picture, exhibit.layout, image, found.weights
-    )
-    return parts, [figure]
+    labels = [title or found.kind for title in titles]
+    return parts, [_picture_figure(exhibit, "image", image, found.weights, labels)]
+
+
+def _picture_figure(exhibit: Exhibit, kind: str, image: int, weights: torch.Tensor, labels: list[str]) -> PictureFigure:
+    """The figure of weights over an image."""
+    name = f"{kind}_{_file_name(exhibit.corpus.image_ids[image])}"
+    picture = exhibit.gallery.picture(exhibit.under_look(image)[0])
+    return PictureFigure(name, picture, exhibit.layout, image, weights, labels)
 
 
 def _caption_parts(
@@ -170,9 +175,8 @@ def _caption_parts(
     parts = []
     for place, title in enumerate(_titles(found, own)):
         content: list[Markup] = [tag("h4", title)] if title else []
-        shaded = None if found is None else shade_words(vocabulary, text, found.weights[place])
-        if shaded is not None:
-            content.append(shaded)
+        if found is not None and place < len(found.weights):
+            content += shade_words(vocabulary, text, found.weights[place])
         if own:
             content.append(picture_list(exhibit, own[place].top))
         parts.append(tag("div", *content))
@@ -200,18 +204,19 @@ def _most(weights: torch.Tensor, found: Look) -> str:
     return f"largest {found.kind} {float(weights.max()):.0%} (equal shares: {1 / len(weights):.0%})"
 
 
-def _word_parts(exhibit: Exhibit, image: int, caption: int) -> list[Markup]:
+def _word_parts(exhibit: Exhibit, image: int, caption: int) -> tuple[list[Markup], PictureFigure]:
     """For each word of a right caption, its attention to the regions of the image."""
     text = exhibit.corpus.captions[caption]
     match = exhibit.model.match(torch.from_numpy(exhibit.item(image)), text)
+    attention, words = match.attention[:_MOST_WORDS].float().cpu(), match.words[:_MOST_WORDS]
     _, thumbnail = exhibit.under_look(image)
     parts = []
-    for place, word in enumerate(match.words[:_MOST_WORDS]):
-        weights = match.attention[place].float().cpu()
-        drawing = draw_look(weights, exhibit.layout, image, thumbnail, f"“{word}” over the image")
+    for place, word in enumerate(words):
+        drawing = draw_look(attention[place], exhibit.layout, image, thumbnail, f"“{word}” over the image")
         note = tag("small", f"cosine {float(match.cosine[place]):.2f}, region {int(match.region[place]) + 1}")
         parts.append(tag("div", tag("b", word), drawing, note))
-    return [tag("p", f"Where the words of “{text}” look:", class_="soft"), *_row(parts, "parts words")]
+    title = tag("p", f"Where the words of “{text}” look:", class_="soft")
+    return [title, *_row(parts, "parts words")], _picture_figure(exhibit, "words_of_image", image, attention, words)
 
 
 def _file_name(label: object) -> str:

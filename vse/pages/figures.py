@@ -16,11 +16,11 @@ from vse.pages.charts import Chart
 from vse.pages.looks import Boxes, Cells, Layout, darkness, scaled, strongest
 
 _DASHES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (6, 2)), (0, (2, 2)))
-_HEIGHT = 2.4  # of a picture, in inches
+_HEIGHT, _COLUMNS = 2.4, 6  # of a picture, in inches; of pictures side by side
 
 
 class PictureFigure(NamedTuple):
-    """Where the embeddings of an image look.
+    """Where the embeddings of an image look, or the words of a caption in it.
 
     Attributes:
         name: The name of its file.
@@ -28,6 +28,7 @@ class PictureFigure(NamedTuple):
         layout: Where the elements are.
         image: The index of the image.
         weights: The weights (K, N).
+        labels: What each of the K is called.
     """
 
     name: str
@@ -35,6 +36,7 @@ class PictureFigure(NamedTuple):
     layout: Layout
     image: int
     weights: Tensor
+    labels: list[str]
 
 
 class WordFigure(NamedTuple):
@@ -114,16 +116,18 @@ def _chart(figure: Any, chart: Chart) -> None:
 
 def _picture(figure: Any, one: PictureFigure) -> None:
     """The picture, and beside it what each embedding looks at."""
-    on_picture = one.layout is not None and one.picture is not None
-    panels = len(one.weights) + on_picture
-    figure.set_size_inches(_HEIGHT * 1.3 * panels, _HEIGHT)
-    axes = figure.subplots(1, panels, squeeze=False)[0]
-    if on_picture:
+    first = int(one.layout is not None and one.picture is not None)
+    panels = len(one.weights) + first
+    columns = min(panels, _COLUMNS)
+    rows = -(-panels // columns)
+    figure.set_size_inches(_HEIGHT * 1.3 * columns, _HEIGHT * rows)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for unused in (*axes[:first], *axes[panels:]):
+        unused.axis("off")
+    if first:
         axes[0].imshow(one.picture)
-        axes[0].axis("off")
-    for number, weights in enumerate(one.weights):
-        own = axes[number + on_picture]
-        own.set_title(f"embedding {number + 1}: largest {float(weights.max()):.0%}", fontsize="small")
+    for own, label, weights in zip(axes[first:], one.labels, one.weights, strict=False):
+        own.set_title(f"{label}: largest {float(weights.max()):.0%}", fontsize="small")
         _panel(own, weights.numpy(), one)
 
 

@@ -35,6 +35,7 @@ from vse.pages.results import health_table, metrics_table
 from vse.runtime import pick_device
 
 _BOOTSTRAP = 1000  # samples of the images
+_DRAWN = 50_000_000  # captions in all samples together: of a large corpus there are fewer samples
 _TOP = 5  # answers that are shown
 _OWN = 3  # answers of a single embedding that are shown
 _WEIGHED = 64  # images, and captions, over which weights by rank are averaged
@@ -162,7 +163,8 @@ def _metrics(exhibit: Exhibit, loaded: Loaded, scored: CorpusScores) -> dict[str
     """What ``vse eval --bootstrap`` reports."""
     corpus = exhibit.corpus
     metrics = report(scored, corpus, PROTOCOLS["retrieval"])
-    metrics["bootstrap"] = bootstrap([scored.ranks(corpus.image_of_caption)], _BOOTSTRAP)[0]
+    samples = min(_BOOTSTRAP, max(100, _DRAWN // len(corpus.captions)))
+    metrics["bootstrap"] = bootstrap([scored.ranks(corpus.image_of_caption)], samples)[0]
     if "sets" in metrics:
         alone = single_embedding_rsums(exhibit.embeddings, corpus.image_of_caption)
         metrics["sets"] = {**metrics["sets"], **alone, "start": loaded.start}
@@ -179,7 +181,8 @@ def _weight_charts(exhibit: Exhibit) -> list[Chart]:
     for side, name, items in (("image", what, images), ("text", "tokens", captions)):
         tower = exhibit.model.image if side == "image" else exhibit.model.text
         if weight_chart(side, name, tower.aggregator, [_features(exhibit, side, items[0])]) is not None:
-            samples = [_features(exhibit, side, item) for item in items]
+            bar = tqdm(items, desc=f"weights by rank of {side}s", unit=" items", leave=False, delay=2)
+            samples = [_features(exhibit, side, item) for item in bar]
             chart = weight_chart(side, name, tower.aggregator, samples)
             charts += [chart] if chart is not None else []
     return charts

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vse.pages.html import Markup, join, tag
+from vse.pages.html import Markup, tag
 
 
 def token_labels(vocabulary: Any, caption: str) -> list[tuple[str, list[int], bool]]:
@@ -53,7 +53,7 @@ def word_weights(vocabulary: Any, caption: str, weights: Sequence[float]) -> lis
     return [(name, sum(weights[place] for place in places), is_word) for name, places, is_word in groups]
 
 
-def shade_words(vocabulary: Any, caption: str, weights: Tensor) -> Markup | None:
+def shade_words(vocabulary: Any, caption: str, weights: Tensor) -> list[Markup]:
     """Write a caption with its words shaded by their weights; the largest weight is named.
 
     Args:
@@ -62,11 +62,11 @@ def shade_words(vocabulary: Any, caption: str, weights: Tensor) -> Markup | None
         weights: A weight for each of its tokens (N,).
 
     Returns:
-        The paragraph, or None when the weights are not those of the tokens.
+        The caption and a line on the largest weight; nothing when the weights are not those of the tokens.
     """
     found = word_weights(vocabulary, caption, weights.tolist())
     if not found:
-        return None
+        return []
     most = max(weight for _, weight, _ in found)
     full = max(most, 2 / len(found))  # so that equal shares are half a shade
     parts = []
@@ -75,7 +75,5 @@ def shade_words(vocabulary: Any, caption: str, weights: Tensor) -> Markup | None
         parts.append(tag("span", name, class_=kind, style=f"--a:{0.9 * weight / full:.2f}", title=f"{weight:.0%}"))
         parts.append(Markup(" "))
     name = next(name for name, weight, _ in found if weight == max(w for _, w, _ in found))
-    return join(
-        tag("p", *parts, class_="caption"),
-        tag("small", f"most on “{name}”: {most:.0%} (equal shares: {1 / len(found):.0%})"),
-    )
+    largest = f"most on “{name}”: {most:.0%} (equal shares: {1 / len(found):.0%})"
+    return [tag("p", *parts, class_="caption"), tag("small", largest)]
