@@ -1,4 +1,4 @@
-"""The command ``vse``: train, eval, extract, convert, export, configs; the files in ``scripts/`` call its functions.
+"""The command ``vse``, as in ``vse train``; the files in ``scripts/`` call the same functions.
 
 A command is a function of a parser and of the words that follow its name on the command line. The first line of its
 docstring is its help. A command imports what it needs after it has read its arguments, so that help and mistakes are
@@ -110,6 +110,30 @@ def evaluate(parser: Parser, words: Sequence[str]) -> None:
         result.write()
 
 
+def show(parser: Parser, words: Sequence[str]) -> None:
+    """Write a page on a trained model: metrics, curves, weights, and what it answers to some queries."""
+    parser.add_argument("run", metavar="RUN", help="run folder, checkpoint, or config of a pretrained model")
+    _add_overrides(parser, "data.root=DIR")
+    parser.add_argument("--split", default="test", help="train, dev, test (default) or testall")
+    parser.add_argument("--queries", type=int, default=20, metavar="N", help="queries of each kind that are drawn (20)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the page; by default show.html in the run folder")
+    parser.add_argument("--figures", type=Path, metavar="DIR", help="also write each figure as PNG and SVG")
+    parser.add_argument("--grid", metavar="HxW", help="regions are the cells of a grid over the picture, such as 7x7")
+    parser.add_argument("--vocabulary", type=Path, metavar="FILE", help="vocabulary of an official checkpoint")
+    arguments = parser.parse_intermixed_args(words)
+    grid = None
+    if arguments.grid is not None:
+        sides = arguments.grid.split("x")
+        if len(sides) != 2 or not all(side.isdecimal() and int(side) for side in sides):
+            raise InputError(f"--grid: expected rows x columns such as 7x7, got {arguments.grid}")
+        grid = int(sides[0]), int(sides[1])
+
+    from vse.pages.run_page import show_run
+
+    settings = arguments.split, arguments.queries, arguments.out, arguments.figures, grid, arguments.vocabulary
+    print(show_run(arguments.run, arguments.overrides, *settings))
+
+
 def extract(parser: Parser, words: Sequence[str]) -> None:
     """Extract features of a config's pictures or clips; the same command continues an interrupted extraction."""
     parser.add_argument("config", help="YAML file or shipped config whose data and image encoder are used")
@@ -200,6 +224,7 @@ def docs_config(parser: Parser, words: Sequence[str]) -> None:
 COMMANDS: dict[str, Callable[[Parser, Sequence[str]], None]] = {
     "train": train,
     "eval": evaluate,
+    "show": show,
     "extract": extract,
     "convert": convert,
     "export": export,

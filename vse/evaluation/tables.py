@@ -32,8 +32,8 @@ COLUMNS = {  # by the metric's key, in the order in which they are printed
     "meanr": Column("MeanR"),
     "nmr": Column("nMR", digits=2),
 }
-_SIDES = {"i2t": "Image to text", "t2i": "Text to image", "i2i": "Image to image", "t2t": "Text to text"}
-_CLIP_SIDES = {"i2t": "Video to text", "t2i": "Text to video", "i2i": "Video to video", "t2t": "Text to text"}
+SIDES = {"i2t": "Image to text", "t2i": "Text to image", "i2i": "Image to image", "t2t": "Text to text"}
+CLIP_SIDES = {"i2t": "Video to text", "t2i": "Text to video", "i2i": "Video to video", "t2t": "Text to text"}
 
 
 class Row(NamedTuple):
@@ -139,7 +139,7 @@ def parts_of(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _is_one_table(metrics: dict[str, Any]) -> bool:
-    return any(key in metrics for key in (*_SIDES, "rsum"))
+    return any(key in metrics for key in (*SIDES, "rsum"))
 
 
 def format_table(metrics: dict[str, Any], title: str) -> str:
@@ -167,7 +167,7 @@ def _table_lines(metrics: dict[str, Any], title: str) -> list[str]:
         title += f", mean of {metrics['folds']} folds"
     lines = [title, f"{'':14}" + "".join(f"{COLUMNS[key].title:>8}" for key in keys)]
     for side in sides:
-        name = (_CLIP_SIDES if clips else _SIDES)[side]
+        name = (CLIP_SIDES if clips else SIDES)[side]
         cells = [_cell(metrics, side, key, clips) for key in keys]
         lines.append(f"{name:14}" + "".join(f"{cell.number():>8}" for cell in cells))
         lines += _lines_below(cells)
@@ -237,13 +237,30 @@ def _cell(metrics: dict[str, Any], side: str, key: str, clips: bool) -> Cell:
     )
 
 
+def format_metric(metrics: dict[str, Any], key: str, clips: bool) -> str:
+    """Format one metric of a direction with its digits.
+
+    Args:
+        metrics: The metrics of the direction.
+        key: One of :data:`COLUMNS`.
+        clips: Whether they are of clips.
+
+    Returns:
+        The number; a dash stands for a missing one.
+
+    >>> format_metric({"r1": 31.25}, "r1", clips=False)
+    '31.2'
+    """
+    return _cell({"i2t": metrics}, "i2t", key, clips).number()
+
+
 def _rsum_cell(metrics: dict[str, Any]) -> Cell:
     deviations, intervals = metrics.get("deviation", {}), metrics.get("bootstrap", {})
     return Cell(metrics.get("rsum"), deviation=deviations.get("rsum"), interval=intervals.get("rsum"))
 
 
 def _sides_in(metrics: dict[str, Any]) -> list[str]:
-    return [side for side in _SIDES if side in metrics]
+    return [side for side in SIDES if side in metrics]
 
 
 def tables_of(rows: Sequence[Row]) -> list[Table]:

@@ -1,0 +1,1 @@
+"""Pages for reading: what a trained model does, and what a search has found, as one HTML file each."""
