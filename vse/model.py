@@ -240,7 +240,7 @@ class VSEModel(nn.Module):
         if isinstance(images, str | Path) or _is_picture(images):
             images = [images]
         images = _as_list(images, "images must be a path, a PIL picture or a list")
-        kind = _kind_of_images(traits_of_encoder(self.image.encoder))
+        kind = kind_of_images(traits_of_encoder(self.image.encoder))
         if kind == "features":
             features = _check_features(images)
             return self._encode(self.image, features, pad, [len(rows) for rows in features], batch_size, progress)
@@ -299,7 +299,7 @@ class VSEModel(nn.Module):
 
     def _prepare_images(self, images: Sequence[Any]) -> tuple[Tensor, Tensor | None]:
         """A batch of images as the image encoder takes it, and its mask."""
-        kind = _kind_of_images(traits_of_encoder(self.image.encoder))
+        kind = kind_of_images(traits_of_encoder(self.image.encoder))
         if kind == "features":
             return pad(_check_features(list(images)))
         return self._read_pictures(images) if kind == "pictures" else self._read_clips(images)
@@ -441,8 +441,8 @@ def _check_caption(caption: Any, position: int) -> None:
         raise ValueError(f"caption {position} is not valid text: {caption[:80]!r}") from None
 
 
-def _kind_of_images(traits: EncoderTraits) -> Literal["features", "pictures", "frames"]:
-    """What an image encoder reads; one that does not say reads features."""
+def kind_of_images(traits: EncoderTraits) -> Literal["features", "pictures", "frames"]:
+    """Return what an image encoder reads; one that does not say reads features."""
     if traits.in_dim is not None and "features" in traits.reads:
         return "features"
     if "pictures" in traits.reads:
