@@ -52,7 +52,7 @@ def test_help_and_version(command: Command) -> None:
 def test_mistakes_of_the_command_itself(command: Command) -> None:
     for words, message in (
         (("trian",), "trian: unknown command (did you mean 'train'?); see vse --help"),
-        (("--nothing",), "--nothing: unknown command (known: configs, convert, eval, extract, train)"),
+        (("--nothing",), "--nothing: unknown command (known: configs, convert, embed, eval, extract, search, train)"),
         (("train",), "the following arguments are required: config; see vse train --help"),
         (("train", "dmeo"), "dmeo: no such config file (did you mean 'demo'?)"),
         (("configs", "x"), "unrecognized arguments: x; see vse configs --help"),

@@ -1,6 +1,5 @@
 """The best items of a search are those of the whole score matrix, whatever the blocks."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,19 +8,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from search_cases import WIDTH, draw_sets, write_index
 from similarity_cases import ONE, TWINS, make, slow_scores
 from torch import Tensor
 
 from vse.evaluation.blocks import NaNScores
-from vse.ragged import RaggedSets, Sets, padded
+from vse.ragged import Sets, padded
 from vse.search.exact import best_of_rows, choose_sides, find_best, in_order
 from vse.search.index import Index, Kind
-from vse.search.shards import MANIFEST, Item, Shard, Shards, summarise, write_shard
+from vse.search.shards import Shards
 from vse.sets import Aggregated
 from vse.similarity import cosine
 
 CPU = torch.device("cpu")
-WIDTH = 6
 
 
 def slow_best(scores: Tensor, top: int) -> list[list[int]]:
@@ -77,31 +76,6 @@ def test_blocks_are_bounded(queries: int, places: tuple[int, int], width: int) -
     assert 1 <= sides.queries <= queries and sides.items >= 1
     assert sides.queries * sides.items * places[0] * places[1] <= 1 << 21
     assert sides.items * places[1] * width <= 1 << 24
-
-
-def draw_sets(count: int, most: int, is_ragged: bool, seed: int) -> Sets:
-    """Embedding sets of few different numbers, which float16 holds: many scores are equal."""
-    generator = torch.Generator().manual_seed(seed)
-    sizes = torch.randint(1, most + 1, (count,), generator=generator) if is_ragged else torch.full((count,), most)
-    rows = torch.randint(-1, 2, (int(sizes.sum()), WIDTH), generator=generator).float() + 0.5
-    return RaggedSets(rows, sizes) if is_ragged else rows.view(count, most, WIDTH)
-
-
-def write_index(folder: Path, sets: Sets, kind: Kind = "images", shard: int = 7, half: bool = True) -> Shards:
-    """An index of these sets, its ids the items' positions."""
-    folder.mkdir(parents=True, exist_ok=True)
-    starts = range(0, len(sets), shard)
-    for number, first in enumerate(starts):
-        whole = padded(sets) if isinstance(sets, Tensor) else sets[:]
-        own = slice(first, first + shard)
-        embeddings = whole.embeddings[own]
-        mask = torch.ones(embeddings.shape[:2], dtype=torch.bool) if whole.mask is None else whole.mask[own]
-        rows = embeddings[mask].numpy().astype(np.float16 if half else np.float32)
-        items = [Item(str(position)) for position in range(first, first + len(embeddings))]
-        write_shard(folder, number, Shard(rows, mask.sum(1).numpy().astype(np.int32)), items, [])
-    about = {"format": 1, "kind": kind, "folder": None, **summarise(folder, len(starts))}
-    (folder / MANIFEST).write_text(json.dumps(about))
-    return Shards(folder)
 
 
 CASES = [(name, most, False) for name in TWINS for most in (1, 4) if most == 1 or name not in ONE]

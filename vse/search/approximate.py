@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vse.data.reading import read_json
-from vse.errors import InputError, first_line
+from vse.errors import InputError
 from vse.files import claim_folder, write_json
 from vse.ragged import Sets, take
 from vse.search.shards import Shards, sizes_and_rows
@@ -220,4 +220,4 @@ def _sample(shards: Shards, count: int) -> np.ndarray:
 
 def _reason(error: Exception) -> str:
     """What Faiss says is wrong, without the place in its source."""
-    return first_line(error).rpartition(": ")[2]
+    return " ".join(str(error).split()).rpartition(": ")[2][:160]
