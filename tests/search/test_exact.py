@@ -75,7 +75,7 @@ def test_blocks_are_bounded(queries: int, places: tuple[int, int], width: int) -
     sides = choose_sides(queries, places, width, CPU)
     assert 1 <= sides.queries <= queries and sides.items >= 1
     assert sides.queries * sides.items * places[0] * places[1] <= 1 << 21
-    assert sides.items * places[1] * width <= 1 << 24
+    assert sides.items * places[1] * width <= 1 << 20
 
 
 CASES = [(name, most, False) for name in TWINS for most in (1, 4) if most == 1 or name not in ONE]

@@ -13,7 +13,8 @@ from vse.sets import Aggregated
 
 _PAIRS = 1 << 21  # pairs of embeddings in a block on a CPU, whose scores stay in its cache
 _DEVICE_PAIRS = 1 << 24  # the same on an accelerator, which needs large products
-_NUMBERS = 1 << 24  # numbers in a block of embeddings: 64 MiB of float32
+_NUMBERS = 1 << 20  # numbers in a block of embeddings on a CPU: more than 4 MiB of memory are claimed anew each time
+_DEVICE_NUMBERS = 1 << 24
 _NOWHERE = torch.iinfo(torch.long).max  # the position of a place that no item has taken yet
 
 Block = tuple[int, Aggregated]  # the position of a block's first item, and the block's embedding sets
@@ -51,11 +52,12 @@ def choose_sides(queries: int, places: tuple[int, int], width: int, device: torc
         The sides.
 
     >>> choose_sides(1, (1, 4), 512, torch.device("cpu"))
-    Sides(queries=1, items=8192)
+    Sides(queries=1, items=512)
     """
-    pairs = max(1, (_PAIRS if device.type == "cpu" else _DEVICE_PAIRS) // (places[0] * places[1]))
+    most_pairs, numbers = (_PAIRS, _NUMBERS) if device.type == "cpu" else (_DEVICE_PAIRS, _DEVICE_NUMBERS)
+    pairs = max(1, most_pairs // (places[0] * places[1]))
     side = min(queries, max(1, math.isqrt(pairs)))
-    return Sides(side, max(1, min(pairs // side, _NUMBERS // (places[1] * width))))
+    return Sides(side, max(1, min(pairs // side, numbers // (places[1] * width))))
 
 
 @torch.no_grad()
