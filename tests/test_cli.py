@@ -54,7 +54,7 @@ def test_mistakes_of_the_command_itself(command: Command) -> None:
         (("trian",), "trian: unknown command (did you mean 'train'?); see vse --help"),
         (
             ("--nothing",),
-            "--nothing: unknown command (known: configs, convert, docs-config, eval, export, extract, train)",
+            f"--nothing: unknown command (known: {', '.join(sorted(COMMANDS))})",
         ),
         (("train",), "the following arguments are required: config; see vse train --help"),
         (("train", "dmeo"), "dmeo: no such config file (did you mean 'demo'?)"),

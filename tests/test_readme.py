@@ -37,10 +37,8 @@ from helpers import (
 from vse.build import read_config
 from vse.cli import main
 
-PAGES = [
-    "README.md",
-    *(f"docs/{name}.md" for name in ("data", "evaluation", "show", "training", "components", "extending")),
-]
+NAMES = ("data", "evaluation", "show", "training", "search", "components", "extending")
+PAGES = ["README.md", *(f"docs/{name}.md" for name in NAMES)]
 DEMO_WORLD = ["data.root=data/small", "data.options.train_scenes=48", "data.options.eval_scenes=12"]
 DEMO_CLIPS = ["data.root=data/small_clips", "data.options.train_scenes=24", "data.options.eval_scenes=6"]
 NARROW = ["model.embed_dim=8", "model.text.encoder.word_dim=6", "data.vocabulary.min_count=1", "data.workers=0"]

@@ -79,6 +79,7 @@ _MODULES = {
     "vse.sets": ("Aggregated", "FeatureSet", "lengths_to_mask"),
     "vse.similarity": ("MatchProbability", "chamfer", "cosine", "max_cosine", "order", "smooth_chamfer"),
 }
+_ROOMS = ("search",)  # rooms that are also found as attributes, without names here
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 
@@ -86,7 +87,7 @@ def __getattr__(name: str) -> Any:
     """Import a public name, or one of the modules above, when it is first used (PEP 562)."""
     if name in _MODULE_OF:
         value = getattr(importlib.import_module(_MODULE_OF[name]), name)
-    elif f"vse.{name}" in _MODULES:
+    elif f"vse.{name}" in _MODULES or name in _ROOMS:
         value = importlib.import_module(f"vse.{name}")
     else:
         raise AttributeError(f"module 'vse' has no attribute {name!r}")

@@ -221,11 +221,106 @@ def docs_config(parser: Parser, words: Sequence[str]) -> None:
     print(config_page())
 
 
+def embed(parser: Parser, words: Sequence[str]) -> None:
+    """Embed pictures, clips, features or captions for `vse search`; the same command continues an interrupted one."""
+    parser.add_argument("run", metavar="RUN", help="run folder, checkpoint or config of a pretrained model")
+    parser.add_argument("source", help="a folder of pictures; or a config or run, whose data are embedded")
+    _add_overrides(parser, "data.root=DIR")
+    parser.add_argument("--out", type=Path, required=True, metavar="INDEX", help="the folder to write to")
+    parser.add_argument("--split", action="append", metavar="NAME", help="of a config: test (default); may be repeated")
+    parser.add_argument("--captions", action="store_true", help="of a config: embed its captions, not its images")
+    parser.add_argument("--float32", action="store_true", help="write float32 instead of float16, twice the size")
+    parser.add_argument("--shard", type=int, default=8192, metavar="N", help="items in a shard (8192)")
+    parser.add_argument("--vocabulary", type=Path, metavar="FILE", help="vocabulary of an official checkpoint")
+    parser.add_argument("--approximate", action="store_true", help="also build an approximate index, with Faiss")
+    parser.add_argument("--factory", metavar="NAME", help="Faiss's description of that index, such as IVF4096,SQ8")
+    parser.add_argument("--queries", type=Path, metavar="FILE", help="captions, one a line, to measure its recall with")
+    arguments = parser.parse_intermixed_args(words)
+    if not arguments.approximate and (arguments.factory, arguments.queries) != (None, None):
+        raise InputError("--factory and --queries need --approximate, which is not given")
+    if arguments.shard < 1:
+        raise InputError(f"--shard must be at least 1, got {arguments.shard}")
+
+    from vse.distributed import is_main, joined
+    from vse.search import approximate
+    from vse.search.embed import describe, measuring_queries
+    from vse.search.embed import embed as embed_source
+    from vse.search.index import Index
+    from vse.search.shards import Shards
+
+    if arguments.approximate:
+        approximate.import_faiss()
+    splits = arguments.split or ["test"]
+    with joined():
+        loaded = embed_source(
+            arguments.run,
+            arguments.source,
+            arguments.out,
+            arguments.overrides,
+            splits,
+            captions=arguments.captions,
+            half=not arguments.float32,
+            shard=arguments.shard,
+            vocabulary=arguments.vocabulary,
+        )
+        if not is_main():
+            return
+        print(describe(arguments.out))
+        if arguments.approximate:
+            chosen = arguments.source, arguments.overrides, splits, arguments.captions, arguments.queries
+            index = Index(Shards(arguments.out), loaded.model.similarity, loaded.model.device, loaded.model)
+            print(index.build_approximate(arguments.factory, *measuring_queries(loaded, *chosen)))
+
+
+def search(parser: Parser, words: Sequence[str]) -> None:
+    """Search what `vse embed` has embedded, with texts or pictures."""
+    parser.add_argument("index", type=Path, help="the folder that vse embed has written")
+    parser.add_argument("queries", nargs="*", metavar="TEXT", help="a query such as 'a dog on a beach'; or several")
+    parser.add_argument("--image", action="append", type=Path, default=[], metavar="FILE", help="a picture as a query")
+    parser.add_argument("--top", type=int, default=10, metavar="N", help="results for each query (10)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results to this file")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="also write a page that shows the results")
+    parser.add_argument("--run", type=Path, metavar="PATH", help="the run or checkpoint, if it has been moved")
+    parser.add_argument("--vocabulary", type=Path, metavar="FILE", help="vocabulary of an official checkpoint")
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
+    parser.add_argument("--approximate", action="store_true", help="rank what the approximate index proposes")
+    parser.add_argument("--candidates", type=int, metavar="N", help="embeddings that it proposes (10 times --top)")
+    arguments = parser.parse_intermixed_args(words)
+    queries = [*arguments.queries, *arguments.image]
+    if not queries or not all(map(str.strip, arguments.queries)):
+        raise InputError(f"expected a text or --image FILE to search for; see {parser.prog} --help")
+    for option, number in (("--top", arguments.top), ("--candidates", arguments.candidates)):
+        if number is not None and number < 1:
+            raise InputError(f"{option} must be at least 1, got {number}")
+    if arguments.candidates is not None and not arguments.approximate:
+        raise InputError("--candidates needs --approximate, which is not given")
+
+    from vse.pages.html import check_page
+    from vse.pages.search import search_page
+    from vse.search.index import Index
+    from vse.search.results import check_results_file, format_results, write_results
+
+    if arguments.json:
+        check_results_file(arguments.json)
+    if arguments.html:
+        check_page(arguments.html)
+    index = Index.open(arguments.index, arguments.run, arguments.vocabulary, arguments.device)
+    results = index.search(queries, arguments.top, arguments.approximate, arguments.candidates)
+    print(format_results(results))
+    if arguments.json:
+        write_results(arguments.json, results)
+    if arguments.html:
+        search_page(results, arguments.html)
+        print(f"{arguments.html} shows the results")
+
+
 COMMANDS: dict[str, Callable[[Parser, Sequence[str]], None]] = {
     "train": train,
     "eval": evaluate,
     "show": show,
     "extract": extract,
+    "embed": embed,
+    "search": search,
     "convert": convert,
     "export": export,
     "configs": configs,

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -60,6 +61,19 @@ def write_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write plain values to a JSON file, completely or not at all.
+
+    Args:
+        path: The file. Its previous content is kept until the new content is complete on disk.
+        content: The values.
+
+    Raises:
+        InputError: The disk is full, or the path cannot be written to.
+    """
+    write_file(path, lambda file: file.write((json.dumps(content, indent=2) + "\n").encode()))
 
 
 def sha256(path: Path) -> str:

@@ -294,7 +294,7 @@ class VSEModel(nn.Module):
     @property
     def _kind_of_images(self) -> Kind:
         """What the image encoder reads."""
-        return _kind_of_images(traits_of_encoder(self.image.encoder))
+        return kind_of_images(traits_of_encoder(self.image.encoder))
 
     def _is_one_image(self, images: Any) -> bool:
         """Whether it is one image rather than a list, a tensor or an array of several."""
@@ -527,8 +527,8 @@ def _as_pictures(source: Any) -> Any:
     return Image.fromarray(source) if source.ndim == 3 else [Image.fromarray(frame) for frame in source]
 
 
-def _kind_of_images(traits: EncoderTraits) -> Kind:
-    """What an image encoder reads; one that does not say reads features."""
+def kind_of_images(traits: EncoderTraits) -> Kind:
+    """Return what an image encoder reads; one that does not say reads features."""
     if traits.in_dim is not None and "features" in traits.reads:
         return "features"
     if "pictures" in traits.reads:

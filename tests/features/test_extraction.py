@@ -16,12 +16,13 @@ from helpers import ROOT, Outcome, write_pictures
 from PIL import Image
 from torchvision.models.detection import fasterrcnn_resnet50_fpn
 
+from vse.batchwise import as_written
 from vse.build import build_image_encoder, read_config, read_corpus
 from vse.data.clips import iterate_frames, read_frames
 from vse.data.formats import precomp
 from vse.data.transforms import open_picture, to_tensor
 from vse.encoders.backbones import ResNetBackbone
-from vse.features.extraction import RowWriter, _as_kind
+from vse.features.extraction import RowWriter
 from vse.training import trainer
 
 Cli = Callable[..., Outcome]
@@ -285,8 +286,8 @@ def test_random_weights_are_the_seeds(grid: list[str], cli: Cli, tmp_path: Path)
 
 def test_numbers_that_float16_does_not_hold() -> None:
     with pytest.raises(ValueError, match="the features of image 7, or of one soon after it, are not finite in float16"):
-        _as_kind(np.array([1e6]), True, "image 7")
-    assert _as_kind(np.array([1e6]), False, "image 7").dtype == np.float32
+        as_written(np.array([1e6]), True, "the features of image 7")
+    assert as_written(np.array([1e6]), False, "the features of image 7").dtype == np.float32
 
 
 def test_an_image_without_a_caption(grid: list[str], cli: Cli, tmp_path: Path) -> None:

@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.multiprocessing.spawn import ProcessException
 
 from vse import distributed
+from vse.batchwise import computed
 from vse.build import read_config
 from vse.config import Config
 from vse.encoders.backbones import ResNetBackbone
-from vse.features import extraction
 from vse.features.detector import Detector
 from vse.features.extraction import RowWriter, extract_features
 
@@ -167,10 +167,9 @@ def test_another_number_of_processes_goes_on(before: int, after: int, pictures: 
 
 def test_fewer_rows_than_processes(pictures: Config, tmp_path: Path) -> None:
     """A round of one row leaves two processes without work."""
-    computed: Any = extraction._computed
 
     def check() -> None:
-        found = list(computed(lambda rows: rows, lambda batch, first: {"rows": batch}, 0, 7, 2, "rows"))
+        found = list(computed(lambda rows: rows, lambda batch, first: {"rows": batch}, [range(7)], 7, 2, "rows"))
         rows = [(start, arrays["rows"].tolist()) for start, arrays in found]
         whole = [(0, [0, 1]), (2, [2, 3]), (4, [4, 5]), (6, [6])]
         assert rows == (whole if distributed.is_main() else [])

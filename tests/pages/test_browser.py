@@ -12,7 +12,8 @@ from helpers import write_precomp
 from PIL import Image
 
 from vse.cli import main
-from vse.pages.search import Found, Hit, search_page
+from vse.pages.search import search_page
+from vse.search.results import Hit, Result
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 WIDTHS = {"desktop": 1100, "phone": 500}  # Chromium's windows are at least 500 wide
@@ -43,8 +44,10 @@ def pages(make_run: Callable[..., Path], tmp_path_factory: pytest.TempPathFactor
         Image.fromarray(noise).resize((300, 200)).save(root / "images" / f"{1000 + image}.jpg")
     words = [str(make_run("pvse")), f"data.root={root}", "--grid", "2x3", "--queries", "4"]
     main(["show", *words, "--out", str(folder / "run.html")])
-    hits = [Hit(n + 1, 0.9 - n / 10, str(n), root / "images" / f"{1000 + n}.jpg", "a red dog") for n in range(6)]
-    search_page([Found("a dog", hits), Found(root / "images" / "1001.jpg", hits)], folder / "search.html")
+    found = (Hit(n + 1, 0.9 - n / 10, str(n), root / "images" / f"{1000 + n}.jpg", "a red dog") for n in range(6))
+    hits = tuple(found)
+    results = [Result("a dog", None, hits), Result("1001.jpg", root / "images" / "1001.jpg", hits)]
+    search_page(results, folder / "search.html")
     return {name: folder / f"{name}.html" for name in ("run", "search")}
 
 

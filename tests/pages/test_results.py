@@ -13,7 +13,7 @@ def cells(outline: Outline) -> list[list[str]]:
 def test_the_metrics_and_their_intervals() -> None:
     scores, image_of_caption = random_scores(20)
     metrics = metrics_of(scores, image_of_caption)
-    interval = bootstrap([ranks_of(scores, image_of_caption)], 100)[0]
+    interval = bootstrap([[ranks_of(scores, image_of_caption)]], 100)[0]
     outline = Outline(metrics_table({**metrics, "bootstrap": interval}, clips=False))
     head, images, captions = cells(outline)
     assert head == ["", "R@1", "R@5", "R@10", "MedR", "MeanR"]

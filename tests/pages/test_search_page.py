@@ -3,15 +3,17 @@ from pathlib import Path
 from outline import check_alone
 from PIL import Image
 
-from vse.pages.search import Found, Hit, search_page
+from vse.pages.search import search_page
+from vse.search.results import Hit, Result
 
 
 def test_every_query_and_hit_is_shown(tmp_path: Path) -> None:
     Image.new("RGB", (64, 48), "blue").save(tmp_path / "sea.png")
-    hits = [Hit(1, 0.9, "7", tmp_path / "sea.png", "the <sea>"), Hit(2, 0.5, "8", tmp_path / "gone.jpg")]
+    pictured = Hit(1, 0.9, "7", tmp_path / "sea.png", "the <sea>"), Hit(2, 0.5, "8", tmp_path / "gone.jpg", None)
+    plain = Hit(1, 0.25, "c1", None, "a blue sea"), Hit(2, 0.125, "c2", None, None)
     results = [
-        Found("blue <script>water</script>", hits),
-        Found(tmp_path / "sea.png", [Hit(1, 0.25, "c1", caption="a blue sea"), Hit(2, 0.125, "c2")]),
+        Result("blue <script>water</script>", None, pictured),
+        Result("sea.png", tmp_path / "sea.png", plain),
     ]
     search_page(results, tmp_path / "found.html")
     outline = check_alone(tmp_path / "found.html")

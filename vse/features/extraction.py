@@ -1,9 +1,8 @@
 """Extract features of a corpus's pictures and clips into the files that training reads."""
 
 import hashlib
-import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -14,17 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vse.batchwise import as_written, check_same_origin, computed, weights_digest
 from vse.build import build_image_encoder, build_transform, read_corpus
 from vse.config import Config
-from vse.console import progress_bar
 from vse.data.clips import iterate_frames
 from vse.data.corpus import Corpus
 from vse.data.reading import read_json
 from vse.data.transforms import open_picture, to_tensor
-from vse.distributed import broadcast, collect, is_main, share, world_size
+from vse.distributed import broadcast, is_main
 from vse.errors import InputError, first_line
 from vse.features.detector import Detector
-from vse.files import claim_folder, write_file
+from vse.files import claim_folder, write_file, write_json
 from vse.runtime import autocast, pick_device, seed_everything
 
 Arrays = dict[str, np.ndarray]
@@ -133,7 +132,7 @@ def _about_detector(detector: Detector) -> dict[str, Any]:
         "weights": detector.weights,
         "extractor": detector.settings,
         "transform": None,
-        "weights_sha256": _digest(detector.state_dict()),
+        "weights_sha256": weights_digest(detector.state_dict()),
     }
 
 
@@ -145,7 +144,7 @@ def _about_encoder(config: Config, encoder: nn.Module) -> dict[str, Any]:
         "weights": arguments.get("weights"),
         "extractor": {"backbone": arguments["backbone"], "pixels": arguments["pixels"]},
         "transform": _about_transform(config),
-        "weights_sha256": _digest(backbone),
+        "weights_sha256": weights_digest(backbone),
     }
 
 
@@ -163,21 +162,13 @@ def _about_transform(config: Config) -> dict[str, Any] | None:
     return about | {name: settings[name] for name, usual in later.items() if settings.get(name, usual) != usual}
 
 
-def _digest(state: dict[str, Tensor]) -> str:
-    """A hash of weights and their names."""
-    digest = hashlib.sha256()
-    for name, tensor in state.items():
-        digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
 def _is_finished(job: _Job) -> bool:
     """Whether the split's features are there, or were begun; if not, it is begun.
 
     Raises InputError when something else made what is in the folder.
     """
     for path in job.folder.glob("*_manifest.json"):
-        _same(path, job.manifest, _COMPARED if path == job.result else _SHARED)
+        check_same_origin(path, job.manifest, _COMPARED if path == job.result else _SHARED)
     clips = job.corpus.images.kind == "frames"
     targets = [job.folder / f"{job.split}_{name}" for name in ("ims.npy", "caps.txt", "ids.txt")]
     if clips:
@@ -189,7 +180,7 @@ def _is_finished(job: _Job) -> bool:
             )
         return True
     if job.journal.is_file():
-        _same(job.journal, job.manifest, _COMPARED)
+        check_same_origin(job.journal, job.manifest, _COMPARED)
         return False
     if not clips and (job.folder / "precomp").is_dir():
         raise InputError(
@@ -200,20 +191,8 @@ def _is_finished(job: _Job) -> bool:
         raise InputError(
             f"{there[0]}: exists already, and no manifest says what made it; remove it or choose another folder"
         )
-    _write_json(job.journal, job.manifest)
+    write_json(job.journal, job.manifest)
     return False
-
-
-def _same(path: Path, manifest: dict[str, Any], keys: Sequence[str]) -> None:
-    """Raise InputError when a manifest differs from this one."""
-    found = read_json(path)
-    if not isinstance(found, dict):
-        raise InputError(f"{path}: damaged; remove it with the features beside it")
-    wanted = json.loads(json.dumps(manifest))
-    if differ := [key for key in keys if found.get(key) != wanted[key]]:
-        raise InputError(
-            f"{path}: made with another {', '.join(differ)}; remove it with its features, or choose another folder"
-        )
 
 
 def _extract_pictures(job: _Job, device: torch.device) -> None:
@@ -222,9 +201,9 @@ def _extract_pictures(job: _Job, device: torch.device) -> None:
     total, size, title = len(job.corpus.images), job.config.eval.batch_size, f"extracting {job.split}"
     rows = RowWriter(job.folder, job.split, total, job.manifest) if is_main() else None
     done = broadcast(rows.done if rows else None)
-    for start, arrays in _computed(read, compute, done, total, size, title):
+    for start, arrays in computed(read, compute, [range(done, total)], total, size, title):
         if rows:
-            arrays["ims"] = _as_kind(arrays["ims"], job.half, f"image {job.corpus.image_ids[start]}")
+            arrays["ims"] = as_written(arrays["ims"], job.half, f"the features of image {job.corpus.image_ids[start]}")
             rows.write(start, arrays)
     if rows:
         _write_captions(job)
@@ -288,12 +267,12 @@ def _extract_clips(job: _Job, device: torch.device) -> None:
         pooled = [encoder.backbone(part).mean(1).float().cpu() for part in parts]
         return {"frames": torch.cat(pooled).numpy()}
 
-    for start, arrays in _computed(read, compute, 0, len(waiting), 1, f"extracting {job.split}"):
+    for start, arrays in computed(read, compute, [range(len(waiting))], len(waiting), 1, f"extracting {job.split}"):
         row = waiting[start]
-        values = _as_kind(arrays["frames"], job.half, f"clip {labels[row]}")
+        values = as_written(arrays["frames"], job.half, f"the features of clip {labels[row]}")
         write_file(files[row], lambda file, values=values: np.save(file, values))  # type: ignore[misc]
     if is_main():
-        _write_json(job.result, job.manifest)
+        write_json(job.result, job.manifest)
         job.journal.unlink()
 
 
@@ -304,49 +283,6 @@ def _waiting_clips(files: list[Path]) -> list[int]:
     for unfinished in place.glob(".*.tmp"):
         unfinished.unlink()
     return [row for row, file in enumerate(files) if not file.exists()]
-
-
-def _computed(
-    read: Callable[[np.ndarray], Any],
-    compute: Callable[[Any, int], Arrays],
-    first: int,
-    total: int,
-    size: int,
-    title: str,
-) -> Iterator[tuple[int, Arrays]]:
-    """Rows' numbers and arrays, batch by batch; the next batch is read meanwhile.
-
-    In a round every process computes a batch of up to ``size`` rows. The main process gets all of them, in the order of
-    their rows; the others take part and get nothing.
-    """
-    together = size * world_size()
-    rounds = [np.arange(start, min(start + together, total)) for start in range(first, total, together)]
-
-    def read_own(rows: np.ndarray) -> tuple[int, Any] | None:
-        own = rows[share(len(rows))]
-        return (int(own[0]), read(own)) if len(own) else None
-
-    with (
-        ThreadPoolExecutor(1) as pool,
-        progress_bar(title, " items", total, first, stays=True) as bar,
-    ):
-        waiting = None
-        for number, rows in enumerate(rounds):
-            batch = (waiting or pool.submit(read_own, rows)).result()
-            if number + 1 < len(rounds):
-                waiting = pool.submit(read_own, rounds[number + 1])
-            own = None if batch is None else (batch[0], compute(batch[1], batch[0]))
-            yield from (part for part in collect(own) if part is not None)
-            bar.update(len(rows))
-
-
-def _as_kind(values: np.ndarray, half: bool, first: str) -> np.ndarray:
-    """Values in the type that is written. Raises InputError when they do not fit it."""
-    with np.errstate(over="ignore"):
-        converted: np.ndarray = values.astype(np.float16 if half else np.float32)
-    if not np.isfinite(converted).all():
-        raise InputError(f"the features of {first}, or of one soon after it, are not finite in {converted.dtype}")
-    return converted
 
 
 class RowWriter:
@@ -406,13 +342,13 @@ class RowWriter:
             self.done = start + len(value)
         for array in self.arrays.values():
             array.flush()
-        _write_json(self.journal, {**self.manifest, "done": self.done, "shapes": self.shapes})
+        write_json(self.journal, {**self.manifest, "done": self.done, "shapes": self.shapes})
 
     def finish(self) -> None:
         """Put the arrays in their places and say so in the manifest."""
         for name in self.arrays:
             os.replace(self._file(name), self._file(name, finished=True))
-        _write_json(self.folder / f"{self.split}_manifest.json", {**self.manifest, "arrays": self.shapes})
+        write_json(self.folder / f"{self.split}_manifest.json", {**self.manifest, "arrays": self.shapes})
         self.journal.unlink(missing_ok=True)
 
     def _open(self, name: str, kind: list[Any]) -> np.memmap:
@@ -434,7 +370,3 @@ def _claim_space(file: Path) -> None:
     if hasattr(os, "posix_fallocate"):
         with open(file, "r+b") as opened:
             os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    write_file(path, lambda file: file.write((json.dumps(content, indent=2) + "\n").encode()))

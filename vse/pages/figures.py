@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
+from vse.console import show_progress
 from vse.errors import InputError
 from vse.files import write_file
 from vse.pages.charts import Chart
@@ -88,7 +88,7 @@ def save_figures(folder: Path, figures: Sequence[Chart | PictureFigure | WordFig
     named: dict[str, Chart | PictureFigure | WordFigure] = {}
     for one in figures:
         named.setdefault(one.name, one)
-    for name, one in tqdm(named.items(), desc="figures", unit=" figures", leave=False, delay=2):
+    for name, one in show_progress(named.items(), len(named), "figures", " figures", delay=2):
         figure = Figure(layout="constrained")
         if isinstance(one, Chart):
             _chart(figure, one)

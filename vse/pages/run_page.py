@@ -8,12 +8,12 @@ import numpy as np
 import torch
 import yaml
 from torch import Tensor
-from tqdm import tqdm
 
 from vse.build import build_corpus
 from vse.checkpoints.load import Loaded, load_model
 from vse.checkpoints.native import find_checkpoint
 from vse.config_files import names_config
+from vse.console import show_progress
 from vse.data.corpus import Corpus
 from vse.errors import InputError
 from vse.evaluation.blocks import transpose
@@ -164,7 +164,7 @@ def _metrics(exhibit: Exhibit, loaded: Loaded, scored: CorpusScores) -> dict[str
     corpus = exhibit.corpus
     metrics = report(scored, corpus, PROTOCOLS["retrieval"])
     samples = min(_BOOTSTRAP, max(100, _DRAWN // len(corpus.captions)))
-    metrics["bootstrap"] = bootstrap([scored.ranks(corpus.image_of_caption)], samples)[0]
+    metrics["bootstrap"] = bootstrap([[scored.ranks(corpus.image_of_caption)]], samples)[0]
     if "sets" in metrics:
         alone = single_embedding_rsums(exhibit.embeddings, corpus.image_of_caption)
         metrics["sets"] = {**metrics["sets"], **alone, "start": loaded.start}
@@ -181,7 +181,7 @@ def _weight_charts(exhibit: Exhibit) -> list[Chart]:
     for side, name, items in (("image", what, images), ("text", "tokens", captions)):
         tower = exhibit.model.image if side == "image" else exhibit.model.text
         if weight_chart(side, name, tower.aggregator, [_features(exhibit, side, items[0])]) is not None:
-            bar = tqdm(items, desc=f"weights by rank of {side}s", unit=" items", leave=False, delay=2)
+            bar = show_progress(items, len(items), f"weights by rank of {side}s", " items", delay=2)
             samples = [_features(exhibit, side, item) for item in bar]
             chart = weight_chart(side, name, tower.aggregator, samples)
             charts += [chart] if chart is not None else []
@@ -253,6 +253,6 @@ def _cards(exhibit: Exhibit, side: str, choice: Choice, positives: Sequence[np.n
     make = image_card if side == "image" else caption_card
     title = "images" if side == "image" else "captions"
     cards = {}
-    for place, key in enumerate(tqdm(keys, desc=f"looking at {title}", unit=" queries", leave=False, delay=2)):
+    for place, key in enumerate(show_progress(keys, len(keys), f"looking at {title}", " queries", delay=2)):
         cards[key] = make(exhibit, key[1], answers[place], [each[place] for each in own])
     return cards

@@ -2,43 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from vse.pages.html import Markup, check_page, page, tag, write_page
 from vse.pages.pictures import LARGE, SMALL, Gallery, read_picture, show
+from vse.search.results import Hit, Result
 
 
-class Hit(NamedTuple):
-    """Something that was found.
-
-    Attributes:
-        rank: Its place, from 1.
-        score: Its score.
-        label: Its id.
-        path: Its picture, or a clip's folder; None where there is none.
-        caption: Its caption, or None.
-    """
-
-    rank: int
-    score: float
-    label: str
-    path: Path | None = None
-    caption: str | None = None
-
-
-class Found(NamedTuple):
-    """A query and what was found for it.
-
-    Attributes:
-        query: The caption that was asked for, or the picture.
-        hits: What was found, the best first.
-    """
-
-    query: str | Path
-    hits: Sequence[Hit]
-
-
-def search_page(results: Sequence[Found], path: Path) -> None:
+def search_page(results: Sequence[Result], path: Path) -> None:
     """Write the results of a search as one HTML file that needs no other file.
 
     Args:
@@ -55,17 +25,17 @@ def search_page(results: Sequence[Found], path: Path) -> None:
     write_page(path, page("Search results", tag("h1", "Search results"), tag("p", count), *cards, gallery.content()))
 
 
-def _card(gallery: Gallery, found: Found) -> Markup:
+def _card(gallery: Gallery, found: Result) -> Markup:
     """A query and its hits; hits with pictures stand side by side, others in a list."""
-    if isinstance(found.query, Path):
-        asked = tag("figure", _picture(gallery, found.query, LARGE), tag("figcaption", str(found.query)), class_="look")
+    if found.image is not None:
+        asked = tag("figure", _picture(gallery, found.image, LARGE), tag("figcaption", found.query), class_="look")
     else:
         asked = tag("p", f"“{found.query}”", class_="caption")
     if any(hit.path is not None for hit in found.hits):
         hits = tag("div", *(_pictured(gallery, hit) for hit in found.hits), class_="pictures")
     else:
         hits = tag("ol", *map(_listed, found.hits), class_="hits")
-    if isinstance(found.query, Path):
+    if found.image is not None:
         return tag("article", tag("div", asked, hits, class_="found"), class_="query")
     return tag("article", asked, hits, class_="query")
 
@@ -83,11 +53,11 @@ def _score(score: float) -> Markup:
 
 
 def _pictured(gallery: Gallery, hit: Hit) -> Markup:
-    shown = _picture(gallery, hit.path, SMALL) if hit.path is not None else tag("div", hit.label, class_="missing")
-    text = hit.label if hit.caption is None else hit.caption
+    shown = _picture(gallery, hit.path, SMALL) if hit.path is not None else tag("div", hit.id, class_="missing")
+    text = hit.id if hit.caption is None else hit.caption
     return tag("figure", shown, tag("figcaption", f"{hit.rank:,}. {text} ", _score(hit.score)), class_="hit")
 
 
 def _listed(hit: Hit) -> Markup:
     place = tag("span", f"{hit.rank:,}.", class_="score")
-    return tag("li", place, tag("span", hit.label if hit.caption is None else hit.caption), _score(hit.score))
+    return tag("li", place, tag("span", hit.id if hit.caption is None else hit.caption), _score(hit.score))
