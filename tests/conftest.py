@@ -32,6 +32,8 @@ LONGEST = (
     "test_golden.py",
     "test_stop.py",
     "test_extraction.py",
+    "test_runs_on_pictures.py",
+    "test_extraction_processes.py",
 )
 
 

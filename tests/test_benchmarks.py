@@ -25,6 +25,7 @@ def test_a_machine_without_a_gpu_is_told_so(
     assert "no GPU" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_checks_for_a_gpu_pass_on_the_cpu(tmp_path: Path) -> None:
     words = (
         "--device",

@@ -121,6 +121,7 @@ with claim_folder(Path(folder)), StopSignal() as stop:
 """
 
 
+@pytest.mark.slow
 def test_without_file_locks_and_hang_ups(tmp_path: Path) -> None:
     """Loading and evaluating need neither, as on Windows."""
     data = ROOT / "tests" / "checkpoints" / "data" / "version_1"

@@ -196,11 +196,10 @@ def test_texts_keep_their_order_and_ignore_batch_mates(regions: VSEModel) -> Non
 
 
 def test_one_text_that_is_not_in_a_list(regions: VSEModel) -> None:
-    """It has no first dimension; other iterables are lists."""
-    one, listed = regions.encode_texts("a dog"), regions.encode_texts(["a dog"])
-    assert one.shape == (1, 8) and torch.equal(one, listed[0])
+    """It is like a list of one; other iterables are lists, too."""
+    one = regions.encode_texts("a dog")
+    assert one.shape == (1, 1, 8) and torch.equal(one, regions.encode_texts(["a dog"]))
     assert torch.equal(regions.embed_texts("a dog").embeddings, one) and regions.embed_texts("a dog").mask is None
-    assert regions.text_sets("a dog").shape == (1, 1, 8)  # type: ignore[union-attr]
     assert torch.equal(regions.encode_texts(t for t in ("ab", "c")), regions.encode_texts(["ab", "c"]))  # type: ignore[arg-type]
 
 
@@ -251,8 +250,8 @@ def test_arrays_are_like_tensors(regions: VSEModel) -> None:
 
 def test_one_image_of_features_that_is_not_in_a_list(regions: VSEModel) -> None:
     image = torch.randn(4, 5)
-    expected = regions.encode_images([image])[0]
-    assert expected.shape == (1, 8)
+    expected = regions.encode_images([image])
+    assert expected.shape == (1, 1, 8)
     for one in (image, image.numpy(), image.double().numpy()):
         torch.testing.assert_close(regions.encode_images(one), expected)
         torch.testing.assert_close(regions.embed_images(one).embeddings, expected)
@@ -305,7 +304,7 @@ def test_pictures_from_anything(pictures: VSEModel, tmp_path: Path) -> None:
     for same in (paths, [str(path) for path in paths], opened, tensors, arrays, np.stack(arrays), torch.stack(tensors)):
         torch.testing.assert_close(pictures.encode_images(same, batch_size=2), expected, atol=1e-5, rtol=0)
     for one in (paths[1], str(paths[1]), opened[1], tensors[1], arrays[1]):
-        torch.testing.assert_close(pictures.encode_images(one), expected[1], atol=1e-5, rtol=0)
+        torch.testing.assert_close(pictures.encode_images(one), expected[1:2], atol=1e-5, rtol=0)
     transform: Any = pictures.transform
     assert transform.seen and not any(train for _, train in transform.seen)
 
@@ -317,8 +316,8 @@ def test_arrays_with_their_colours_last_are_pictures(pictures: VSEModel, clips: 
     expected = pictures.encode_images(opened)
     for same in (arrays, np.stack(arrays)):
         torch.testing.assert_close(pictures.encode_images(same), expected, atol=1e-6, rtol=0)
-    torch.testing.assert_close(pictures.encode_images(arrays[2]), expected[2], atol=1e-6, rtol=0)
-    clip = clips.encode_images([opened])[0]
+    torch.testing.assert_close(pictures.encode_images(arrays[2]), expected[2:], atol=1e-6, rtol=0)
+    clip = clips.encode_images([opened])
     torch.testing.assert_close(clips.encode_images(np.stack(arrays)), clip, atol=1e-6, rtol=0)
     first = np.ascontiguousarray(arrays[0].transpose(2, 0, 1))
     torch.testing.assert_close(pictures.encode_images(first), pictures.encode_images(torch.from_numpy(first)))
@@ -375,7 +374,7 @@ def test_clips_from_lists_tensors_and_arrays(clips: VSEModel) -> None:
     for same in (sources, [tensor.numpy() for tensor in tensors], torch.stack(tensors)):
         torch.testing.assert_close(clips.encode_images(same, batch_size=2), expected, atol=1e-5, rtol=0)
     for one in (tensors[1], tensors[1].numpy()):
-        torch.testing.assert_close(clips.encode_images(one), expected[1], atol=1e-5, rtol=0)
+        torch.testing.assert_close(clips.encode_images(one), expected[1:2], atol=1e-5, rtol=0)
 
 
 def test_clips_of_different_lengths_share_a_batch(clips: VSEModel) -> None:

@@ -165,5 +165,6 @@ def test_the_temperature_is_the_models(tiny_clip: Path, tiny_siglip: Path, cli: 
         assert ranking.log_temperature.exp().item() == pytest.approx(1 / encoder.logit_scale)
         assert name == "clip/f30k" or ranking.bias.item() == pytest.approx(encoder.logit_bias)
     outcome = cli("train", ROOT / "configs" / "demo.yaml", f"data.root={tmp_path / 'w'}", "loss.ranking.name=info_nce",
+                  "data.options={train_scenes: 24, eval_scenes: 6}",
                   "loss.ranking.temperature=pretrained", f"run.dir={tmp_path / 'd'}")  # fmt: skip
     assert outcome.code == 2 and "loss.ranking.temperature: regions has no logit scale of its own" in outcome.err

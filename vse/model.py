@@ -131,19 +131,17 @@ class VSEModel(nn.Module):
             device: Where to embed, such as "cuda". The model moves there and stays. None: where the model is.
 
         Returns:
-            Embeddings (n, K, H) on the model's device, in the order of the captions; (K, H) for one caption that is
-            not in a list.
+            Embeddings (n, K, H) on the model's device, in the order of the captions; one caption gives (1, K, H).
 
         Raises:
             ValueError: There is no caption, a caption is empty or not a string, the model has no vocabulary, the
                 sets differ in size, or there is no such device.
 
         >>> model.encode_texts(["a dog runs", "two red kites"]).shape, model.encode_texts("a dog runs").shape
-        (torch.Size([2, 1, 1024]), torch.Size([1, 1024]))
+        (torch.Size([2, 1, 1024]), torch.Size([1, 1, 1024]))
         """
         self._move(device)
-        sets = _of_one_size(self.text_sets(texts, batch_size, progress), "embed_texts")
-        return sets[0] if isinstance(texts, str) else sets
+        return _of_one_size(self.text_sets(texts, batch_size, progress), "embed_texts")
 
     def embed_texts(
         self,
@@ -161,8 +159,7 @@ class VSEModel(nn.Module):
             device: As there.
 
         Returns:
-            Embeddings (n, K, H), zero behind the smaller sets, and their mask (n, K), or None when all have one size;
-            (K, H) and None for one caption that is not in a list.
+            Embeddings (n, K, H), zero behind the smaller sets, and their mask (n, K), or None when all have one size.
 
         Raises:
             ValueError: As there, but the sets may differ in size.
@@ -170,8 +167,7 @@ class VSEModel(nn.Module):
         >>> model.embed_texts(["a dog runs", "two red kites"]).mask
         """
         self._move(device)
-        sets = padded(self.text_sets(texts, batch_size, progress))
-        return Aggregated(sets.embeddings[0]) if isinstance(texts, str) else sets
+        return padded(self.text_sets(texts, batch_size, progress))
 
     def text_sets(self, texts: str | Sequence[str], batch_size: int = 256, progress: Progress = False) -> Sets:
         """Embed captions as :meth:`embed_texts` does, but keep sets of different sizes without padding.
@@ -219,8 +215,8 @@ class VSEModel(nn.Module):
             device: Where to embed, such as "cuda". The model moves there and stays. None: where the model is.
 
         Returns:
-            Embeddings (n, K, H) on the model's device, in the order of the images; (K, H) for one item that is not in
-            a list. A clip that is a list of PIL pictures must itself be in a list.
+            Embeddings (n, K, H) on the model's device, in the order of the images; one item gives (1, K, H). A clip
+            that is a list of PIL pictures must itself be in a list.
 
         Raises:
             ValueError: There is no image, the model does not read such images, the sets differ in size, or there is no
@@ -231,8 +227,7 @@ class VSEModel(nn.Module):
         torch.Size([2, 1, 1024])
         """
         self._move(device)
-        sets = _of_one_size(self.image_sets(images, batch_size, progress), "embed_images")
-        return sets[0] if self._is_one_image(images) else sets
+        return _of_one_size(self.image_sets(images, batch_size, progress), "embed_images")
 
     def embed_images(
         self,
@@ -250,8 +245,7 @@ class VSEModel(nn.Module):
             device: As there.
 
         Returns:
-            Embeddings (n, K, H), zero behind the smaller sets, and their mask (n, K), or None when all have one size;
-            (K, H) and None for one item that is not in a list.
+            Embeddings (n, K, H), zero behind the smaller sets, and their mask (n, K), or None when all have one size.
 
         Raises:
             ValueError: As there, but the sets may differ in size.
@@ -261,8 +255,7 @@ class VSEModel(nn.Module):
         tensor([36, 20])
         """
         self._move(device)
-        sets = padded(self.image_sets(images, batch_size, progress))
-        return Aggregated(sets.embeddings[0]) if self._is_one_image(images) else sets
+        return padded(self.image_sets(images, batch_size, progress))
 
     def image_sets(self, images: Any, batch_size: int = 256, progress: Progress = False) -> Sets:
         """Embed images or clips as :meth:`embed_images` does, but keep sets of different sizes without padding.

@@ -159,7 +159,7 @@ def test_evaluated_and_started_from(cli: Cli, exported: Path, tiny: list[str], d
 def test_an_official_checkpoint_and_its_vocabulary(tmp_path: Path) -> None:
     file, words = save_vse_infty(tmp_path / "model_best.pth"), words_file(tmp_path / "words.json", 29)
     export(file, tmp_path / "with", vocabulary=words)
-    assert vse.load(tmp_path / "with").encode_texts("red dog").shape == (1, 8)
+    assert vse.load(tmp_path / "with").encode_texts("red dog").shape == (1, 1, 8)
     export(file, tmp_path / "without")
     assert isinstance(vse.load(tmp_path / "without").vocabulary, MissingVocabulary)
     assert "The vocabulary is not part of this model" in (tmp_path / "without" / "README.md").read_text()

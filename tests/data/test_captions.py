@@ -56,6 +56,7 @@ def test_many_and_few_captions_give_the_same(monkeypatch: pytest.MonkeyPatch, fo
     assert many.words.tolist() == [number for caption in CAPTIONS for number in split_words(caption)[1]]
 
 
+@pytest.mark.slow
 def test_spawned_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on macOS and Windows: what goes to the processes can be pickled, and they give the same."""
     expected = again()

@@ -299,6 +299,7 @@ def test_an_image_without_a_caption(grid: list[str], cli: Cli, tmp_path: Path) -
     assert "image 2 has no caption" in cli("extract_features", config, tmp_path / "out", *settings).error
 
 
+@pytest.mark.slow
 def test_detected_regions_are_trained_on(grid: list[str], cli: Cli, tmp_path: Path) -> None:
     """From a file of weights; boxes, scores, labels and sizes lie beside the features."""
     torch.manual_seed(0)

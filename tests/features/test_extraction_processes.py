@@ -91,7 +91,9 @@ def with_batches_of(config: Config, size: int) -> Config:
     return config.model_copy(update={"eval": config.eval.model_copy(update={"batch_size": size})})
 
 
-@pytest.mark.parametrize(("world", "size", "rounding"), [(2, 2, 1e-5), (3, 2, 1e-5), (2, 1, 0.0)])
+@pytest.mark.parametrize(
+    ("world", "size", "rounding"), [(2, 2, 1e-5), (2, 1, 0.0), pytest.param(3, 2, 1e-5, marks=pytest.mark.slow)]
+)
 def test_pictures(world: int, size: int, rounding: float, pictures: Config, tmp_path: Path) -> None:
     """The last round is cut into other batches than one process has, which a convolution may round otherwise."""
     pictures = with_batches_of(pictures, size)
@@ -110,7 +112,7 @@ def test_pictures(world: int, size: int, rounding: float, pictures: Config, tmp_
     assert counts(tmp_path / "counts", "again") == [0] * world
 
 
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_clips(world: int, clips: tuple[Config, Path], tmp_path: Path) -> None:
     config, folder = clips
     with counted(tmp_path / "counts", "one"):
@@ -136,7 +138,7 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 3)])
+@pytest.mark.parametrize(("before", "after"), [(2, 1), pytest.param(1, 3, marks=pytest.mark.slow)])
 def test_another_number_of_processes_goes_on(before: int, after: int, pictures: Config, tmp_path: Path) -> None:
     """Killed while the third round is written: what was written before is kept, and not computed again."""
     extract_features(pictures, tmp_path / "one", SPLITS)
@@ -177,6 +179,7 @@ def test_fewer_rows_than_processes(pictures: Config, tmp_path: Path) -> None:
     in_processes(3, tmp_path, check)
 
 
+@pytest.mark.slow
 def test_detected_regions(pictures: Config, tmp_path: Path) -> None:
     """Boxes, scores and sizes come from every process as well."""
     torch.manual_seed(0)

@@ -159,6 +159,7 @@ def test_nohup_is_respected() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_loses_nothing(tiny: list[str], tmp_path: Path) -> None:
     process = launch_training(tiny)
     assert process.stdout

@@ -82,12 +82,13 @@ def test_two_processes_train_evaluate_and_go_on_as_one(cli: Cli, tiny: list[str]
     assert "2 processes saved it and 1 go on" in outcome.out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         (["train.batch_size=2", "optim.lr=1e30", "train.clip_norm=null"], "the loss is"),
-        pytest.param(["optim.lr=none"], "optim.lr", marks=pytest.mark.slow),
-        pytest.param(["data.root=nowhere"], "nowhere", marks=pytest.mark.slow),
+        (["optim.lr=none"], "optim.lr"),
+        (["data.root=nowhere"], "nowhere"),
     ],
 )
 def test_a_mistake_is_said_once(tiny: list[str], settings: list[str], message: str) -> None:
@@ -146,6 +147,7 @@ def test_a_signal_to_one_process_ends_all(
     goes_on(cli, tiny, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_what_one_process_is_told_all_do(cli: Cli, tiny: list[str], tmp_path: Path, store: TCPStore) -> None:
     """A signal to the second process in mid-epoch: both stop after the same step, and the first one saves it."""
     data = write_precomp(tmp_path / "long", train=2000)

@@ -64,6 +64,7 @@ def numbers_in(files: list[Path]) -> dict[int, float]:
     return found
 
 
+@pytest.mark.slow
 def test_wandb(cli: Cli, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Offline: the numbers and settings are in its file; a run that goes on has the same id."""
     pytest.importorskip("wandb")
