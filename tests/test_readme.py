@@ -187,7 +187,13 @@ def test_demo(checkout: Path, demo: str) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_commands(page: str, inside: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_page(page: str, inside: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """All its commands run, and then its snippets."""
+    run_commands(page, capfd)
+    run_snippets(page)
+
+
+def run_commands(page: str, capfd: pytest.CaptureFixture[str]) -> None:
     lines = commands(page)
     assert lines
     for line in lines:
@@ -198,8 +204,7 @@ def test_commands(page: str, inside: Path, capfd: pytest.CaptureFixture[str]) ->
         assert outcome.code == 0, f"{line}\n{outcome.err}"
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_snippets(page: str, inside: Path) -> None:
+def run_snippets(page: str) -> None:
     """They print what the page shows, and a shape in a comment is the shape of what the line assigns."""
     namespace: dict[str, Any] = {}
     for code, output in snippets(page):

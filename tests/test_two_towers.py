@@ -100,7 +100,7 @@ def test_load_of_a_config(tiny_clip: Path, tmp_path: Path) -> None:
     lines = [f"base: {ROOT / 'configs' / 'clip' / 'f30k.yaml'}", "model:", "  embed_dim: 16"]
     lines += [f"  {side}: {{encoder: {{model: {tiny_clip}}}}}" for side in ("image", "text")]
     file.write_text("\n".join(lines))
-    assert vse.load(file).encode_texts("two dogs").shape == (1, 16)
+    assert vse.load(file).encode_texts("two dogs").shape == (1, 1, 16)
 
 
 def test_trained_resumed_and_evaluated_without_the_folder(cli: Cli, tiny_clip: Path, tmp_path: Path) -> None:

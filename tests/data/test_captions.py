@@ -17,7 +17,8 @@ CAPTIONS = ["a dog", "", 'A "red" dog runs.', "cannot go", "a dog"] * 30
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Few captions count as many, and nothing is in the cache."""
+    """Few captions count as many, but no process is started for them, and nothing is in the cache."""
+    monkeypatch.setattr(captions, "usable_cores", lambda: 0)
     monkeypatch.setenv("VSE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(captions, "_MANY", 100)
     monkeypatch.setattr(captions, "_CHUNK", 16)
@@ -45,6 +46,7 @@ def equal(a: FlatCaptions, b: FlatCaptions) -> bool:
 
 def test_many_and_few_captions_give_the_same(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     """Several processes, one process and a loop over the captions."""
+    monkeypatch.setattr(captions, "usable_cores", lambda: 2)
     before = torch.get_rng_state()
     many = again()
     assert torch.equal(torch.get_rng_state(), before)
