@@ -45,3 +45,11 @@ def test_titles_and_names_are_shown_and_escaped() -> None:
     dashes = [outline.elements[place][1]["stroke-dasharray"] for place in outline.find("polyline")]
     assert len(set(dashes)) == 2  # they can be told apart in black and white
     assert not Outline(draw(Chart("c", "T", "x", "y", (Line("a", [1], [1.0]),)))).find("span", "legend")
+
+
+@pytest.mark.parametrize(("x", "shown"), [([1, 2], ["1", "2"]), ([1, 1.5, 2], ["1", "1.2", "1.4", "1.6", "1.8", "2"])])
+def test_epochs_have_whole_numbers(x: list[float], shown: list[str]) -> None:
+    """There is no epoch 1.2; other values have such numbers."""
+    outline = Outline(draw(Chart("c", "T", "epoch", "loss", (Line("a", x, [10.0 * value for value in x]),))))
+    texts = [outline.text(place) for place in outline.find("text")]
+    assert [text for text in texts if text in ("1", "1.2", "1.4", "1.6", "1.8", "2")] == shown

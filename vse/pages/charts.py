@@ -114,6 +114,8 @@ def _drawing(chart: Chart) -> Markup:
     across = _Axis(min(xs), right, _LEFT, _WIDTH - _RIGHT)
     upwards = _Axis(rows[0], rows[-1], _HEIGHT - _BOTTOM, _TOP)
     columns = [value for value in ticks(min(xs), max(xs)) if min(xs) <= value <= right]
+    if all(float(x).is_integer() for x in xs):  # epochs, steps, ranks
+        columns = [value for value in columns if value.is_integer()]
     parts = [*_grid(rows, columns, across, upwards), *_titles(chart)]
     for number, line in enumerate(chart.lines):
         parts += _points(line, number, across, upwards)

@@ -95,7 +95,7 @@ def _use(loaded: Loaded) -> str:
         "",
         'model = vse.load("FOLDER")  # this folder, or "hf://owner/name"',
         'captions = model.encode_texts(["a dog runs", "two red kites"])  # (2, K, H)',
-        'images = model.encode_images(["a.jpg", "b.gif"])  # (2, K, H)',
+        'images = model.encode_images(["a.jpg", "b.jpg"])  # (2, K, H)',
         "scores = model.similarity(images, captions)  # (2, 2)",
     ]
     if width is None:
