@@ -127,7 +127,7 @@ class Training:
         runtime.seed_everything(config.run.seed)
         self.config = config
         self.device = runtime.pick_device(config.run.device)
-        runtime.set_algorithms(config.run.deterministic, is_alike=config.model.image.encoder.name == "grid")
+        runtime.set_algorithms(config.run.deterministic, is_alike=config.model.image.encoder.name in ("grid", "timm"))
         self.train_corpus = read_training_corpus(config)
         self.dev_corpus = build.build_corpus(config, "dev")
         self.in_dim = build.image_width(self.train_corpus, self.dev_corpus)
