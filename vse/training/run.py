@@ -404,7 +404,10 @@ class Training:
             losses = {name: torch.stack([each[name] for each in several]).mean() for name in several[0]}
         batch, image, text, tables = judged.batch, judged.image, judged.text, judged.tables
         parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
-        distributed.average_gradients(parameters)
+        encoding = {id(p) for tower in (self.model.image, self.model.text) for p in tower.parameters()}
+        distributed.share_gradients(
+            [p for p in parameters if id(p) in encoding], [p for p in parameters if id(p) not in encoding]
+        )
         self.scaler.unscale_(self.optimiser)
         norm = nn.utils.clip_grad_norm_(parameters, self.config.train.clip_norm or math.inf)
         if self.is_logged or self.total_steps == 0:
