@@ -25,7 +25,7 @@ from transformers import BertConfig, ViTConfig
 from vse.build import build_criterion, build_model, read_config
 from vse.config import Config
 from vse.data.vocabulary import MissingVocabulary
-from vse.distributed import average_gradients
+from vse.distributed import share_gradients
 from vse.model import VSEModel
 from vse.sets import Aggregated
 from vse.training.run import gather_aggregated
@@ -166,7 +166,7 @@ def _count_sent(rank: int, name: str, images: int, captions: int, folder: str) -
     image, text = gather_aggregated(image, 2 * images), gather_aggregated(text, 2 * captions)
     (total_of(image) + total_of(text)).backward()
     sent["norms"] = sent.pop("all_reduce", 0)
-    average_gradients(model.parameters())
+    share_gradients(model.parameters())
     if rank == 0:
         torch.save(dict(sent), f"{folder}/sent.pt")
     dist.destroy_process_group()

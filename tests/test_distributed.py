@@ -36,14 +36,14 @@ def _loss(rows: Tensor, scale: Tensor) -> Tensor:
 
 
 def _trained(rows: Tensor, total: int) -> tuple[Tensor, list[Tensor]]:
-    """Loss and averaged gradients of a small encoder of some rows, of a parameter of the loss, and of an unused one."""
+    """Loss and shared gradients of a small encoder of some rows, of a parameter of the loss, and of an unused one."""
     torch.manual_seed(0)
     encoder = nn.Linear(4, 3, dtype=torch.float64)
     scale = nn.Parameter(torch.tensor(0.7, dtype=torch.float64))
     unused = nn.Parameter(torch.zeros(2, dtype=torch.float64))
     loss = _loss(distributed.gather(encoder(rows), total), scale)
     loss.backward()
-    distributed.average_gradients([*encoder.parameters(), scale, unused])
+    distributed.share_gradients([*encoder.parameters(), unused], [scale])
     assert unused.grad is None
     return loss.detach(), [p.grad for p in (*encoder.parameters(), scale) if p.grad is not None]
 
@@ -68,6 +68,28 @@ def test_processes_compute_what_one_computes(tmp_path: Path, world: int) -> None
     in_processes(world, tmp_path, check)
 
 
+def test_half_precision_bears_no_number_of_processes(tmp_path: Path) -> None:
+    """A loss scale that one process bears is borne by several: what arrives at their outputs is as large as there."""
+    rows = torch.randn(6, 4, generator=torch.Generator().manual_seed(1)).half()
+
+    def arriving(own: Tensor, total: int, scale: float) -> Tensor:
+        embeddings = own.clone().requires_grad_()
+        (_loss(distributed.gather(embeddings, total).float(), torch.tensor(1.0)) * scale).backward()
+        assert embeddings.grad is not None and embeddings.grad.dtype == torch.float16
+        return embeddings.grad
+
+    largest = arriving(rows, 6, 1024.0).abs().max().item()
+    scale = 1024.0 * 0.75 * torch.finfo(torch.float16).max / largest  # twice as much would not fit into float16
+    alone = arriving(rows, 6, scale)
+    assert alone.isfinite().all()
+
+    def check() -> None:
+        place = distributed.share(6)
+        assert torch.equal(arriving(rows[place], 6, scale), alone[place])
+
+    in_processes(2, tmp_path, check)
+
+
 def check_turns() -> None:
     """The first process is done before the others begin, and lets them in even when it fails."""
     folder = Path(os.environ["VSE_CACHE"])
@@ -87,11 +109,12 @@ def test_one_process_of_a_machine_goes_first(tmp_path: Path, monkeypatch: pytest
 
 def test_a_gradient_missing_in_one_process_counts_as_zero(tmp_path: Path) -> None:
     def check() -> None:
-        parameter = nn.Parameter(torch.ones(3))
+        summed, averaged = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
         if distributed.rank() == 1:
-            parameter.sum().backward()
-        distributed.average_gradients([parameter])
-        assert parameter.grad is not None and torch.equal(parameter.grad, torch.full((3,), 0.5))
+            (summed + averaged).sum().backward()
+        distributed.share_gradients([summed], [averaged])
+        for parameter, expected in ((summed, 1.0), (averaged, 0.5)):
+            assert parameter.grad is not None and torch.equal(parameter.grad, torch.full((3,), expected))
 
     in_processes(2, tmp_path, check)
 
@@ -104,8 +127,9 @@ def test_gradients_of_several_types_and_buckets(tmp_path: Path, monkeypatch: pyt
         parameters = [nn.Parameter(torch.zeros(size, dtype=kind)) for size in (3, 2, 6) for kind in kinds]
         for number, parameter in enumerate(parameters):
             parameter.grad = torch.full_like(parameter, float(number + 10 * distributed.rank()))
-        distributed.average_gradients(parameters)
+        distributed.share_gradients(parameters[:4], parameters[4:])
         for number, parameter in enumerate(parameters):
-            assert parameter.grad is not None and (parameter.grad == number + 5).all()
+            expected = 2 * number + 10 if number < 4 else number + 5
+            assert parameter.grad is not None and (parameter.grad == expected).all()
 
     in_processes(2, tmp_path, check)

@@ -35,7 +35,7 @@ from vse.data.word_vectors import read_vectors
 from vse.encoders import ENCODERS
 from vse.encoders.base import EncoderTraits
 from vse.encoders.base import traits_of as traits_of_encoder
-from vse.encoders.pretrained import read_preprocessing
+from vse.encoders.pretrained import Preprocessing, read_preprocessing
 from vse.errors import InputError, close_match
 from vse.losses import LOSSES, REGULARISERS, Criterion, InfoNCELoss
 from vse.model import Tower, VSEModel
@@ -114,13 +114,23 @@ def complete(config: Config, saved: Mapping[str, Any] | None = None) -> Config:
     if saved is not None:
         content["data"]["transform"] = saved["data"]["transform"]
         return config.replaced(content)
-    model = transform.arguments.get("model") or image.get("model") or image.get("backbone")
-    if model is None:
-        raise config.error("data.transform.model", "missing: the image encoder names no model")
-    steps = read_preprocessing(model)
+    steps = _preprocessing(config, transform.arguments.get("model"), image)
     found = {"size": steps.size, "resize": steps.resize, "resample": steps.resample}
     content["data"]["transform"] |= {key: value for key, value in found.items() if transform.arguments.get(key) is None}
     return config.replaced(content)
+
+
+def _preprocessing(config: Config, model: str | None, image: Mapping[str, Any]) -> Preprocessing:
+    """What a model was published with: the one that the transform names, or else the image encoder's."""
+    own = encoder_traits(config, "image").preprocessing
+    if model is None and own is not None:
+        with errors_at(config, "model.image.encoder", image):
+            found: Preprocessing = own(**image)
+        return found
+    model = model or image.get("model") or image.get("backbone")
+    if model is None:
+        raise config.error("data.transform.model", "missing: the image encoder names no model")
+    return read_preprocessing(model)
 
 
 def _components(config: Config) -> Iterator[tuple[NamedComponent, Mapping[str, Any], int]]:

@@ -185,10 +185,10 @@ class _Sum(torch.autograd.Function):
 
 
 class _Gather(torch.autograd.Function):
-    """Rows of all processes, in their order; the gradient of the own rows, times the number of processes.
+    """Rows of all processes, in their order; the gradient of the own rows.
 
-    Gradients of parameters are averaged over processes afterwards. The factor turns that average into the sum that the
-    encoders need, and leaves the average for parameters of the loss, whose gradient every process has in full.
+    It is the gradient that one process would have there, without a factor that half precision would have to bear.
+    :func:`share_gradients` does the rest.
     """
 
     @staticmethod
@@ -204,7 +204,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient[share(ctx.total)] * world_size(), None
+        return gradient[share(ctx.total)], None
 
 
 def gather(own: Tensor, total: int) -> Tensor:
@@ -223,26 +223,38 @@ def gather(own: Tensor, total: int) -> Tensor:
     return gathered
 
 
-def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace every gradient by its mean over the processes; a missing one counts as zero.
+def share_gradients(of_shares: Iterable[nn.Parameter], of_whole: Iterable[nn.Parameter] = ()) -> None:
+    """Replace the gradients of all processes by those of the whole batch; a missing one counts as zero.
 
+    Every process encodes only its share of the batch, so the gradients of the encoders are summed. Every process
+    computes the loss of the whole batch, so all have the same gradients there, up to rounding, and these are averaged.
     A parameter that has no gradient in any process keeps none.
+
+    Args:
+        of_shares: Parameters of what computes a process's own rows, before :func:`gather`.
+        of_whole: Parameters of what every process computes for the whole batch, after :func:`gather`.
+
+    >>> share_gradients(model.image.parameters(), criterion.parameters())
     """
     if world_size() == 1:
         return
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
-    used = torch.tensor([parameter.grad is not None for parameter in trained], dtype=torch.int32)
+    summed = [parameter for parameter in of_shares if parameter.requires_grad]
+    averaged = [parameter for parameter in of_whole if parameter.requires_grad]
+    used = torch.tensor([parameter.grad is not None for parameter in (*summed, *averaged)], dtype=torch.int32)
     _together(lambda: dist.all_reduce(used, op=dist.ReduceOp.MAX))
     gradients = []
-    for parameter, is_used in zip(trained, used.tolist(), strict=True):
+    for parameter, is_used in zip((*summed, *averaged), used.tolist(), strict=True):
         if is_used:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             gradients.append(parameter.grad)
     for bucket in _buckets(gradients):
-        flat = sum_over_processes(torch.cat([gradient.reshape(-1) for gradient in bucket])) / world_size()
-        for gradient, mean in zip(bucket, flat.split([gradient.numel() for gradient in bucket]), strict=True):
-            gradient.copy_(mean.view_as(gradient))
+        flat = sum_over_processes(torch.cat([gradient.reshape(-1) for gradient in bucket]))
+        for gradient, total in zip(bucket, flat.split([gradient.numel() for gradient in bucket]), strict=True):
+            gradient.copy_(total.view_as(gradient))
+    for parameter in averaged:
+        if parameter.grad is not None:
+            parameter.grad.div_(world_size())
 
 
 def _buckets(gradients: Sequence[Tensor]) -> list[list[Tensor]]:

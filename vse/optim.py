@@ -16,7 +16,8 @@ OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 }
 
 
-_LAYER = re.compile(r"^(?:.*\.)?(?:layers?|blocks)\.(\d+)\.")
+# The outermost numbers count: Swin and ConvNeXt number their stages, and the blocks of each stage anew.
+_LAYER = re.compile(r"^(?:.*?\.)?(?:layers?|blocks|stages)\.(\d+)\.")
 
 
 def layer_factors(names: Sequence[str], decay: float) -> dict[str, float]:

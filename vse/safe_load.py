@@ -27,7 +27,7 @@ _ALLOWED: list[Any] = [
 
 
 def read_weights(file: str | Path, what: str) -> tuple[Path, Any]:
-    """Read a file that torch has written, without running any code that it contains.
+    """Read a file that torch or safetensors has written, without running any code that it contains.
 
     Args:
         file: The file; a ~ is expanded.
@@ -44,6 +44,10 @@ def read_weights(file: str | Path, what: str) -> tuple[Path, Any]:
     try:
         with torch.serialization.safe_globals(_ALLOWED), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickles of another protocol
+            if path.suffix == ".safetensors":
+                from safetensors.torch import load_file
+
+                return path, load_file(path)
             return path, torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; expected {what}") from None

@@ -11,15 +11,17 @@ from vse.encoders.bigru import BiGRU
 from vse.encoders.clip import Clip
 from vse.encoders.grid import Grid
 from vse.encoders.regions import Regions
+from vse.encoders.timm import Timm
 from vse.encoders.video import Video
 
 ENCODERS: dict[str, type[nn.Module]] = {
     "regions": Regions,
     "grid": Grid,
+    "timm": Timm,
     "video": Video,
     "bigru": BiGRU,
     "bert": Bert,
     "clip": Clip,
 }
 
-__all__ = ["ENCODERS", "Bert", "BiGRU", "Clip", "Grid", "Regions", "Video"]
+__all__ = ["ENCODERS", "Bert", "BiGRU", "Clip", "Grid", "Regions", "Timm", "Video"]

@@ -1,5 +1,6 @@
 """The contract of an encoder."""
 
+from collections.abc import Callable
 from numbers import Integral, Real
 from typing import Any, NamedTuple, Protocol
 
@@ -57,6 +58,10 @@ class EncoderTraits(NamedTuple):
             drops elements itself.
         keep_ends: Whether the caption augmentation leaves the first and the last token of a caption alone.
         max_length: Largest number of tokens that it can read.
+        preprocessing: Function of the encoder's arguments, given by name, that tells how its pictures are resized and
+            cut (:class:`vse.encoders.pretrained.Preprocessing`). The transform ``pretrained`` follows it. The class
+            itself must have this attribute. Without it, the preprocessing is read from the model of ``transformers``
+            that the arguments name.
         architecture: Plain values from which the encoder can be built again without any other file.
         backbone: The network from pictures to cells, whose features can be extracted.
         embedding: The table of word vectors, which can be filled from a file.
@@ -72,6 +77,7 @@ class EncoderTraits(NamedTuple):
     drop: float = 0.0
     keep_ends: bool = False
     max_length: int | None = None
+    preprocessing: Callable[..., Any] | None = None
     architecture: dict[str, Any] | None = None
     backbone: nn.Module | None = None
     embedding: nn.Embedding | None = None
@@ -88,6 +94,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "drop": Real,
     "keep_ends": bool,
     "max_length": Integral,
+    "preprocessing": Callable,  # type: ignore[dict-item]
     "architecture": dict,
     "backbone": nn.Module,
     "embedding": nn.Embedding,

@@ -114,12 +114,24 @@ class Grid(nn.Module):
             raise ValueError("a batch of pictures takes no mask")
         cells = self.backbone(self.normalise(inputs))
         if self.training and self.drop > 0:
-            mask = drop_elements(cells.shape[:2], None, self._draw_probabilities(cells), cells.device)
+            mask = drop_cells(cells, self.drop)
         result: FeatureSet = self.head(cells, mask)
         return result
 
-    def _draw_probabilities(self, cells: Tensor) -> Tensor:
-        """Probability (B, 1) with which each cell of a picture is dropped."""
-        r = torch.rand(len(cells), 1, device=cells.device) * (1 - _KEEP_ALL) + _KEEP_ALL
-        keeps_all = torch.rand_like(r) < _KEEP_ALL
-        return self.drop * r.masked_fill(keeps_all, 0.0)
+
+def drop_cells(cells: Tensor, drop: float) -> Tensor:
+    """Draw which cells of pictures are kept (the size augmentation of VSE∞'s released code).
+
+    Args:
+        cells: The cells (B, N, D).
+        drop: As in :class:`Grid`.
+
+    Returns:
+        The mask (B, N) of the kept cells; at least one of each picture.
+
+    >>> drop_cells(torch.zeros(2, 49, 8), 0.2).shape
+    torch.Size([2, 49])
+    """
+    r = torch.rand(len(cells), 1, device=cells.device) * (1 - _KEEP_ALL) + _KEEP_ALL
+    keeps_all = torch.rand_like(r) < _KEEP_ALL
+    return drop_elements(cells.shape[:2], None, drop * r.masked_fill(keeps_all, 0.0), cells.device)

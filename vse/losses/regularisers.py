@@ -129,8 +129,8 @@ def global_discriminative_loss(
     Mean over the K vectors of exp(scale (cos(v_k, g) - margin)); mean over the batch, image side + text side.
 
     **The paper's code is not public.** That the term is an exponential of the cosine beyond a margin is the paper's.
-    The mean and the defaults of ``scale`` and ``margin`` are a third party's reading. We do not know whether the paper
-    means the embeddings or the residuals.
+    The mean and the defaults of ``scale`` and ``margin`` are a third party's reading. The figure on the authors' page
+    (github.com/hanialomari/MaxMatch) draws the term on the embeddings; it shows no formula.
 
     Args:
         image: What the image tower returns, with a context (A, H).

@@ -127,7 +127,7 @@ class Training:
         runtime.seed_everything(config.run.seed)
         self.config = config
         self.device = runtime.pick_device(config.run.device)
-        runtime.set_algorithms(config.run.deterministic, is_alike=config.model.image.encoder.name == "grid")
+        runtime.set_algorithms(config.run.deterministic, is_alike=config.model.image.encoder.name in ("grid", "timm"))
         self.train_corpus = read_training_corpus(config)
         self.dev_corpus = build.build_corpus(config, "dev")
         self.in_dim = build.image_width(self.train_corpus, self.dev_corpus)
@@ -404,7 +404,10 @@ class Training:
             losses = {name: torch.stack([each[name] for each in several]).mean() for name in several[0]}
         batch, image, text, tables = judged.batch, judged.image, judged.text, judged.tables
         parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
-        distributed.average_gradients(parameters)
+        encoding = {id(p) for tower in (self.model.image, self.model.text) for p in tower.parameters()}
+        distributed.share_gradients(
+            [p for p in parameters if id(p) in encoding], [p for p in parameters if id(p) not in encoding]
+        )
         self.scaler.unscale_(self.optimiser)
         norm = nn.utils.clip_grad_norm_(parameters, self.config.train.clip_norm or math.inf)
         if self.is_logged or self.total_steps == 0:
