@@ -198,10 +198,11 @@ def _as_yaml(value: Any) -> str:
 def slug(name: str) -> str:
     """Turn a name into one that fits a folder.
 
-    >>> slug("PIE-Net, K = 2")
-    'pie_net_k_2'
+    >>> slug("PIE-Net, K = 2"), slug("VSE++"), slug("VSE∞")
+    ('pie_net_k_2', 'vsepp', 'vse_infty')
     """
-    return re.sub(r"\W+", "_", name.lower()).strip("_")
+    spelled = name.lower().replace("+", "p").replace("∞", "_infty")
+    return re.sub(r"\W+", "_", spelled).strip("_")
 
 
 def _read(file: Path) -> StudyFile:

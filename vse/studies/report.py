@@ -106,8 +106,8 @@ def _comparisons(summary: Summary) -> list[str]:
             table.rows.append((row["name"], [*_difference_cells(part), *_cost_cells(row)]))
         tables.append(table)
     note = (
-        "Differences of RSUM are paired: by seed, their mean ± standard deviation; by image, the mean over the seeds and "
-        "its 95 % bootstrap interval. Seconds are those of training steps, without evaluations. Memory is that of the "
+        "Differences of RSUM are paired: by seed, their mean ± standard deviation; by image, the mean over the seeds "
+        "and its 95 % bootstrap interval. Seconds are those of training steps, without evaluations. Memory is that of the "
         "GPU's tensors, or of the whole process on a CPU."
     )
     return [as_markdown(tables), note]
