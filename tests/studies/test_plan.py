@@ -1,14 +1,16 @@
 """Which runs a study asks for; the shipped studies, and the numbers that they call published."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import ROOT
 
 from vse.config_files import shipped_configs, shipped_studies
 from vse.errors import InputError
 from vse.evaluation.published import PUBLISHED
-from vse.studies.plan import StudyRow, find_study, published_metrics, read_study, share, slug
+from vse.studies.plan import StudyFile, StudyRow, find_study, published_metrics, read_study, share, slug
 
 SHIPPED = sorted(shipped_studies())
 VSE_INFTY = "VSE∞ (Chen et al., CVPR 2021)"
@@ -193,6 +195,19 @@ def test_published_results_of_all_parts() -> None:
     found = published_metrics(row, protocol)
     assert (found["coco_1k"]["rsum"], found["coco_5k"]["rsum"]) == (528.9, 437.3)
     assert published_metrics(row.model_copy(update={"published": None}), protocol) == {}
+
+
+def test_the_page_on_studies(tmp_path: Path) -> None:
+    """Its file is one, it lists the shipped studies and no other, and the keys of a study."""
+    text = (ROOT / "docs" / "studies.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)
+    study = read_study(write(tmp_path, block))
+    assert (len(study.runs), study.baseline) == (6, "mean")
+    first_cells = [
+        cell for cells in re.findall(r"^\| (`.*?`) \|", text, flags=re.MULTILINE) for cell in cells.split(", ")
+    ]
+    named = {cell.strip("`") for cell in first_cells}
+    assert named == {*StudyFile.model_fields, "published", "results.md", "cost.svg", "results.json", *SHIPPED}
 
 
 def test_studies_are_no_configs() -> None:

@@ -107,8 +107,8 @@ def _comparisons(summary: Summary) -> list[str]:
         tables.append(table)
     note = (
         "Differences of RSUM are paired: by seed, their mean ± standard deviation; by image, the mean over the seeds "
-        "and its 95 % bootstrap interval. Seconds are those of training steps, without evaluations. Memory is that of the "
-        "GPU's tensors, or of the whole process on a CPU."
+        "and its 95 % bootstrap interval. Seconds are those of training steps, without evaluations. Memory is that of "
+        "the GPU's tensors, or of the whole process on a CPU."
     )
     return [as_markdown(tables), note]
 
