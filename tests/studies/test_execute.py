@@ -56,7 +56,7 @@ def pretend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., li
         script.write_text(PROCESS.replace("{events}", str(tmp_path / "events")).replace("{tenths}", str(tenths)))
         script.chmod(0o755)
         measured: list[str] = []
-        monkeypatch.setattr(module.sys, "executable", str(script))
+        monkeypatch.setattr(sys, "executable", str(script))
         monkeypatch.setattr(module, "measure", lambda run, _: measured.append(run.name))
         monkeypatch.setattr(module, "_POLL", 0.02)
         return measured

@@ -42,7 +42,8 @@ def finish(run: PlannedRun, seed: int, digest: str = "same") -> FoldRanks:
     """Write what a finished run leaves, with random ranks."""
     ranks = random_ranks(seed)
     run.folder.mkdir(parents=True, exist_ok=True)
-    np.savez(run.folder / RANKS, **{f".{name}": np.asarray(value) for name, value in ranks._asdict().items()})
+    arrays: dict[str, Any] = {f".{name}": np.asarray(value) for name, value in ranks._asdict().items()}
+    np.savez(run.folder / RANKS, **arrays)
     curve = [[10.0 * run.seed, 1, 50.0], [20.0 * run.seed, 2, 60.0 + run.seed]]
     content = {
         "split": "test",
@@ -179,7 +180,8 @@ def test_one_seed(study: Study) -> None:
 def test_ranks_are_read_as_they_were(study: Study, ranks: dict[str, FoldRanks]) -> None:
     run = study.runs[0]
     (found,) = read_ranks(run.folder, [""])[""]
-    assert all(np.array_equal(a, b) for a, b in zip(found, ranks[run.name], strict=True))
+    for field in FoldRanks._fields:
+        assert np.array_equal(getattr(found, field), getattr(ranks[run.name], field)), field
 
 
 def test_results_of_other_settings(study: Study, ranks: dict[str, FoldRanks], tmp_path: Path) -> None:
