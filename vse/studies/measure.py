@@ -48,12 +48,12 @@ def measure(run: PlannedRun, study: Study) -> None:
     model = loaded.model.to(pick_device(config.run.device))
     embeddings = embed_corpus(model, corpus, config.eval.batch_size, config.eval.precision, progress=False)
     scored = score_embeddings(embeddings, corpus, run.name)
+    if protocol.bootstrap:  # before the metrics, which then use the same ranks and draw no bar of their own
+        _save_ranks(run.folder / RANKS, scored, corpus, study)
     metrics = report(scored, corpus, protocol)
     if "sets" in metrics:
         alone = single_embedding_rsums(embeddings, corpus.image_of_caption, progress=False)
         metrics["sets"] = {**metrics["sets"], **alone, "start": loaded.start}
-    if protocol.bootstrap:
-        _save_ranks(run.folder / RANKS, scored, corpus, study)
     machine = run.folder / MACHINE
     result = {
         "split": study.content.split,
