@@ -1,9 +1,10 @@
 # make demo: set up, train and evaluate the demo. make test: set up, lint, check types, run the tests.
+# make results: write docs/RESULTS.md from the studies in docs/results.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test slow
+.PHONY: setup demo test slow results
 
 setup:
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -20,6 +21,9 @@ test: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+
+results:
+	$(BIN)/vse study --report docs/results/*.json --text docs/results/text.md --out docs/RESULTS.md
 
 slow: setup
 	$(BIN)/python -m pytest -m slow

@@ -13,6 +13,7 @@ from helpers import ROOT
 
 from vse.aggregators import AGGREGATORS
 from vse.build import read_config
+from vse.config_files import shipped_configs
 from vse.data.clips import ClipTransform
 from vse.data.formats import FORMATS
 from vse.data.transforms import TRANSFORMS
@@ -100,7 +101,7 @@ def test_the_page_on_evaluation_names_every_protocol_and_no_other() -> None:
 
 
 def test_the_readme_names_every_folder_of_configs() -> None:
-    folders = {path.name for path in (ROOT / "configs").iterdir() if path.is_dir() and not path.name.startswith("_")}
+    folders = {Path(name).parent.name for name in shipped_configs()} - {""}
     listed = {codes(name)[0].strip("/") for name, *_ in rows(section(read("README.md"), "Systems"))[1:]}
     assert listed == folders
 
@@ -123,8 +124,7 @@ def test_the_figure_is_well_formed() -> None:
 
 
 def test_the_page_on_data_says_which_configs_read_glove() -> None:
-    shipped = [file for folder in (ROOT / "configs").iterdir() if folder.name[0] != "_" for file in folder.glob("*")]
-    names = {f"{file.parent.name}/{file.stem}" for file in shipped if read_config(file).data.vocabulary.vectors}
+    names = {name for name in shipped_configs() if read_config(name).data.vocabulary.vectors}
     text = section(read("docs/data.md"), "Captions, vocabularies and word vectors")
     assert "`pvse/`" in text
     expected = {f"pvse/{file.stem}" for file in (ROOT / "configs" / "pvse").iterdir()}

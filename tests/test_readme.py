@@ -37,7 +37,7 @@ from helpers import (
 from vse.build import read_config
 from vse.cli import main
 
-NAMES = ("data", "evaluation", "show", "training", "search", "components", "extending")
+NAMES = ("data", "evaluation", "show", "training", "studies", "search", "components", "extending")
 PAGES = ["README.md", *(f"docs/{name}.md" for name in NAMES)]
 DEMO_WORLD = ["data.root=data/small", "data.options.train_scenes=48", "data.options.eval_scenes=12"]
 DEMO_CLIPS = ["data.root=data/small_clips", "data.options.train_scenes=24", "data.options.eval_scenes=6"]
@@ -71,7 +71,9 @@ def snippets(page: str) -> list[Snippet]:
 
 
 def smaller(words: list[str]) -> list[str]:
-    """The settings that make a command of `vse train` quick; the command itself stays as it is."""
+    """What makes a command of `vse train` or `vse study` quick; the command itself stays as it is."""
+    if words[:2] == ["vse", "study"]:  # tests/studies train some
+        return ["--dry-run"]
     if words[:2] != ["vse", "train"] or words[2:] == ["demo"]:  # the demo has been trained
         return []
     config = words[2]

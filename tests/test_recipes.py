@@ -21,7 +21,9 @@ from vse.data.vocabulary import Vocabulary
 from vse.similarity import compare
 
 CONFIGS = ROOT / "configs"
-NAMES = sorted(str(file.relative_to(CONFIGS).with_suffix("")) for file in CONFIGS.rglob("*.yaml"))
+NAMES = sorted(
+    str(file.relative_to(CONFIGS).with_suffix("")) for file in CONFIGS.rglob("*.yaml") if "studies" not in file.parts
+)
 RUNS = [name for name in NAMES if not name.startswith("_base/")]
 Fact = tuple[str, Any, str]
 Cli = Callable[..., Outcome]

@@ -12,7 +12,7 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -204,9 +204,15 @@ def configs(parser: Parser, words: Sequence[str]) -> None:
     """List the shipped configs, to be used by name as in `vse train NAME`."""
     parser.parse_args(words)
 
-    from vse.config_files import first_comment, shipped_configs
+    from vse.config_files import shipped_configs
 
-    files = shipped_configs()
+    _list_files(shipped_configs())
+
+
+def _list_files(files: Mapping[str, Path]) -> None:
+    """Print the names of shipped files, each with the comment on its first line."""
+    from vse.config_files import first_comment
+
     width = max(len(name) for name in files)
     for name, file in files.items():
         print(f"{name:{width}}  {first_comment(file)}".rstrip())
@@ -314,6 +320,46 @@ def search(parser: Parser, words: Sequence[str]) -> None:
         print(f"{arguments.html} shows the results")
 
 
+def study(parser: Parser, words: Sequence[str]) -> None:
+    """Train and evaluate many runs, configs times seeds, and write their tables; the same command goes on."""
+    parser.add_argument("study", nargs="?", help="YAML file or shipped study such as demo; --list lists them")
+    _add_overrides(parser, "data.root=DIR")
+    parser.add_argument("--dir", type=Path, metavar="DIR", help="where runs and results go (runs/studies/NAME)")
+    parser.add_argument("--jobs", type=int, metavar="N", help="runs at once (one for each GPU; on a CPU, one)")
+    parser.add_argument("--only", metavar="I/N", help="train this share of the runs, such as 1/3")
+    parser.add_argument(
+        "--merge", nargs="+", type=Path, metavar="DIR", help="add other machines' results; train nothing"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="list what is missing; train nothing")
+    parser.add_argument("--list", action="store_true", help="list the shipped studies")
+    parser.add_argument("--report", nargs="+", type=Path, metavar="JSON", help="write a page of results.json files")
+    parser.add_argument("--out", type=Path, metavar="FILE.md", help="the page of --report")
+    parser.add_argument("--text", type=Path, metavar="FILE.md", help="Markdown that --report puts below the studies")
+    arguments = parser.parse_intermixed_args(words)
+    if arguments.list:
+        from vse.config_files import shipped_studies
+
+        _list_files(shipped_studies())
+        return
+    if arguments.report is not None:
+        if arguments.out is None:
+            raise InputError("--report needs --out FILE.md, the page to write")
+        from vse.studies.report import results_page
+
+        results_page(arguments.report, arguments.out, arguments.text)
+        print(f"{arguments.out}: written")
+        return
+    if arguments.study is None:
+        raise InputError(f"expected the name or file of a study; see {parser.prog} --help")
+
+    from vse.studies.command import run_study
+
+    chosen = arguments.dir, arguments.jobs, arguments.only, arguments.merge or [], arguments.dry_run
+    code = run_study(arguments.study, arguments.overrides, *chosen)
+    if code:
+        sys.exit(code)
+
+
 COMMANDS: dict[str, Callable[[Parser, Sequence[str]], None]] = {
     "train": train,
     "eval": evaluate,
@@ -321,6 +367,7 @@ COMMANDS: dict[str, Callable[[Parser, Sequence[str]], None]] = {
     "extract": extract,
     "embed": embed,
     "search": search,
+    "study": study,
     "convert": convert,
     "export": export,
     "configs": configs,

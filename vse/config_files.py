@@ -11,14 +11,27 @@ from vse.errors import InputError, close_match
 _PACKAGE = Path(__file__).parent
 # An installed package has its configs inside; a checkout has them beside the package.
 _SHIPPED = next((folder for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if folder.is_dir()), None)
+_STUDIES = "studies/"
 
 
 def shipped_configs() -> dict[str, Path]:
     """Return the files of the shipped configs by name; a name is a path without ending, as in "vse_infty/msrvtt"."""
+    files = _shipped_files()
+    left_out = ("_", _STUDIES)  # _base: for others to build on
+    return {name: file for name, file in files.items() if not name.startswith(left_out)}
+
+
+def shipped_studies() -> dict[str, Path]:
+    """Return the files of the shipped studies by name, such as "demo"."""
+    return {name.removeprefix(_STUDIES): file for name, file in _shipped_files().items() if name.startswith(_STUDIES)}
+
+
+def _shipped_files() -> dict[str, Path]:
+    """All shipped YAML files by their path without ending, in the order of the names."""
     if _SHIPPED is None:
         return {}
     names = {file.relative_to(_SHIPPED).with_suffix("").as_posix(): file for file in _SHIPPED.rglob("*.yaml")}
-    return {name: names[name] for name in sorted(names) if not name.startswith("_")}  # _base: for others to build on
+    return {name: names[name] for name in sorted(names)}
 
 
 def first_comment(file: Path) -> str:

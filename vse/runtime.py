@@ -3,6 +3,7 @@
 import contextlib
 import os
 import random
+import sys
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -112,6 +113,25 @@ def describe_memory(device: torch.device) -> str:
         return ""
     most, size = torch.cuda.max_memory_allocated(device), torch.cuda.mem_get_info(device)[1]
     return f"peak memory {most / _GIB:.1f} of {size / _GIB:.1f} GiB"
+
+
+def peak_memory(device: torch.device) -> float:
+    """The most memory that this process has taken at once: its tensors on a GPU, or all of it on a CPU.
+
+    Args:
+        device: The device of the work.
+
+    Returns:
+        GiB; 0 where the system does not tell, as on Windows.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / _GIB
+    try:
+        import resource
+    except ImportError:
+        return 0.0
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most / _GIB if sys.platform == "darwin" else most * 1024 / _GIB  # bytes there, KiB elsewhere
 
 
 def seed_everything(seed: int) -> None:

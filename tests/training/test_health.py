@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from vse.build import build_criterion, build_model, read_config
 from vse.checkpoints.native import load_checkpoint
 from vse.config import Config
+from vse.config_files import shipped_configs
 from vse.data.vocabulary import MissingVocabulary
 from vse.evaluation.json_file import rounded
 from vse.losses import AdaptiveContrastiveLoss, Criterion, InfoNCELoss, TripletLoss
@@ -106,7 +107,7 @@ def shrink(name: str, tiny_bert: Path) -> Config:
 
 def with_sets() -> list[str]:
     """The shipped configs with more than one embedding a side."""
-    names = sorted(str(path.relative_to(ROOT / "configs")) for path in (ROOT / "configs").glob("[!_]*/*.yaml"))
+    names = sorted(f"{name}.yaml" for name in shipped_configs() if "/" in name)
     contents = {name: read_config(ROOT / "configs" / name) for name in names}
     towers = {name: (content.model.image, content.model.text) for name, content in contents.items()}
     sets = [n for n, sides in towers.items() if any("num_embeddings" in t.aggregator.arguments for t in sides)]

@@ -10,6 +10,9 @@ _WIDTH, _HEIGHT = 480, 270
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 10, 40  # the margins, in which the axes are labelled
 _DASHES = ("none", "7 4", "2 3", "10 3 2 3", "12 5", "4 4")  # lines can be told apart without colours
 _COLOURS = 6
+_STYLE = """svg { --c0: #0072b2; --c1: #d55e00; --c2: #009e73; --c3: #b0538a; --c4: #a87900; --c5: #3a9bd1;
+  font: 12px system-ui, sans-serif; } text { fill: #5f6670; } .title { fill: #1c1e21; font-weight: 600; }
+.grid { stroke: #d5d9df; } polyline { fill: none; stroke-width: 2; }"""  # of a file of its own
 
 
 class Line(NamedTuple):
@@ -83,6 +86,30 @@ def draw(chart: Chart) -> Markup:
     return tag("figure", tag("figcaption", *caption), _drawing(chart))
 
 
+def drawing_file(chart: Chart) -> str:
+    """Draw a chart as an SVG file of its own, with its title and a legend below it.
+
+    Args:
+        chart: The chart.
+
+    Returns:
+        The file's content.
+    """
+    height = _HEIGHT + 24 + 18 * len(chart.lines) + 8
+    parts = [
+        tag("style", Markup(_STYLE)),
+        tag("rect", width=_WIDTH, height=height, fill="#ffffff"),
+        tag("text", chart.title, x=_LEFT, y=17, class_="title"),
+        tag("g", *_parts(chart), transform="translate(0 24)"),
+    ]
+    for number, line in enumerate(chart.lines):
+        y = _HEIGHT + 24 + 18 * number + 9
+        parts.append(tag("line", x1=_LEFT, y1=y, x2=_LEFT + 32, y2=y, stroke_width=2.5, **_stroke(number)))
+        parts.append(tag("text", line.name, x=_LEFT + 40, y=y + 4))
+    svg = tag("svg", *parts, xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {_WIDTH} {height}", width=_WIDTH)
+    return svg + "\n"
+
+
 def _legend(number: int, name: str) -> Markup:
     sample = tag("line", x1=0, y1=5, x2=32, y2=5, stroke_width=2.5, **_stroke(number))
     return tag("span", tag("svg", sample, viewBox="0 0 32 10", aria_hidden="true"), name)
@@ -90,7 +117,8 @@ def _legend(number: int, name: str) -> Markup:
 
 def _stroke(number: int) -> dict[str, str]:
     """The colour and the dashes of a line."""
-    return {"stroke": f"var(--c{number % _COLOURS})", "stroke_dasharray": _DASHES[number % len(_DASHES)]}
+    turn = number // _COLOURS  # further lines have the first ones' colours with other dashes
+    return {"stroke": f"var(--c{number % _COLOURS})", "stroke_dasharray": _DASHES[(number + turn) % len(_DASHES)]}
 
 
 class _Axis(NamedTuple):
@@ -107,6 +135,13 @@ class _Axis(NamedTuple):
 
 def _drawing(chart: Chart) -> Markup:
     """The axes and the lines."""
+    label = f"{chart.title}: {', '.join(line.name for line in chart.lines)}"
+    size = f"0 0 {_WIDTH} {_HEIGHT}"
+    return tag("svg", *_parts(chart), viewBox=size, class_="chart", role="img", aria_label=label)
+
+
+def _parts(chart: Chart) -> list[Markup]:
+    """The elements of the axes and the lines."""
     xs = [x for line in chart.lines for x in line.x]
     ys = [y for line in chart.lines for y in line.y] + ([0.0] if chart.zero else [])
     rows = ticks(min(ys), max(ys))
@@ -119,8 +154,7 @@ def _drawing(chart: Chart) -> Markup:
     parts = [*_grid(rows, columns, across, upwards), *_titles(chart)]
     for number, line in enumerate(chart.lines):
         parts += _points(line, number, across, upwards)
-    label = f"{chart.title}: {', '.join(line.name for line in chart.lines)}"
-    return tag("svg", *parts, viewBox=f"0 0 {_WIDTH} {_HEIGHT}", class_="chart", role="img", aria_label=label)
+    return parts
 
 
 def _grid(rows: Sequence[float], columns: Sequence[float], across: _Axis, upwards: _Axis) -> list[Markup]:

@@ -126,13 +126,15 @@ class RunLog:
         return loss
 
     def means(self) -> dict[str, float]:
-        """Return the means of the losses and the samples per second since the last call, and restart.
+        """Return the means of the losses, samples per second and seconds per step since the last call, and restart.
 
         The norm is left out if a gradient has overflowed, since JSON has no infinity.
         """
         means = {name: float(total) / self.steps for name, total in self.sums.items()}
         means = {name: mean for name, mean in means.items() if math.isfinite(mean)}
-        means["samples_per_second"] = self.samples / (time.monotonic() - self.started)
+        seconds = time.monotonic() - self.started
+        means["samples_per_second"] = self.samples / seconds
+        means["seconds_per_step"] = seconds / self.steps
         self.restart()
         return means
 

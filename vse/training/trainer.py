@@ -17,7 +17,7 @@ from vse.console import kept_in, progress_bar, say
 from vse.distributed import agree, broadcast, is_first_to_report, is_main
 from vse.errors import InputError, ProcessLost
 from vse.files import claim_folder, write_file
-from vse.runtime import describe_memory
+from vse.runtime import describe_memory, peak_memory
 from vse.training.evaluations import end_of_run
 from vse.training.log import RunLog, describe_best, describe_evaluation
 from vse.training.run import Training
@@ -174,7 +174,8 @@ def _log_step(training: Training, log: RunLog) -> None:
     health = {name: float(value) for name, value in training.health.items()}
     ranking, steps = float(log.last["ranking"]), log.steps
     rate = training.optimiser.param_groups[0]["lr"]
-    log.write(training.epoch + 1, training.total_steps, {"train": {**log.means(), **health, "lr": rate}})
+    machine = {"lr": rate, "memory_gib": peak_memory(training.device)}
+    log.write(training.epoch + 1, training.total_steps, {"train": {**log.means(), **health, **machine}})
     training.monitor.check({**health, "ranking": ranking}, steps)
 
 
