@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test slow
+.PHONY: setup demo test slow mutants
 
 setup:
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -23,3 +23,9 @@ test: setup
 
 slow: setup
 	$(BIN)/python -m pytest -m slow
+
+# Hours for all modules, so in the background; it goes on where it stopped. make mutants MODULE=vse/metrics.py does one,
+# and make mutants OPTIONS="--sample 50" tries 50 mutants of each.
+mutants: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'mutmut>=3.8'
+	$(BIN)/python tests/mutants.py --survivors $(OPTIONS) $(MODULE)

@@ -9,6 +9,7 @@ CONTRIBUTING.md says how to read the table; MUTANTS.md lists the survivors that 
 import argparse
 import contextlib
 import difflib
+import gc
 import hashlib
 import importlib
 import json
@@ -237,7 +238,10 @@ def make_copy() -> None:
 
 def warm_up() -> None:
     """Import what is slow to import and is never mutated; no thread may start before a fork."""
-    os.environ.update(OMP_NUM_THREADS="1", PYTHONPATH=str(COPY), HF_HUB_OFFLINE="1")
+    quick = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # other packages' plugins take longer than most tests
+    os.environ.update(quick, OMP_NUM_THREADS="1", PYTHONPATH=str(COPY), HF_HUB_OFFLINE="1")
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False  # in the copy, where compiled files save half of the time
     sys.path[:0] = [str(COPY)]
     os.chdir(COPY)
     for name in WARM:
@@ -245,6 +249,8 @@ def warm_up() -> None:
     importlib.import_module("torch").set_num_threads(1)
     if any(name.split(".")[0] == "vse" for name in sys.modules):
         raise RuntimeError("a warm process must not have imported vse")
+    gc.collect()
+    gc.freeze()  # pytest collects garbage twice at its end
 
 
 def run_tests(module: str, code: str, words: list[str]) -> None:
@@ -266,7 +272,7 @@ def run_tests(module: str, code: str, words: list[str]) -> None:
     try:
         import pytest
 
-        plugins = ["-p", "no:cacheprovider", "-p", "no:randomly", "-p", "no:xdist"]
+        plugins = ["-p", "no:cacheprovider"]
         status = int(pytest.main([*words, "-x", "-q", *plugins, f"--basetemp={STORE / 'temporary'}"]))
     finally:
         os._exit(status)
