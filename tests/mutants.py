@@ -42,7 +42,13 @@ OFFICIAL = ["tests/checkpoints/test_official_details.py", "tests/checkpoints/tes
 
 # What pytest is given for each module: the files whose tests reach it, the quickest first.
 TESTS: dict[str, list[str]] = {
-    "vse/sets.py": ["tests/test_sets.py", AGGREGATOR],
+    "vse/sets.py": [
+        "tests/test_sets.py",
+        "tests/test_properties.py",
+        AGGREGATOR,
+        "-k",
+        "test_sets or properties or mean or max or gpo or fspool",
+    ],
     "vse/metrics.py": ["tests/test_metrics.py"],
     "vse/optim.py": ["tests/test_optim.py"],
     "vse/aggregators/adaptive.py": ["tests/aggregators/test_adaptive.py", AGGREGATOR, "-k", "adaptive"],
@@ -210,7 +216,8 @@ def mutants_of(source: str) -> list[Mutant]:
 def explained() -> dict[str, set[str]]:
     """The survivors that MUTANTS.md gives a reason for, by module."""
     found: dict[str, set[str]] = {}
-    module, block = "", None
+    module = ""
+    block: list[str] | None = None
     for line in (ROOT / "tests" / "MUTANTS.md").read_text(encoding="utf-8").splitlines():
         line = line.strip()
         if line.startswith("## "):
@@ -256,6 +263,7 @@ def warm_up() -> None:
 def run_tests(module: str, code: str, words: list[str]) -> None:
     """Run tests in this process with a module's source replaced, and end the process."""
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     log = os.open(STORE / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(log, stream)
@@ -267,7 +275,7 @@ def run_tests(module: str, code: str, words: list[str]) -> None:
             return compile(code, self.path, "exec", dont_inherit=True)
         return usual(self, name)
 
-    SourceFileLoader.get_code = get_code  # type: ignore[method-assign]
+    SourceFileLoader.get_code = get_code  # type: ignore[method-assign, assignment]
     status: int = 70
     try:
         import pytest
