@@ -9,6 +9,7 @@ CONTRIBUTING.md says how to read the table; MUTANTS.md lists the survivors that 
 import argparse
 import contextlib
 import difflib
+import fcntl
 import gc
 import hashlib
 import importlib
@@ -243,6 +244,17 @@ def make_copy() -> None:
             shutil.copy2(ROOT / name, COPY / name)
 
 
+def claim() -> Any:
+    """Keep other runs away as long as the file that is returned is open: they would share the copy."""
+    STORE.mkdir(exist_ok=True)
+    file = (STORE / "lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise SystemExit(f"{STORE}: another run is at work there") from None
+    return file
+
+
 def warm_up() -> None:
     """Import what is slow to import and is never mutated; no thread may start before a fork."""
     quick = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # other packages' plugins take longer than most tests
@@ -357,7 +369,9 @@ def try_module(module: str, sample: int, seed: int) -> None:
         return
     status, seconds = outcome(module, source, 900)
     if status != "survived":
-        raise SystemExit(f"{module}: its tests fail without any mutant; see {STORE / 'output.txt'}")
+        output = (STORE / "output.txt").read_text(encoding="utf-8", errors="replace")
+        tqdm.write(f"{module} is left out, as its tests fail without any mutant:\n{output[-2000:]}")
+        return
     for mutant in tqdm(left, desc=module, mininterval=5):
         status, taken = outcome(module, mutant.code, 10 + 4 * seconds)
         write_result(
@@ -403,10 +417,12 @@ def main() -> None:
             parser.error(f"{module} is not in the table of tests/mutants.py")
     if not choice.table:
         os.nice(10)
+        lock = claim()
         make_copy()
         warm_up()
         for module in modules:
             try_module(module, choice.sample, choice.seed)
+        lock.close()
     print_table(modules, choice.survivors)
 
 

@@ -130,9 +130,9 @@ def test_a_users_own_captions(make_run: MakeRun) -> None:
     sets = model.embed_texts(texts)
     assert sets.mask is not None and sets.mask.sum(1).tolist() == [4, 6, 4]
     assert model.encode_texts(texts[::2]).shape == (2, 4, 8) and model.embed_texts(texts[::2]).mask is None
-    one = model.embed_texts(texts[1])  # not in a list: without the first dimension
-    assert one.embeddings.shape == (6, 8) and one.mask is None
-    torch.testing.assert_close(one.embeddings, sets.embeddings[1][sets.mask[1]])
+    one = model.embed_texts(texts[1])
+    assert one.embeddings.shape == (1, 6, 8) and one.mask is None
+    torch.testing.assert_close(one.embeddings[0], sets.embeddings[1][sets.mask[1]])
     images = [torch.randn(6, 12), torch.randn(4, 12)]
     with pytest.raises(ValueError, match="embed_images also returns the mask"):
         model.encode_images(images)
