@@ -115,7 +115,11 @@ TESTS: dict[str, list[str]] = {
         "not equal_to_the_package",
     ],
     "vse/evaluation/ranks.py": ["tests/evaluation/test_ranks.py", "tests/search/test_exact.py"],
-    "vse/data/batches.py": ["tests/data/test_batches.py", "tests/data/test_resident.py"],
+    "vse/data/batches.py": [
+        "tests/data/test_batches.py",
+        "tests/data/test_resident.py",
+        "tests/training/test_mining.py",
+    ],
     "vse/data/corpus.py": ["tests/data/test_corpus.py", "tests/data/test_part.py", "tests/data/test_formats.py"],
     "vse/data/formats.py": ["tests/data/test_formats.py", "tests/data/test_corpus.py"],
     "vse/data/vocabulary.py": [
