@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test slow results
+.PHONY: setup demo test slow results mutants
 
 setup:
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -27,3 +27,9 @@ results:
 
 slow: setup
 	$(BIN)/python -m pytest -m slow
+
+# Hours for all modules, so in the background; it goes on where it stopped. make mutants MODULE=vse/metrics.py does one,
+# and make mutants OPTIONS="--sample 50" tries 50 mutants of each.
+mutants: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'mutmut>=3.8'
+	$(BIN)/python tests/mutants.py --survivors $(OPTIONS) $(MODULE)

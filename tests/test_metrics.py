@@ -56,5 +56,8 @@ def test_bad_inputs() -> None:
         retrieval_metrics(np.zeros((3, 3)), eye[:2])
     with pytest.raises(ValueError, match="no query has a positive"):
         retrieval_metrics(np.zeros((3, 3)), ~eye & eye)
+    for shape in ((0, 3), (3, 0), (0, 0)):
+        with pytest.raises(ValueError, match="no query has a positive"):
+            query_ranks(np.zeros(shape), np.zeros(shape, bool))
     with pytest.raises(ValueError, match="positives must be bool, got torch.int64"):
         retrieval_metrics(np.zeros((3, 3)), eye.astype(int))

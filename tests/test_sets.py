@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import start_processes
 
 from vse.sets import (
+    Aggregated,
     MaskedBatchNorm,
     at_least_float32,
     check_mask,
@@ -14,6 +15,8 @@ from vse.sets import (
     lengths_to_mask,
     masked_softmax,
     masked_sort,
+    sort_descending,
+    widen,
 )
 
 
@@ -127,3 +130,28 @@ def test_half_precision_becomes_float32() -> None:
     given = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
     found = [at_least_float32(torch.ones(1, dtype=dtype)).dtype for dtype in given]
     assert found == [torch.float32, torch.float32, torch.float32, torch.float64]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_new_places_are_zero_and_masked(masked: bool) -> None:
+    embeddings, mask = example()
+    residual, context = embeddings + 1, embeddings[:, 0]
+    own = mask if masked else torch.ones_like(mask)
+    wide = widen(Aggregated(embeddings, residual=residual, mask=mask if masked else None, context=context), 7)
+    assert wide.mask is not None and torch.equal(wide.mask[:, :5], own) and not wide.mask[:, 5:].any()
+    for found, expected in ((wide.embeddings, embeddings), (wide.residual, residual)):
+        assert found is not None and torch.equal(found[:, :5], expected) and not found[:, 5:].any()
+    assert wide.context is context and widen(Aggregated(embeddings), 5).residual is None
+
+
+def test_sorting_is_the_same_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = example()[0]
+    expected = sort_descending(values)
+    monkeypatch.setattr("torch.compiler.is_compiling", lambda: True)
+    assert torch.equal(sort_descending(values), expected)
+
+
+def test_no_value_is_looked_at_on_another_device() -> None:
+    """An accelerator would have to be waited for; a tensor without values stands for one here."""
+    check_mask(torch.zeros(2, 3, dtype=torch.bool, device="meta"), torch.Size((2, 3)))
+    assert sort_descending(torch.zeros(2, 3, device="meta")).shape == (2, 3)

@@ -35,7 +35,9 @@ def query_ranks(scores: Any, positives: Any) -> Tensor:
         )
     if positives.dtype != torch.bool:
         raise ValueError(f"positives must be bool, got {positives.dtype}")
-    rows = max(1, _CHUNK // max(1, scores.shape[1]))
+    if not positives.any():
+        raise ValueError("no query has a positive, so there is nothing to rank")
+    rows = max(1, _CHUNK // scores.shape[1])
     ranks = []
     for part, real in zip(scores.split(rows), positives.split(rows), strict=True):
         part = part.float()
@@ -44,10 +46,7 @@ def query_ranks(scores: Any, positives: Any) -> Tensor:
         best = part.masked_fill(~real, float("-inf")).amax(1, keepdim=True)
         rank = ((part >= best) & ~real).sum(1)
         ranks.append(rank[real.any(1)])
-    result = torch.cat(ranks) if ranks else torch.empty(0)
-    if not len(result):
-        raise ValueError("no query has a positive, so there is nothing to rank")
-    return result
+    return torch.cat(ranks)
 
 
 def summarise_ranks(ranks: Tensor) -> dict[str, float]:

@@ -75,7 +75,10 @@ def test_context_widths() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_embeddings": 0}, "num_embeddings must be at least 1, got 0"),
+        ({"in_dim": 0}, "^in_dim must be at least 1, got 0"),
+        ({"out_dim": 0}, "^out_dim must be at least 1, got 0"),
+        ({"hidden_dim": 0}, "^hidden_dim must be at least 1, got 0"),
+        ({"num_embeddings": 0}, "^num_embeddings must be at least 1, got 0"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
         ({"combine": "sum"}, "combine must be one of 'set' or 'concatenate', got 'sum'"),
         ({"use_global": False, "use_residual": False}, "need the context, but use_global is False"),

@@ -31,5 +31,5 @@ def test_global_context() -> None:
     assert torch.equal(GlobalContext()(features, mask, context).embeddings[:, 0], context)
     mean = MeanPool()(features, mask).embeddings
     assert torch.equal(GlobalContext()(features, mask).embeddings, mean)
-    with pytest.raises(ValueError, match=r"context must be \(4, C\), got shape \(3, 9\)"):
+    with pytest.raises(ValueError, match=r"context must be \(4, C\), got shape \(3, 9\)$"):
         GlobalContext()(features, mask, context[:3])

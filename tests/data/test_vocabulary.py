@@ -1,10 +1,11 @@
 import json
 import os
+import pickle
 from pathlib import Path
 
 import pytest
 
-from vse.data.vocabulary import SPECIALS, Vocabulary
+from vse.data.vocabulary import SPECIALS, MissingVocabulary, Vocabulary
 from vse.errors import InputError
 
 PUBLISHED = Path(os.environ.get("VSE_SCAN_VOCABULARY", "not given"))
@@ -96,3 +97,25 @@ def test_an_extended_vocabulary_of_a_published_file(tmp_path: Path) -> None:
     assert old.appended and not new.appended
     assert new.words == [*words, "<mask>", "a"] and new.mask == old.mask == 5
     assert new.encode("a dog").tolist() == [1, 6, 4, 2] and 5 not in new.plain
+
+
+def test_a_pickled_mapping_is_read_like_json(tmp_path: Path) -> None:
+    words = {"<pad>": 0, "<start>": 1, "<end>": 2, "<unk>": 3, "dog": 4}
+    file = tmp_path / "vocab.pkl"
+    file.write_bytes(pickle.dumps({"word2idx": words}))
+    assert Vocabulary.read(file).words == [*words, "<mask>"]
+
+
+def test_the_ends_of_a_caption_belong_to_no_word() -> None:
+    words, owners = Vocabulary.build(["a dog"]).words_of_tokens("A dog barks")
+    assert words == ["a", "dog", "barks"] and owners == [-1, 0, 1, 2, -1]
+
+
+def test_a_missing_vocabulary_says_what_is_missing() -> None:
+    missing = MissingVocabulary(8482, "vocab.json")
+    assert len(missing) == 8482
+    for refuse in (missing.encode, missing.words_of_tokens):
+        with pytest.raises(InputError, match=r"^the checkpoint: came without .*, vocab.json \(8,482 rows\)"):
+            refuse("a dog")
+    with pytest.raises(InputError, match="^a.pt: came without its vocabulary, the folder bert of its tokenizer"):
+        MissingVocabulary(3, "bert", "a.pt").encode("a dog")

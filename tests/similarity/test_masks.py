@@ -6,7 +6,8 @@ import pytest
 import torch
 from similarity_cases import EVERY, ONE, TWINS, garbage, make, masked_sets, real, slow_scores
 
-from vse.similarity import SIMILARITIES
+from vse.similarity import SIMILARITIES, chamfer
+from vse.similarity.base import compare
 
 every = pytest.mark.parametrize("name", EVERY)
 
@@ -109,3 +110,12 @@ def test_bad_masks(name: str) -> None:
         similarity(a, b, a_mask, empty)
     with pytest.raises(ValueError, match="b_mask must be a bool tensor or None, got 3"):
         similarity(a, b, a_mask, 3)
+
+
+@pytest.mark.parametrize("masked", ["neither", "images", "captions", "both"])
+def test_masks_are_handed_on_where_there_is_one(masked: str) -> None:
+    a, b, a_mask, b_mask = masked_sets("chamfer")
+    masks = (a_mask if masked in ("images", "both") else None, b_mask if masked in ("captions", "both") else None)
+    assert torch.equal(compare(chamfer, a, b, *masks), chamfer(a, b, *masks))
+    if masked == "neither":
+        assert compare(lambda x, y: chamfer(x, y), a, b).shape == (4, 3)  # a similarity that knows no masks
