@@ -88,6 +88,7 @@ TESTS: dict[str, list[str]] = {
     "vse/encoders/pretrained.py": ["tests/encoders/test_pretrained.py", "tests/encoders/test_bert.py"],
     "vse/encoders/recurrent.py": ["tests/encoders/test_bigru.py", "tests/encoders/test_video.py"],
     "vse/encoders/regions.py": ["tests/encoders/test_regions.py", ENCODER],
+    "vse/encoders/timm.py": ["tests/encoders/test_timm.py"],
     "vse/encoders/tokens.py": ["tests/encoders/test_tokens.py", "tests/encoders/test_bert.py"],
     "vse/encoders/video.py": ["tests/encoders/test_video.py"],
     "vse/similarity/base.py": SIMILARITY,
