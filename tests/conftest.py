@@ -66,6 +66,23 @@ def cli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> C
 
 
 @pytest.fixture
+def command(capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """Run the command in this process: command("train", "demo", "--dry-run")."""
+    from vse.cli import main
+
+    def run(*words: object) -> Outcome:
+        capfd.readouterr()
+        code: Any = 0
+        try:
+            main([str(word) for word in words])
+        except SystemExit as stop:
+            code = stop.code
+        return Outcome(code, *capfd.readouterr())
+
+    return run
+
+
+@pytest.fixture
 def corpus_folder(tmp_path: Path) -> Path:
     return write_precomp(tmp_path / "data")
 

@@ -12,29 +12,12 @@ import yaml
 from helpers import ROOT, Outcome
 
 import vse
-from vse.cli import COMMANDS, main
+from vse.cli import COMMANDS
 from vse.config_files import first_comment, shipped_configs
 from vse.evaluation.protocols import PROTOCOLS
 
 Cli = Callable[..., Outcome]
 Command = Callable[..., Outcome]
-
-
-@pytest.fixture
-def command(capfd: pytest.CaptureFixture[str]) -> Command:
-    """Run the command in this process: command("train", "demo", "--dry-run")."""
-
-    def run(*words: object) -> Outcome:
-        capfd.readouterr()
-        code: object = 0
-        try:
-            main([str(word) for word in words])
-        except SystemExit as stop:
-            code = stop.code
-        assert isinstance(code, int)
-        return Outcome(code, *capfd.readouterr())
-
-    return run
 
 
 def test_help_and_version(command: Command) -> None:

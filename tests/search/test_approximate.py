@@ -4,7 +4,6 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -12,7 +11,6 @@ from helpers import WORDS, Outcome
 from search_cases import with_config, write_index
 from similarity_cases import make
 
-from vse.cli import main
 from vse.ragged import RaggedSets, Sets
 from vse.search.approximate import About, Proposals, choose_factory, recall
 from vse.search.index import Index
@@ -20,22 +18,6 @@ from vse.search.shards import Shards
 
 CPU = torch.device("cpu")
 Command = Callable[..., Outcome]
-
-
-@pytest.fixture
-def command(capfd: pytest.CaptureFixture[str]) -> Command:
-    """Run the command in this process: command("search", "index", "a dog")."""
-
-    def run(*words: object) -> Outcome:
-        capfd.readouterr()
-        code: Any = 0
-        try:
-            main([str(word) for word in words])
-        except SystemExit as stop:
-            code = stop.code
-        return Outcome(code, *capfd.readouterr())
-
-    return run
 
 
 def drawn(count: int, places: int, is_ragged: bool, seed: int, width: int = 16) -> Sets:

@@ -20,7 +20,6 @@ from search_cases import with_config
 import vse
 from vse.build import read_config
 from vse.checkpoints.native import save_checkpoint
-from vse.cli import main
 from vse.data.formats import precomp
 from vse.files import write_file
 from vse.search import Index
@@ -34,22 +33,6 @@ Command = Callable[..., Outcome]
 
 class Killed(BaseException):
     pass
-
-
-@pytest.fixture
-def command(capfd: pytest.CaptureFixture[str]) -> Command:
-    """Run the command in this process: command("search", "index", "a dog")."""
-
-    def run(*words: object) -> Outcome:
-        capfd.readouterr()
-        code: Any = 0
-        try:
-            main([str(word) for word in words])
-        except SystemExit as stop:
-            code = stop.code
-        return Outcome(code, *capfd.readouterr())
-
-    return run
 
 
 @pytest.fixture(scope="module")
