@@ -185,6 +185,13 @@ def run_and_forget(block: nn.Module, maps: Tensor) -> Tensor:
     return found
 
 
+def still_norms(backbone: nn.Module) -> None:
+    """Set the BatchNorm layers of a backbone to evaluation, in which they use their running statistics."""
+    for module in backbone.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+
+
 class ResNetBackbone(nn.Module):
     """A torchvision ResNet, ResNeXt or Wide ResNet without its pooling and classifier.
 
@@ -246,9 +253,8 @@ class ResNetBackbone(nn.Module):
             The backbone itself.
         """
         super().train(mode)
-        for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d) and not self.train_norm:
-                module.eval()
+        if not self.train_norm:
+            still_norms(self)
         return self
 
     def forward(self, pictures: Tensor) -> Tensor:

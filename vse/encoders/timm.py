@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vse.encoders.backbones import Normalise, SharedBatchNorm2d, Unfreezing
+from vse.encoders.backbones import Normalise, SharedBatchNorm2d, Unfreezing, still_norms
 from vse.encoders.grid import drop_cells
 from vse.encoders.pretrained import Preprocessing, prune
 from vse.encoders.regions import Context as Pooled
@@ -181,9 +181,8 @@ class TimmBackbone(nn.Module):
             The backbone itself.
         """
         super().train(mode)
-        for module in self.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and not self.train_norm:
-                module.eval()
+        if not self.train_norm:
+            still_norms(self)
         return self
 
     def forward(self, pictures: Tensor) -> Tensor:

@@ -153,6 +153,7 @@ class Training:
         self.criterion = build.build_criterion(config, model).to(self.device)
         build.freeze(config, self.model)
         self.optimiser = build.build_optimiser(config, self.model, self.criterion)
+        self.shared_parameters = self._by_what_is_shared()
         self.schedule = build.build_schedule(config)
         self.scaler = amp.GradScaler(self.device.type, enabled=config.run.precision == "fp16")
         self.monitor = HealthMonitor(self.model, self.criterion)
@@ -403,11 +404,8 @@ class Training:
                 several.append(judged.losses)
             losses = {name: torch.stack([each[name] for each in several]).mean() for name in several[0]}
         batch, image, text, tables = judged.batch, judged.image, judged.text, judged.tables
+        distributed.share_gradients(*self.shared_parameters)
         parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
-        encoding = {id(p) for tower in (self.model.image, self.model.text) for p in tower.parameters()}
-        distributed.share_gradients(
-            [p for p in parameters if id(p) in encoding], [p for p in parameters if id(p) not in encoding]
-        )
         self.scaler.unscale_(self.optimiser)
         norm = nn.utils.clip_grad_norm_(parameters, self.config.train.clip_norm or math.inf)
         if self.is_logged or self.total_steps == 0:
@@ -424,6 +422,12 @@ class Training:
             self.average.follow(self.model)
         self.epoch_loss = self.epoch_loss[0] + losses["total"], self.epoch_loss[1] + 1
         return {**losses, "gradient_norm": norm}
+
+    def _by_what_is_shared(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """The towers' parameters, and all others, as :func:`vse.distributed.share_gradients` takes them."""
+        towers = {id(p) for tower in (self.model.image, self.model.text) for p in tower.parameters()}
+        parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
+        return [p for p in parameters if id(p) in towers], [p for p in parameters if id(p) not in towers]
 
     def add_gradient(self, batch: Batch, weight: float = 1.0) -> "Judged":
         """Add the gradient of a batch to that of the step.
