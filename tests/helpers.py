@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -454,3 +455,11 @@ def corpus_of_ids(image_of_caption: np.ndarray, clips: bool = False, **changes: 
         "video": clips,
     }
     return Corpus(**(values | changes))
+
+
+def own_module(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> str:
+    """Write a module of a user's own parts where it can be imported, and return its name."""
+    name = f"mine_{folder.name}"
+    (folder / f"{name}.py").write_text(code)
+    monkeypatch.syspath_prepend(str(folder))
+    return name

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import ROOT, write_precomp
+from helpers import ROOT, own_module, write_precomp
 from torch import Tensor, nn
 
 from vse.build import build_criterion, build_model, read_config, read_corpus
@@ -55,10 +55,7 @@ def any_number(*sets, power: float = 1.0):
 
 @pytest.fixture
 def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    name = f"mine_{tmp_path.name}"
-    (tmp_path / f"{name}.py").write_text(MINE)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    return name
+    return own_module(tmp_path, monkeypatch, MINE)
 
 
 @pytest.fixture

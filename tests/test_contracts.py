@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, write_precomp
+from helpers import ROOT, own_module, write_precomp
 from torch import nn
 
 import vse
@@ -108,10 +108,7 @@ def a_list(folder, part):
 
 @pytest.fixture
 def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    name = f"mine_{tmp_path.name}"
-    (tmp_path / f"{name}.py").write_text(MINE)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    return name
+    return own_module(tmp_path, monkeypatch, MINE)
 
 
 def model_of(config: Config) -> VSEModel:
