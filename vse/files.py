@@ -63,6 +63,19 @@ def write_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8, completely or not at all.
+
+    Args:
+        path: The file. Its previous content is kept until the new content is complete on disk.
+        text: The new content.
+
+    Raises:
+        InputError: The disk is full, or the path cannot be written to.
+    """
+    write_file(path, lambda file: file.write(text.encode()))
+
+
 def write_json(path: Path, content: object) -> None:
     """Write plain values to a JSON file, completely or not at all.
 
@@ -73,7 +86,7 @@ def write_json(path: Path, content: object) -> None:
     Raises:
         InputError: The disk is full, or the path cannot be written to.
     """
-    write_file(path, lambda file: file.write((json.dumps(content, indent=2) + "\n").encode()))
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def sha256(path: Path) -> str:

@@ -246,7 +246,7 @@ def test_nothing_is_left_of_an_export_that_fails(
     def fails(path: Path, write: Any) -> None:
         raise InputError(f"{path}: cannot be written (No space left on device)")
 
-    monkeypatch.setattr(module, "write_file", fails)  # of the card, after all else
+    monkeypatch.setattr(module, "write_text", fails)  # of the card, after all else
     with pytest.raises(InputError, match="No space left"):
         export(make_run(), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vse.errors import InputError, first_line
-from vse.files import write_file
+from vse.files import write_file, write_text
 
 FORMAT = "vse export"
 VERSION = 1
@@ -35,9 +35,9 @@ def write_exported(folder: Path, state: Mapping[str, Any]) -> None:
     if _is_tokenizer(state["vocabulary"]):
         about["vocabulary"] = {key: value for key, value in state["vocabulary"].items() if key != "content"}
         (folder / TOKENIZER).parent.mkdir()
-        write_file(folder / TOKENIZER, lambda file: file.write(state["vocabulary"]["content"].encode()))
+        write_text(folder / TOKENIZER, state["vocabulary"]["content"])
     text = json.dumps(about, indent=2, ensure_ascii=False) + "\n"
-    write_file(folder / CONFIG, lambda file: file.write(text.encode()))
+    write_text(folder / CONFIG, text)
     weights = {key: value.cpu().clone().contiguous() for key, value in state["model"].items()}
     write_file(folder / WEIGHTS, lambda file: file.write(save(weights, {"format": "pt"})))
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vse.errors import InputError
-from vse.files import check_target, write_file
+from vse.files import check_target, write_text
 
 _START = b"<!doctype html>"
 _VOID = {"meta", "br", "wbr"}
@@ -203,4 +203,4 @@ def write_page(path: Path, content: str) -> None:
         InputError: The file cannot be written, or it holds something other than a page.
     """
     check_page(path)
-    write_file(path, lambda file: file.write(content.encode()))
+    write_text(path, content)

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vse.data.reading import read_json
-from vse.errors import InputError
-from vse.files import check_target, write_json
+from vse.evaluation.json_file import check_replaces
+from vse.files import write_json
 
 _WIDEST = 60  # columns that an id may take
 
@@ -102,16 +101,7 @@ def check_results_file(path: Path) -> None:
     Raises:
         InputError: The file cannot be written, or it holds something other than results.
     """
-    check_target(path)
-    if not path.exists() or not path.stat().st_size:
-        return
-    try:
-        content = read_json(path)
-    except InputError:
-        content = None
-    if not isinstance(content, dict) or "results" not in content:
-        problem = "is there already and holds no search results"
-        raise InputError(f"{path}: {problem}; expected a new file, or a file of results to replace")
+    check_replaces(path, "search results", lambda content: "results" in content)
 
 
 def write_results(path: Path, results: Sequence[Result]) -> None:

@@ -12,7 +12,7 @@ from vse.checkpoints.exported import write_exported
 from vse.checkpoints.load import load_model, state_of
 from vse.errors import InputError
 from vse.evaluation.tables import parts_of
-from vse.files import write_file
+from vse.files import write_text
 from vse.sharing.card import model_card
 
 CARD = "README.md"
@@ -41,7 +41,7 @@ def export(run: str | Path, folder: Path, overrides: Sequence[str] = (), vocabul
     card = model_card(folder.resolve().name, loaded, _test_metrics(Path(run)))
     with _complete_or_not_at_all(folder) as unfinished:
         write_exported(unfinished, state)
-        write_file(unfinished / CARD, lambda file: file.write(card.encode()))
+        write_text(unfinished / CARD, card)
 
 
 def _check_folder(folder: Path) -> None:

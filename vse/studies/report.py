@@ -7,24 +7,11 @@ from typing import Any
 
 from vse.errors import InputError
 from vse.evaluation.tables import Cell, Row, Table, as_markdown, parts_of, tables_of
-from vse.files import check_target, write_file
+from vse.files import check_target, write_text
 from vse.pages.charts import Chart, Line, drawing_file
 from vse.studies.summary import read_summary
 
 Summary = dict[str, Any]
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, completely or not at all.
-
-    Args:
-        path: The file.
-        text: Its content.
-
-    Raises:
-        InputError: The file cannot be written.
-    """
-    write_file(path, lambda file: file.write(text.encode()))
 
 
 def study_markdown(summary: Summary, figure: str | None = None, level: int = 1) -> str:

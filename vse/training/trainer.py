@@ -16,7 +16,7 @@ from vse.config import Config, flatten
 from vse.console import kept_in, progress_bar, say
 from vse.distributed import agree, broadcast, is_first_to_report, is_main
 from vse.errors import InputError, ProcessLost
-from vse.files import claim_folder, write_file
+from vse.files import claim_folder, write_text
 from vse.runtime import describe_memory, peak_memory
 from vse.training.evaluations import end_of_run
 from vse.training.log import RunLog, describe_best, describe_evaluation
@@ -62,7 +62,7 @@ def _run(training: Training, folder: Path) -> None:
     config, tracker = training.config, None
     if is_main():
         settings = yaml.safe_dump(config.model_dump(), sort_keys=False)
-        write_file(folder / "config.yaml", lambda file: file.write(settings.encode()))
+        write_text(folder / "config.yaml", settings)
         tracker = start_tracker(config.run.tracker, folder, flatten(config.model_dump()), training.total_steps)
     places, may_overflow = (training.evaluations.last, training.total_steps), config.run.precision == "fp16"
     with StopSignal() as stop, RunLog(folder, *places, may_overflow, tracker) as log, training.in_one_line():
