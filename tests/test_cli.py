@@ -41,6 +41,7 @@ def test_mistakes_of_the_command_itself(command: Command) -> None:
         ),
         (("train",), "the following arguments are required: config; see vse train --help"),
         (("train", "dmeo"), "dmeo: no such config file (did you mean 'demo'?)"),
+        (("train", "optim.lr=1", "demo"), "optim.lr=1: is a setting; expected a config or a run folder before the"),
         (("configs", "x"), "unrecognized arguments: x; see vse configs --help"),
     ):
         outcome = command(*words)

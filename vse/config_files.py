@@ -66,6 +66,8 @@ def find_config(name: str | Path) -> Path:
         return shipped[str(name)]
     if path.is_dir():
         raise InputError(f"{path}: no config.yaml in this folder; expected a config file or a run folder")
+    if "=" in str(name):
+        raise InputError(f"{name}: is a setting; expected a config or a run folder before the settings")
     hint = "" if path.suffix else f" ({close_match(str(name), list(shipped))})"
     raise InputError(f"{path}: no such config file{hint}")
 

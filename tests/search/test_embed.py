@@ -358,7 +358,7 @@ def test_mistakes_are_one_line(
     embed_to = ["embed", pictures_run, photos, "--out"]
     for words, message in (
         (["embed", pictures_run, tmp_path / "empty", "--out", tmp_path / "x"], "empty: no file in it ends in .jpg, "),
-        (["embed", pictures_run, "dmeo", "--out", tmp_path / "x"], "dmeo: no such config file (did you mean 'demo'?)"),
+        (["embed", pictures_run, "dmeo", "--out", tmp_path / "x"], "dmeo: no such folder of pictures, config or run"),
         ([*embed_to, tmp_path / "mine"], "mine: holds letter.txt, which is not of an index; choose a new or empty"),
         ([*embed_to, tmp_path / "x", "--captions"], "photos: a folder of pictures has no captions; name a config or"),
         ([*embed_to, tmp_path / "x", "--shard", 0], "--shard must be at least 1, got 0"),

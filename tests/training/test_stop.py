@@ -23,7 +23,7 @@ Cli = Callable[..., Outcome]
 @pytest.mark.parametrize(
     ("number", "group", "workers"),
     [
-        pytest.param(signal.SIGTERM, False, "threads", id="SIGTERM to the process"),
+        pytest.param(signal.SIGTERM, False, "threads", id="SIGTERM to the process", marks=pytest.mark.slow),
         pytest.param(
             signal.SIGTERM, False, "processes", id="SIGTERM to the process with workers", marks=pytest.mark.slow
         ),

@@ -59,7 +59,7 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> N
     assert process.poll() is None, process.communicate()
 
 
-def test_two_processes_train_evaluate_and_go_on_as_one(cli: Cli, tiny: list[str], tmp_path: Path) -> None:
+def test_two_processes_train_as_one(cli: Cli, tiny: list[str], tmp_path: Path) -> None:
     """Nearly the same first losses as of one process (in float32), each line said and written once."""
     still = [*tiny, "model.image.encoder.drop=0"]
     code, out, err = finish(launch(2, "train", *still))
@@ -72,14 +72,19 @@ def test_two_processes_train_evaluate_and_go_on_as_one(cli: Cli, tiny: list[str]
     first, one_first = (next(r["train"] for r in log if "train" in r) for log in (ours, theirs))
     for name in ("total", "gradient_norm", "plateau"):
         assert first[name] == pytest.approx(one_first[name], rel=1e-4)
+    outcome = cli("train", *still, "train.epochs=3")
+    assert outcome.code == 0 and "epoch 3/3" in outcome.out
+    assert "2 processes saved it and 1 go on" in outcome.out
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_as_one(cli: Cli, tiny: list[str], tmp_path: Path) -> None:
+    assert cli("train", *tiny).code == 0
     code, out, err = finish(launch(2, "eval", tmp_path / "run"))
     assert code == 0 and out.count("RSUM") == 1, err
     metrics = json.loads((tmp_path / "run" / "test.json").read_text())
     assert cli("eval", tmp_path / "run").code == 0
     assert json.loads((tmp_path / "run" / "test.json").read_text()) == metrics
-    outcome = cli("train", *still, "train.epochs=3")
-    assert outcome.code == 0 and "epoch 3/3" in outcome.out
-    assert "2 processes saved it and 1 go on" in outcome.out
 
 
 @pytest.mark.slow

@@ -240,6 +240,8 @@ def find_source(loaded: Loaded, source: str, overrides: Sequence[str], splits: S
         if captions:
             raise InputError(f"{source}: a folder of pictures has no captions; name a config or a run")
         return _of_folder(loaded, Path(source))
+    if not Path(source).exists() and not names_config(source):
+        raise InputError(f"{source}: no such folder of pictures, config or run (`vse configs` lists shipped configs)")
     own = [item for item in overrides if item.startswith(_OF_SOURCE)]
     data = read_config(source, own).data
     content = loaded.config.model_dump()
