@@ -1,5 +1,6 @@
 """Numbers computed with the official codes, to their tolerances (tests/golden/README.md)."""
 
+import functools
 import json
 import tempfile
 from argparse import Namespace
@@ -412,9 +413,11 @@ def official_checkpoint(name: str) -> dict[str, Any]:
     return {"args": Namespace(**about["options"]), "epoch": 9, "best_score": 500.0, "model": state}
 
 
-def load_official(name: str, folder: Path, padding: str = "masked") -> VSEModel:
-    torch.save(official_checkpoint(name), folder / "model_best.pth")
-    return vse.load(folder / "model_best.pth", padding=padding)
+@functools.lru_cache(maxsize=2)
+def load_official(name: str, padding: str = "masked") -> VSEModel:
+    with tempfile.TemporaryDirectory() as folder:
+        torch.save(official_checkpoint(name), Path(folder) / "model_best.pth")
+        return vse.load(Path(folder) / "model_best.pth", padding=padding)
 
 
 def check_tower(tower: Tower, inputs: Tensor, mask: Tensor | None, expected: Tensor) -> None:
@@ -434,9 +437,8 @@ def check_model(name: str, padding: str = "masked") -> Callable[[dict[str, Any]]
 
     def check(golden: dict[str, Any]) -> None:
         about = about_model(name)
-        with tempfile.TemporaryDirectory() as folder:
-            model = load_official(name, Path(folder), padding)
-            masked = load_official(name, Path(folder)) if padding == "released" else None
+        model = load_official(name, padding)
+        masked = load_official(name) if padding == "released" else None
         images = torch.from_numpy(recipe.draw(about["image_seed"], tuple(about["image_shape"])))
         mask = None
         if "region_lengths" in about:

@@ -145,9 +145,8 @@ def test_trajectory(name: str, tmp_path: Path) -> None:
     check_trajectory(name, tmp_path)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "pvse" else name for name in TRAJECTORIES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TRAJECTORIES)
 def test_trajectory_on_two_processes(name: str, tmp_path: Path) -> None:
     def check() -> None:
         folder = tmp_path / str(rank())

@@ -77,6 +77,7 @@ def test_equal_to_the_package(coco: Corpus) -> None:
             assert own[side][f"r{k}"] == pytest.approx(100 * theirs[f"coco_5k_r{k}"][side], abs=1e-9)
 
 
+@pytest.mark.slow
 def test_a_collapsed_model_scores_nothing(coco: Corpus) -> None:
     scores = torch.full((5000, 25_000), 0.3)
     for protocol in ("eccv", "cxc"):

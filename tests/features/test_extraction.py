@@ -239,6 +239,7 @@ def test_mistakes_are_one_line(grid: list[str], cli: Cli, tmp_path: Path) -> Non
     assert "boxes must be 1 to 1000 and size at least 32, got 0 and 800" in boxes.error
 
 
+@pytest.mark.slow
 def test_clips_become_files_of_frame_features(cli: Cli, tmp_path: Path) -> None:
     """All frames, pooled, as the video encoder has them; training goes on from the files; nothing is done twice."""
     world = tmp_path / "world"

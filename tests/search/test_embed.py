@@ -156,7 +156,7 @@ def test_nothing_but_damaged_pictures(pictures_run: Path, command: Command, tmp_
     assert outcome.code == 2 and "nothing could be read; the first is a.png: " in outcome.error
 
 
-@pytest.mark.parametrize("write", [1, 3, 4, 6])
+@pytest.mark.parametrize("write", [3, *(pytest.param(write, marks=pytest.mark.slow) for write in (1, 4, 6))])
 def test_what_is_done_is_not_done_again(
     pictures_run: Path, photos: Path, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: int
 ) -> None:

@@ -125,7 +125,7 @@ def test_a_backbones_batchnorm_has_the_global_statistics(world: int, tmp_path: P
     check_processes([str(file), *settings, *without_word_vectors(file)], world, tmp_path)
 
 
-@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("world", [pytest.param(1, marks=pytest.mark.slow), 2])
 @pytest.mark.parametrize("case", [*SYSTEMS, "esa", "chan", "vse_infty, queue with momentum"])
 def test_chunks_train_as_whole_batches(case: str, world: int, tiny: list[str], tmp_path: Path) -> None:
     settings = settings_of(case, tiny)
