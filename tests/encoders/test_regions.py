@@ -252,6 +252,8 @@ def test_regions_attend_to_each_other(batch: tuple[Tensor, Tensor]) -> None:
                 expected = v + attention.out_proj(torch.cat(heads, 1))
                 torch.testing.assert_close(found.features[row, mask[row]], expected)
                 torch.testing.assert_close(found.context[row], expected.amax(0))
+    full = encoder(inputs, torch.ones_like(mask))
+    torch.testing.assert_close(encoder(inputs).features, full.features)
 
 
 def test_nan_in_masked_regions_reaches_no_gradient_of_the_attention(batch: tuple[Tensor, Tensor]) -> None:

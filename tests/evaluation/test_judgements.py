@@ -90,6 +90,7 @@ def test_ids_that_do_not_fit_are_named(coco: Corpus) -> None:
     images, captions = list(coco.image_ids), list(coco.caption_ids)
     for args, message in (
         ((["x.jpg", *images[1:]], captions), "image id 'x.jpg' is no COCO id; expected a number"),
+        ((images, ["y", *captions[1:]]), r"caption id 'y' is no COCO id; .*\{split\}_capids.txt"),
         (([999999999, *images[1:]], captions), r"image id 999999999 is not in COCO's 5K test \(1 of 5,000 are not\)"),
         ((images, list(range(10**9, 10**9 + 25_000))), r"caption id 1000000000 is not .*25,000.*\{split\}_capids.txt"),
         ((images[:-1], captions), rf"this corpus lacks image id {images[-1]} of COCO's 5K test \(1 are missing\)"),
