@@ -98,6 +98,15 @@ def test_a_file_is_checked_once(large: Path, monkeypatch: pytest.MonkeyPatch, va
     assert len(scans) == 2
 
 
+def test_rows_are_compared(tmp_path: Path) -> None:
+    """A row with a NaN equals its copy, so that a repeated row is recognised before it is refused."""
+    rows = np.ones((3, 2, 3), np.float32)
+    rows[:2, 1, 1], rows[2, 0, 0] = np.nan, 2
+    np.save(tmp_path / "x.npy", rows)
+    features = Features(tmp_path / "x.npy")
+    assert features.same_rows(0, 1) and not features.same_rows(0, 2)
+
+
 def test_small_files_are_not_remembered(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(corpus_module, "_LARGE", 10_000)
     Features(large).checked()
