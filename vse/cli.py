@@ -290,7 +290,9 @@ def search(parser: Parser, words: Sequence[str]) -> None:
     parser.add_argument("--vocabulary", type=Path, metavar="FILE", help="vocabulary of an official checkpoint")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
     parser.add_argument("--approximate", action="store_true", help="rank what the approximate index proposes")
-    parser.add_argument("--candidates", type=int, metavar="N", help="embeddings that it proposes (10 times --top)")
+    parser.add_argument(
+        "--candidates", type=int, metavar="N", help="embeddings that it proposes (as when it was built)"
+    )
     arguments = parser.parse_intermixed_args(words)
     queries = [*arguments.queries, *arguments.image]
     if not queries or not all(map(str.strip, arguments.queries)):

@@ -55,17 +55,29 @@ def test_recall_is_measured_and_lists_are_added(tmp_path: Path) -> None:
     about = index.build_approximate("IVF32,Flat", queries, "captions")
     assert about.factory == "IVF32,Flat" and about.probe in (16, 32) and not about.own_items and about.queries == 40
     assert about.recall is not None and about.recall >= 0.95
-    assert f"{about.probe} lists a query; recall@10 against the exact search {about.recall:.3f} (40 queries)" in str(
-        about
-    )
+    looks = f"{about.probe} lists a query, {about.candidates} candidates for each embedding"
+    assert f"{looks}; recall@10 against the exact search {about.recall:.3f} (40 queries)" in str(about)
     again = Index(Shards(tmp_path), make("cosine", torch.float32), CPU)
     exact, found = (again.search_sets(queries, "captions", 10, approximately) for approximately in (False, True))
     shared = [len(set(a) & set(b)) for a, b in zip(exact.positions.tolist(), found.positions.tolist(), strict=True)]
     assert sum(shared) / 400 == pytest.approx(about.recall)
     proposals = Proposals(again.shards)
     assert proposals.about == about
-    proposals.probe(1)
+    proposals.look(1, about.candidates)
     assert max(len(proposed) for proposed in proposals.find(queries, 5000)) < 600
+
+
+def test_candidates_are_added_where_more_lists_do_not_help(tmp_path: Path) -> None:
+    """The sets with the best mean over all pairs need not have one of the 100 best embeddings."""
+    pytest.importorskip("faiss")
+    items, queries = drawn(700, 4, False, 0), drawn(10, 4, False, 1)
+    similarity = make("match_probability", torch.float32)
+    about = Index(write_index(tmp_path, items), similarity, CPU).build_approximate("Flat", queries, "captions")
+    assert about.recall is not None and about.recall >= 0.95 and 100 < about.candidates <= 3200
+    index = Index(Shards(tmp_path), similarity, CPU)
+    exact = index.search_sets(queries, "captions", 10).positions
+    assert recall(exact, index.search_sets(queries, "captions", 10, True).positions) == about.recall
+    assert recall(exact, index.search_sets(queries, "captions", 10, True, candidates=100).positions) < 0.95
 
 
 def test_fewer_proposed_than_wanted(tmp_path: Path) -> None:
@@ -100,7 +112,7 @@ def test_the_commands(make_run: Callable[..., Path], command: Command, tmp_path:
     assert outcome.code == 0 and "recall@10 against the exact search 1.000 (50 queries)" in outcome.out, outcome.err
     (tmp_path / "queries.txt").write_text("\n".join(WORDS[:7]) + "\n")
     outcome = command("embed", run, run, *out, "--approximate", "--queries", tmp_path / "queries.txt")
-    assert outcome.code == 0 and "Flat over 10 embeddings; " in outcome.out and "(7 queries)" in outcome.out
+    assert outcome.code == 0 and "Flat over 10 embeddings, " in outcome.out and "(7 queries)" in outcome.out
     about = About(**json.loads((tmp_path / "index" / "approximate.json").read_text()))
     assert about.queries == 7 and not about.own_items
     exact, found = (command("search", tmp_path / "index", "a dog", *more) for more in ([], ["--approximate"]))
@@ -108,7 +120,8 @@ def test_the_commands(make_run: Callable[..., Path], command: Command, tmp_path:
     wrong = command("embed", run, run, *out, "--approximate", "--factory", "Tree").error
     assert "--factory Tree: Faiss cannot build it (could not parse index string Tree)" in wrong
     captions = command("embed", run, run, "--out", tmp_path / "captions", "--captions", "--approximate")
-    assert "Flat over 50 embeddings; recall@10 against the exact search 1.000 (10 queries)" in captions.out
+    assert "Flat over 50 embeddings, 100 candidates for each embedding; recall@10" in captions.out
+    assert "against the exact search 1.000 (10 queries)" in captions.out
     for name in ("approximate.faiss", "approximate.json"):
         (tmp_path / "index" / name).write_bytes((tmp_path / "captions" / name).read_bytes())
     error = command("search", tmp_path / "index", "a dog", "--approximate").error

@@ -22,7 +22,8 @@ from vse.search.shards import Shards, sizes_and_rows
 
 FILE, ABOUT = "approximate.faiss", "approximate.json"
 SAMPLE = 200  # queries that recall is measured with
-ENOUGH = 0.95  # recall at which no more lists are looked at
+ENOUGH = 0.95  # recall at which queries look no further
+MOST = 3200  # embeddings that are proposed at most for each embedding of a query, unless the user asks for more
 _SMALL = 20_000  # embeddings up to which every one is compared
 _LARGE = 10_000_000  # embeddings from which on 8 bits a number take too much memory
 _PER_LIST = 40  # embeddings that the centre of a list is learned from
@@ -37,6 +38,7 @@ class About(NamedTuple):
         factory: Faiss's description of it.
         rows: The number of embeddings.
         probe: The number of lists that a query looks at; 0 for an index without lists.
+        candidates: The number of embeddings that are proposed for each embedding of a query.
         recall: How many of the ten best items it finds, in [0, 1]; None before it is measured.
         queries: The number of queries that this was measured with.
         own_items: Whether these queries were items of the index.
@@ -46,14 +48,15 @@ class About(NamedTuple):
     factory: str
     rows: int
     probe: int
+    candidates: int = 100
     recall: float | None = None
     queries: int = 0
     own_items: bool = False
     top: int = 10
 
     def __str__(self) -> str:
-        probe = f", {self.probe} lists a query" if self.probe else ""
-        made = f"{self.factory} over {self.rows:,} embeddings{probe}"
+        probe = f"{self.probe} lists a query, " if self.probe else ""
+        made = f"{self.factory} over {self.rows:,} embeddings, {probe}{self.candidates} candidates for each embedding"
         if self.recall is None:
             return made
         kind = "items of the index itself; other queries may find fewer" if self.own_items else "queries"
@@ -178,11 +181,11 @@ class Proposals:
         if (self.index.ntotal, self.index.d) != (int(shards.first_rows[-1]), shards.width):
             raise InputError(f"{shards.folder / FILE}: belongs to other embeddings; {hint}")
         self.lists = _lists(faiss, self.index)
-        self.probe(self.about.probe)
+        self.look(self.about.probe, self.about.candidates)
 
-    def probe(self, lists: int) -> None:
-        """Set the number of lists that a query looks at."""
-        self.about = self.about._replace(probe=min(lists, self.lists))
+    def look(self, lists: int, candidates: int) -> None:
+        """Set how many lists a query looks at, and how many embeddings are proposed for each of its own."""
+        self.about = self.about._replace(probe=min(lists, self.lists), candidates=candidates)
         if self.lists:
             import_faiss().ParameterSpace().set_index_parameter(self.index, "nprobe", self.about.probe)
 

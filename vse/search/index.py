@@ -114,8 +114,8 @@ class Index:
             top: The number of items to find for each query.
             approximately: Whether an approximate index proposes the items (see :meth:`build_approximate`), and the
                 similarity ranks only these.
-            candidates: The number of embeddings that it proposes for each embedding of a query; by default ten for each
-                item that is wanted, and at least 100.
+            candidates: The number of embeddings that it proposes for each embedding of a query; by default as many as
+                it was measured with, and at least ten for each item that is wanted.
             batch_size: The number of queries that are embedded at a time.
 
         Returns:
@@ -252,21 +252,36 @@ class Index:
         return about
 
     def _measured(self, proposals: approximate.Proposals, sample: Sets, kind: Kind) -> approximate.About:
-        """What is known of an approximate index, after queries look at twice as many lists until enough is found."""
+        """What is known of an approximate index, after queries look further until enough is found.
+
+        They look at twice as many lists or candidates, whichever finds more.
+        """
         top = min(10, len(self))
         exact = self.search_sets(sample, kind, top).positions
-        while True:
+
+        def measure(lists: int, candidates: int) -> tuple[float, int, int]:
+            proposals.look(lists, candidates)
             found = self.search_sets(sample, kind, top, approximately=True).positions
-            recall = approximate.recall(exact, found)
-            if recall >= approximate.ENOUGH or proposals.about.probe >= proposals.lists:
-                return proposals.about._replace(recall=recall, queries=len(sample), top=top)
-            proposals.probe(2 * proposals.about.probe)
+            return approximate.recall(exact, found), lists, candidates
+
+        recall, lists, candidates = measure(proposals.about.probe, proposals.about.candidates)
+        while recall < approximate.ENOUGH:
+            further = []
+            if lists < proposals.lists:
+                further.append((2 * lists, candidates))
+            if candidates < min(approximate.MOST, proposals.about.rows):
+                further.append((lists, 2 * candidates))
+            if not further:
+                break
+            recall, lists, candidates = max((measure(*more) for more in further), key=lambda result: result[0])
+        proposals.look(lists, candidates)
+        return proposals.about._replace(recall=recall, queries=len(sample), top=top)
 
     def _search_approximately(self, queries: Sets, kind: Kind, top: int, candidates: int | None) -> Best:
         """Rank the items that the approximate index proposes for each query."""
         if self._proposals is None:
             self._proposals = approximate.Proposals(self.shards)
-        depth = max(100, 10 * top) if candidates is None else candidates
+        depth = max(self._proposals.about.candidates, 10 * top) if candidates is None else candidates
         check_at_least("candidates", depth, 1)
         scores = torch.full((len(queries), top), float("-inf"))
         positions = torch.full((len(queries), top), -1)
