@@ -35,7 +35,6 @@ class GRUWeights(nn.Module):
             self.register_parameter(name, weight)
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # cuDNN gains nothing, and a CPU would compile each step
 def read_both_ways(gru: AnyGRU, sequence: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Run a bidirectional GRU over padded sequences; what is in the padding does not matter.
 
@@ -55,7 +54,10 @@ def read_both_ways(gru: AnyGRU, sequence: Tensor, mask: Tensor | None) -> tuple[
     >>> read_both_ways(nn.GRU(4, 6, batch_first=True, bidirectional=True), torch.randn(2, 5, 4), None)[0].shape
     torch.Size([2, 5, 6])
     """
-    return (_read_in_steps if sequence.device.type == "cpu" else read_padded)(gru, sequence, mask)
+    read = _read_in_steps if sequence.device.type == "cpu" else read_padded
+    if torch.compiler.is_compiling():  # cuDNN gains nothing, and a CPU would compile each step
+        read = torch.compiler.disable(read)  # as a decorator it would import the compiler, for seconds, in every program
+    return read(gru, sequence, mask)
 
 
 def read_padded(gru: AnyGRU, sequence: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
