@@ -56,6 +56,7 @@ def coco(package: Any) -> Corpus:
     return corpus_of_ids(np.repeat(np.arange(5000), 5), name="coco", image_ids=images, caption_ids=captions)
 
 
+@pytest.mark.slow
 def test_equal_to_the_package(coco: Corpus) -> None:
     """The package itself, given full rankings."""
     images, captions = random_embeddings(coco.image_of_caption)
