@@ -584,7 +584,8 @@ def test_newer_systems(dataset: str) -> None:
 
 def test_the_folders_are_those_of_the_dataset() -> None:
     for name in RUNS:
-        config, dataset = load(name), name.split("/")[-1].split("_")[0]
+        config = load(name)
+        dataset = "flickr8k" if name.startswith("best/") else name.split("/")[-1].split("_")[0]
         assert config.data.root == f"data/{dataset}" or "/" not in name, name
     runs = [load(name).run.dir for name in RUNS]
     assert len(set(runs)) == len(runs)

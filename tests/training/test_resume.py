@@ -92,6 +92,36 @@ def test_interrupted_in_this_process_equals_uninterrupted(
         assert same_weights(a["queue"]["slow"], b["queue"]["slow"]) and torch.equal(a["confused"], b["confused"])
 
 
+@pytest.mark.slow
+def test_interrupted_before_every_step_equals_uninterrupted(
+    cli: Cli, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each command takes one step, so every step is one that a run stops at and goes on from."""
+    tiny, whole = [*tiny, QUEUE, MINING, "optim.ema=0.9"], tmp_path / "whole"
+    assert cli("train", *tiny, f"run.dir={whole}").code == 0
+    expected = load_checkpoint(whole / "last.pt")
+    steps = max(record["step"] for record in read_jsonl(whole / "metrics.jsonl"))
+    step, taken = trainer.Training.train_step, 0
+
+    def one_step(self: trainer.Training, batch: Any) -> Any:
+        nonlocal taken
+        os.kill(os.getpid(), signal.SIGTERM)
+        taken += 1
+        return step(self, batch)
+
+    monkeypatch.setattr(trainer.Training, "train_step", one_step)
+    codes = [cli("train", *tiny).code for _ in range(steps)]
+    monkeypatch.setattr(trainer.Training, "train_step", step)
+    assert cli("train", *tiny).code == 0
+    found = load_checkpoint(tmp_path / "run" / "last.pt")
+    assert taken == len(codes) > 8 and set(codes[:-1]) == {128 + signal.SIGTERM}
+    assert same_weights(found["model"], expected["model"])
+    assert same_weights(found["average"]["model"], expected["average"]["model"])
+    assert same_weights(found["queue"]["slow"], expected["queue"]["slow"])
+    assert torch.equal(found["random"][0]["torch"], expected["random"][0]["torch"])
+    assert found["best"] == expected["best"]
+
+
 def test_leftovers_of_a_killed_write_go(cli: Cli, tiny: list[str], tmp_path: Path) -> None:
     cli("train", *tiny, "train.epochs=1")
     leftover = tmp_path / "run" / ".last.pt.123.tmp"
