@@ -329,12 +329,12 @@ def study(parser: Parser, words: Sequence[str]) -> None:
     parser.add_argument("--dir", type=Path, metavar="DIR", help="where runs and results go (runs/studies/NAME)")
     parser.add_argument("--jobs", type=int, metavar="N", help="runs at once (one for each GPU; on a CPU, one)")
     parser.add_argument("--only", metavar="I/N", help="train this share of the runs, such as 1/3")
-    parser.add_argument(
-        "--merge", nargs="+", type=Path, metavar="DIR", help="add other machines' results; train nothing"
-    )
+    text = "add other machines' results; train nothing"
+    parser.add_argument("--merge", nargs="+", action="extend", type=Path, metavar="DIR", help=text)
     parser.add_argument("--dry-run", action="store_true", help="list what is missing; train nothing")
     parser.add_argument("--list", action="store_true", help="list the shipped studies")
-    parser.add_argument("--report", nargs="+", type=Path, metavar="JSON", help="write a page of results.json files")
+    text = "write a page of results.json files"
+    parser.add_argument("--report", nargs="+", action="extend", type=Path, metavar="JSON", help=text)
     parser.add_argument("--out", type=Path, metavar="FILE.md", help="the page of --report")
     parser.add_argument("--text", type=Path, metavar="FILE.md", help="Markdown that --report puts below the studies")
     arguments = parser.parse_intermixed_args(words)

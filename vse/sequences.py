@@ -56,7 +56,7 @@ def read_both_ways(gru: AnyGRU, sequence: Tensor, mask: Tensor | None) -> tuple[
     """
     read = _read_in_steps if sequence.device.type == "cpu" else read_padded
     if torch.compiler.is_compiling():  # cuDNN gains nothing, and a CPU would compile each step
-        read = torch.compiler.disable(read)  # as a decorator it would import the compiler, for seconds, in every program
+        read = torch.compiler.disable(read)  # a decorator would import the compiler into every program, for seconds
     return read(gru, sequence, mask)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -218,7 +219,10 @@ def test_a_study_from_the_file_to_the_tables(
     assert main_of(evaluated) == 0
     assert json.loads((tmp_path / "own.json").read_text())["i2t"] == gpo["metrics"]["i2t"]
 
-    merged = run(capfd, file, "--dir", tmp_path / "other", "--merge", out)
+    for row in ("gpo", "mean"):
+        shutil.copytree(out / row, tmp_path / "machines" / row / row)
+    machines = ("--merge", tmp_path / "machines" / "gpo", "--merge", tmp_path / "machines" / "mean")
+    merged = run(capfd, file, "--dir", tmp_path / "other", *machines)
     assert merged.code == 0 and "2 results added" in merged.out
     assert json.loads((tmp_path / "other" / "results.json").read_text()) == summary
 
