@@ -98,13 +98,16 @@ def _add_intervals(
     digests = {name: {results[run.name]["corpus"]["digest"] for run in runs} for name, runs in by_row.items()}
     alike = [row for row in rows if digests[row["name"]] == digests[rows[0]["name"]]]
     names = list(parts_of_protocol(study.protocol))
-    ranks = [[read_ranks(run.folder, names) for run in by_row[row["name"]]] for row in alike]
+    ranks = [{run.seed: read_ranks(run.folder, names) for run in by_row[row["name"]]} for row in alike]
     is_paired = rows[0]["name"] == study.baseline
     for name in names:
-        found = bootstrap([[own[name] for own in runs] for runs in ranks], _SAMPLES)
-        for row, interval in zip(alike, found, strict=True):
-            if not is_paired:
-                interval.pop("difference", None)
+        found = bootstrap([[own[name] for own in by_seed.values()] for by_seed in ranks], _SAMPLES)
+        for row, by_seed, interval in zip(alike, ranks, found, strict=True):
+            interval.pop("difference", None)
+            seeds = [seed for seed in by_seed if seed in ranks[0]]
+            if is_paired and row is not rows[0] and seeds:
+                pair = bootstrap([[own[seed][name] for seed in seeds] for own in (ranks[0], by_seed)], _SAMPLES)
+                interval["difference"] = pair[1]["difference"]
             parts_of(row["metrics"])[name]["bootstrap"] = interval
 
 
