@@ -246,6 +246,7 @@ def test_the_readme_has_snippets() -> None:
     assert [snippet.output is not None for snippet in snippets("README.md")] == [True, False]
 
 
+@pytest.mark.slow  # the page of the walkthrough runs the same command in this process
 def test_an_own_part_in_a_shell(world: Path) -> None:
     """The first walkthrough as a user types it."""
     line = next(line for line in commands("docs/extending.md") if line.startswith("PYTHONPATH=examples vse train"))

@@ -44,6 +44,7 @@ def equal(a: FlatCaptions, b: FlatCaptions) -> bool:
     )
 
 
+@pytest.mark.slow
 def test_many_and_few_captions_give_the_same(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     """Several processes, one process and a loop over the captions."""
     monkeypatch.setattr(captions, "usable_cores", lambda: 2)

@@ -93,7 +93,7 @@ def with_batches_of(config: Config, size: int) -> Config:
 
 @pytest.mark.parametrize(
     ("world", "size", "rounding"),
-    [(2, 2, 1e-5), (2, 1, 0.0), pytest.param(3, 2, 1e-5, marks=pytest.mark.slow)],
+    [(2, 1, 0.0), *(pytest.param(world, 2, 1e-5, marks=pytest.mark.slow) for world in (2, 3))],
 )
 def test_pictures(world: int, size: int, rounding: float, pictures: Config, tmp_path: Path) -> None:
     """The last round is cut into other batches than one process has, which a convolution may round otherwise."""

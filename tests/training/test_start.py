@@ -334,6 +334,7 @@ def test_features_of_another_width(cli: Cli, second: list[str], tmp_path: Path) 
 # --- PVSE's two stages ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_second_stage_of_pvse_trains_the_cnn(cli: Cli, tmp_path: Path) -> None:
     """Both shipped configs, end to end on pictures: the CNN stays in the first stage and is trained in the second.
 
