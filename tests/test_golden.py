@@ -527,7 +527,7 @@ CHECKS: dict[str, Callable[[dict[str, Any]], None]] = {
 }
 
 
-SLOW = ("models/dive_butd_bigru_padded", "models/pvse_legacy_video_k2")  # siblings of others, in seconds
+SLOW = ("models/dive_butd_bigru_padded", "models/pvse_legacy_video_k2")  # each takes seconds, and others are like them
 CASES = [pytest.param(n, id=Path(n).stem, marks=[pytest.mark.slow] if n in SLOW else []) for n in CHECKS]
 
 
