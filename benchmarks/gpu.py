@@ -51,6 +51,7 @@ from vse.similarity import cosine, smooth_chamfer
 from vse.training.run import Training
 
 FULL, SMALL = Sizes(), Sizes(regions=4, width=12, embedding=16, batch=8, images=24)
+COMPILED = ("vse_infty", "dive")  # the systems whose compiled step is looked at, as each compilation takes a minute
 COSINE = {"dive": 0.98}  # least cosine of a half-precision gradient to the float32 one; 0.99 for the others
 
 
@@ -191,6 +192,21 @@ def check_evaluation(bench: Bench, system: str) -> None:
     bench.check(f"{system}, NaN in the padding changes nothing", str(same), same)
 
 
+def check_compiled(bench: Bench, system: str) -> None:
+    """Train five steps as usual, compiled, and with CUDA graphs, and compare the losses."""
+    losses = {}
+    for setting in ("false", "true", "cuda_graphs"):
+        training = bench.training(system, f"run.compile={setting}", "loss.ranking.mining=all")
+        stop_dropout(training)
+        found = [training.train_step(batch)["total"] for batch, _ in zip(training.batches(), range(5), strict=False)]
+        losses[setting] = torch.stack(found)
+        for tower in training.compiled.values():
+            bench.check(f"{system}, run.compile={setting}, {tower.name} tower", "compiled", tower.works)
+    for setting in ("true", "cuda_graphs"):
+        away = distance(losses[setting], losses["false"])
+        bench.check(f"{system}, losses with run.compile={setting}", f"{away:.1e} away", away < 1e-3)
+
+
 def check_waits(bench: Bench, system: str) -> None:
     """Count where a step makes the CPU wait for the GPU."""
     training = bench.training(system, "run.precision=bf16", "run.log_steps=1000000")
@@ -224,8 +240,9 @@ def measure_step(bench: Bench, system: str) -> None:
     floor = operations(lambda: plain.train_step(batch)) / rate
     variants = {"a step": plain}
     settings = {"a step in fp32": ["run.precision=fp32"]}
-    if bench.on_gpu and system in ("vse_infty", "dive"):  # it takes a minute to compile one
+    if bench.on_gpu and system in COMPILED:
         settings["a compiled step"] = ["run.precision=bf16", "run.compile=true"]
+        settings["a compiled step with CUDA graphs"] = ["run.precision=bf16", "run.compile=cuda_graphs"]
     for name, setting in settings.items():
         variants[name] = bench.training(system, "run.log_steps=1000000", *setting)
         after_first_step(variants[name])
@@ -365,7 +382,8 @@ def main(words: Sequence[str] | None = None) -> int:
 def run_checks(bench: Bench, systems: Sequence[str]) -> None:
     """Do all checks of all systems. What one of them breaks off is a failed check, and the others go on."""
     for system in systems:
-        for check in (*CHECKS, *((check_waits,) if bench.on_gpu else ())):
+        more = (check_waits, *((check_compiled,) if system in COMPILED else ())) if bench.on_gpu else ()
+        for check in (*CHECKS, *more):
             try:
                 check(bench, system)
             except (RuntimeError, ValueError, InputError) as error:

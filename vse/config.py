@@ -90,7 +90,8 @@ class RunConfig(Section):
         precision: The precision of training. "tf32" is float32 with fast products on a GPU; "bf16" and "fp16" are
             mixed precision.
         deterministic: Whether a GPU must repeat its results to the bit, which is slower.
-        compile: Whether torch.compile makes the towers faster, after some minutes.
+        compile: Whether torch.compile makes the towers faster, after some minutes. With "cuda_graphs" a GPU also
+            records its kernels for each shape of a batch and replays them.
         resume: "auto" goes on where the run in the folder stopped; "never" refuses a folder that holds a run.
         save_minutes: How often last.pt is written, in minutes, besides after each epoch.
         log_steps: Number of steps between two entries of the log.
@@ -102,7 +103,7 @@ class RunConfig(Section):
     device: Annotated[str, MAY_CHANGE] = "auto"
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     deterministic: Annotated[bool, MAY_CHANGE] = False
-    compile: Annotated[bool, MAY_CHANGE] = False
+    compile: Annotated[Literal[True, False, "cuda_graphs"], MAY_CHANGE] = False
     resume: Annotated[Literal["auto", "never"], MAY_CHANGE] = "auto"
     save_minutes: Annotated[PositiveFloat, MAY_CHANGE] = 10.0
     log_steps: Annotated[PositiveInt, MAY_CHANGE] = 50

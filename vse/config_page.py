@@ -281,7 +281,7 @@ def _type_name(annotation: Any, bounds: list[str] | None = None) -> str:
     limits = f", {', '.join(bounds)}" if bounds else ""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Literal:
-        return ", ".join(f"`{choice}`" for choice in arguments)
+        return ", ".join(map(_yaml, arguments))
     if origin in (typing.Union, types.UnionType):
         return " or ".join(_type_name(part) for part in arguments) + limits
     if origin is dict:

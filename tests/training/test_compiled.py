@@ -13,7 +13,7 @@ from torch import Tensor
 from vse.aggregators import GPO, MeanPool
 from vse.encoders import BiGRU, Regions
 from vse.model import Tower
-from vse.training.compiled import CompiledTower, pad_captions
+from vse.training.compiled import CompiledTower, begin_step, pad_captions
 
 Cli = Callable[..., Outcome]
 
@@ -128,16 +128,51 @@ def test_a_backward_pass_that_does_not_compile(capsys: pytest.CaptureFixture[str
     assert not compiled.works and "cannot be compiled (lowering failed)" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_cuda_graphs_are_asked_for(cuda_graphs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {}
+
+    def note(tower: Any, **options: Any) -> Any:
+        asked.update(options)
+        return tower
+
+    monkeypatch.setattr(torch, "compile", note)
+    CompiledTower(Tower(Regions(6, 8), MeanPool()), "image", cuda_graphs=cuda_graphs)
+    assert asked["mode"] == ("reduce-overhead" if cuda_graphs else None)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+def test_cuda_graphs_give_the_same_embeddings_and_gradients() -> None:
+    tower = Tower(Regions(6, 8), GPO()).cuda()
+    compiled = CompiledTower(tower, "image", cuda_graphs=True)
+    for _ in range(4):  # the first steps record
+        features = torch.randn(4, 5, 6, device="cuda")
+        results = []
+        begin_step()
+        for call in (tower, compiled):
+            tower.zero_grad()
+            found = call(features).embeddings
+            found.sin().sum().backward()
+            results.append(
+                [found.detach().clone(), *(p.grad.clone() for p in tower.parameters() if p.grad is not None)]
+            )
+        torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
+    assert compiled.works
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("setting", ["true", "cuda_graphs"])
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler, and there is no g++")
-def test_a_compiled_run(cli: Cli, tiny: list[str], tmp_path: Path) -> None:
-    """Losses of a plain run, and a run folder that a plain run continues."""
+def test_a_compiled_run(cli: Cli, tiny: list[str], tmp_path: Path, setting: str) -> None:
+    """Losses of a plain run, and a run folder that a plain run continues. A CPU has no CUDA graphs, and is told so."""
     logged = []
     settings = ["run.log_steps=1", "model.image.aggregator.name=mean", "model.text.aggregator.name=global"]
-    for name in ("plain", "compiled"):
-        own = [f"run.dir={tmp_path / name}", "train.epochs=1", f"run.compile={str(name == 'compiled').lower()}"]
+    for name, value in (("plain", "false"), ("compiled", setting)):
+        own = [f"run.dir={tmp_path / name}", "train.epochs=1", f"run.compile={value}", "run.device=cpu"]
         outcome = cli("train", *tiny, *settings, *own)
-        assert outcome.code == 0 and "warning" not in outcome.err, outcome.err
+        warnings = [line for line in outcome.err.splitlines() if line.startswith("warning")]
+        expected = ["warning: run.compile: cuda_graphs needs a GPU, and this is cpu; the towers are only compiled"]
+        assert outcome.code == 0 and warnings == (expected if value == "cuda_graphs" else []), outcome.err
         lines = [line["train"] for line in read_jsonl(tmp_path / name / "metrics.jsonl") if "train" in line]
         logged.append([line["total"] for line in lines])
     assert logged[1] == pytest.approx(logged[0], rel=1e-4)

@@ -25,15 +25,25 @@ class CompiledTower:
         tower: The tower. It is not changed, and stays the owner of its parameters.
         name: Its name, for the message.
         backend: What compiles the graphs, as ``torch.compile`` takes it.
+        cuda_graphs: Whether a GPU records its kernels once for each shape of a batch and then replays them, so that
+            the CPU no longer starts them one by one. What a tower returns is then overwritten in the next step, which
+            :func:`begin_step` announces.
     """
 
-    def __init__(self, tower: nn.Module, name: str, backend: str | Callable[..., Any] = "inductor") -> None:
+    def __init__(
+        self,
+        tower: nn.Module,
+        name: str,
+        backend: str | Callable[..., Any] = "inductor",
+        cuda_graphs: bool = False,
+    ) -> None:
         from torch._inductor import config
 
         config.fallback_random = True  # else dropout would draw other numbers
         self.tower, self.name = tower, name
         self.works = True
-        self.call = torch.compile(tower, backend=backend, dynamic=False)
+        mode = "reduce-overhead" if cuda_graphs else None  # torch's name for its CUDA graphs
+        self.call = torch.compile(tower, backend=backend, dynamic=False, mode=mode)
 
     def __call__(self, inputs: Tensor, mask: Tensor | None = None) -> Aggregated:
         """Embed a batch, as the tower does."""
@@ -78,6 +88,11 @@ class CompiledTower:
                 except Exception as error:  # the backward pass is compiled when it is first used
                     self.give_up(error)
         self.tower.load_state_dict(kept)
+
+
+def begin_step() -> None:
+    """Tell towers with CUDA graphs that nothing of the step before is needed any more."""
+    torch.compiler.cudagraph_mark_step_begin()
 
 
 def pad_captions(tokens: Tensor, mask: Tensor, longest: int | None = None) -> tuple[Tensor, Tensor]:

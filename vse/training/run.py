@@ -15,7 +15,7 @@ from vse import build, distributed, runtime
 from vse.checkpoints.load import load_weights
 from vse.checkpoints.native import BestState, RunState, TrainingState, evaluation_state
 from vse.config import Config
-from vse.console import say
+from vse.console import say, warn
 from vse.contracts import check_fit
 from vse.data.batches import Batch, BatchSampler, TrainingData, check_shared_memory, make_loader
 from vse.data.corpus import Corpus
@@ -30,7 +30,7 @@ from vse.sets import Aggregated, at_least_float32, widen
 from vse.similarity import compare
 from vse.training.average import WeightAverage
 from vse.training.chunks import check_chunks, encode_in_chunks
-from vse.training.compiled import CompiledTower, pad_captions
+from vse.training.compiled import CompiledTower, begin_step, pad_captions
 from vse.training.evaluations import Evaluations, end_of_run
 from vse.training.health import HealthMonitor, batch_health, plateau_loss
 from vse.training.mining import is_due, mine
@@ -394,6 +394,8 @@ class Training:
             group["lr"] = group["initial_lr"] * factor
         self.criterion.set_time(now)
         self.optimiser.zero_grad(set_to_none=True)
+        if self.compiled:
+            begin_step()
         if isinstance(batch, Batch):
             judged = self.add_gradient(batch)
             losses = judged.losses
@@ -531,8 +533,12 @@ class Training:
         tokens, mask = pad_captions(batch.tokens, batch.token_mask, traits_of(self.model.text.encoder).max_length)
         inputs = {"image": (batch.images, batch.image_mask), "text": (tokens, mask)}
         compiled: dict[nn.Module, CompiledTower] = {}
+        cuda_graphs = self.config.run.compile == "cuda_graphs"
+        if cuda_graphs and self.device.type != "cuda":
+            warn(f"run.compile: cuda_graphs needs a GPU, and this is {self.device}; the towers are only compiled")
+            cuda_graphs = False
         for side, tower in (("image", self.model.image), ("text", self.model.text)):
-            compiled[tower] = CompiledTower(tower, side)
+            compiled[tower] = CompiledTower(tower, side, cuda_graphs=cuda_graphs)
             with self.in_one_line(), runtime.autocast(self.device, self.config.run.precision):
                 compiled[tower].try_out(*inputs[side])
         return compiled
