@@ -19,6 +19,7 @@ from helpers import ROOT, Outcome, write_precomp
 from vse.cli import main
 from vse.errors import InputError
 from vse.studies import execute as module
+from vse.studies.command import run_study
 from vse.studies.cost import cores
 from vse.studies.execute import command, environment, execute
 from vse.studies.plan import PlannedRun, Study, read_study
@@ -85,6 +86,27 @@ def test_runs_work_at_once_and_one_may_fail(
     machine = json.loads((study.runs[0].folder / "machine.json").read_text())
     assert (machine["jobs"], machine["threads"]) == (jobs, 1)
     assert (study.runs[0].folder / "study.log").read_text().startswith("vse train demo run.seed=1 run.dir=")
+
+
+def test_runs_that_fail_alike_share_a_line(
+    pretend: Callable[..., list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pretend()
+    (tmp_path / "own.yaml").write_text(STUDY)
+
+    def refuse(run: PlannedRun, _: Study) -> None:
+        raise InputError("there is no folder data/f30k")
+
+    monkeypatch.setattr(module, "measure", refuse)
+    assert run_study(str(tmp_path / "own.yaml"), folder=tmp_path / "out") == 1
+    lines = [line for line in capsys.readouterr().out.splitlines() if "failed" in line]
+    assert lines == [
+        "own: GPO, seed 1 and 2 more failed: there is no folder data/f30k",
+        "own: Mean, seed 1 failed: error: the loss is nan (exit code 2)",
+    ]
 
 
 def test_a_run_that_cannot_be_measured_has_failed(
@@ -275,6 +297,7 @@ def test_an_interrupted_study_goes_on_and_a_diverged_run_is_named(tmp_path: Path
             [*words, "--dir", str(tmp_path / folder)], env=environment, capture_output=True, text=True
         )
         assert done.returncode == 1 and "2 of 4 runs, 2 missing" in done.stdout, done.stderr
-        assert "Mean, seed 1 failed: error: epoch 1, step" in done.stdout and "expected finite numbers" in done.stdout
+        assert "own: Mean, seed 1" in done.stdout and "failed: error: epoch 1, step" in done.stdout
+        assert "expected finite numbers" in done.stdout
     a, b = (json.loads((tmp_path / folder / "results.json").read_text()) for folder in ("stopped", "whole"))
     assert a["rows"][0]["metrics"] == b["rows"][0]["metrics"] and len(a["failed"]) == 2

@@ -75,8 +75,10 @@ def _write(study: Study, failed: dict[str, str]) -> int:
     write_report(summary, study.folder)
     if results:
         print(as_text(metric_tables(summary)))
-    for name, reason in failed.items():
-        print(f"{study.name}: {name} failed: {reason}")
+    for reason in dict.fromkeys(failed.values()):
+        names = [name for name in failed if failed[name] == reason]
+        others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        print(f"{study.name}: {names[0]}{others} failed: {reason}")
     left = len(study.runs) - len(results)
     print(
         f"{study.folder}/results.md: {len(results)} of {len(study.runs)} runs" + (f", {left} missing" if left else "")

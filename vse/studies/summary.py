@@ -8,6 +8,7 @@ from typing import Any
 
 from vse.errors import InputError
 from vse.evaluation.bootstrap import bootstrap
+from vse.evaluation.folds import FoldRanks
 from vse.evaluation.groups import mean_and_deviation
 from vse.evaluation.json_file import rounded
 from vse.evaluation.protocols import parts_of_protocol
@@ -19,6 +20,7 @@ _SAMPLES = 1000  # of the images
 _FORMAT = 1  # of the file
 
 Results = Mapping[str, dict[str, Any]]  # of runs, by their names
+RanksOfSeeds = Mapping[int, dict[str, list[FoldRanks]]]  # by seed and part
 
 
 def summarise(study: Study, results: Results, failed: Mapping[str, str]) -> dict[str, Any]:
@@ -99,16 +101,24 @@ def _add_intervals(
     alike = [row for row in rows if digests[row["name"]] == digests[rows[0]["name"]]]
     names = list(parts_of_protocol(study.protocol))
     ranks = [{run.seed: read_ranks(run.folder, names) for run in by_row[row["name"]]} for row in alike]
-    is_paired = rows[0]["name"] == study.baseline
     for name in names:
         found = bootstrap([[own[name] for own in by_seed.values()] for by_seed in ranks], _SAMPLES)
-        for row, by_seed, interval in zip(alike, ranks, found, strict=True):
+        for row, interval in zip(alike, found, strict=True):
             interval.pop("difference", None)
-            seeds = [seed for seed in by_seed if seed in ranks[0]]
-            if is_paired and row is not rows[0] and seeds:
-                pair = bootstrap([[own[seed][name] for seed in seeds] for own in (ranks[0], by_seed)], _SAMPLES)
-                interval["difference"] = pair[1]["difference"]
             parts_of(row["metrics"])[name]["bootstrap"] = interval
+    if rows[0]["name"] == study.baseline:
+        for row, by_seed in zip(alike[1:], ranks[1:], strict=True):
+            _add_difference_by_image(row, by_seed, ranks[0])
+
+
+def _add_difference_by_image(row: dict[str, Any], ranks: RanksOfSeeds, baseline: RanksOfSeeds) -> None:
+    """Put the interval of the difference to the baseline, from the seeds that both have, into a row's intervals."""
+    seeds = [seed for seed in ranks if seed in baseline]
+    if not seeds:
+        return
+    for name, part in parts_of(row["metrics"]).items():
+        _, own = bootstrap([[side[seed][name] for seed in seeds] for side in (baseline, ranks)], _SAMPLES)
+        part["bootstrap"]["difference"] = own["difference"]
 
 
 def _add_differences(row: dict[str, Any], baseline: dict[str, Any]) -> None:
