@@ -106,6 +106,12 @@ def test_the_package_alone_needs_no_config() -> None:
     assert not {"pydantic", "yaml", *slow} & modules_after("import vse; vse.VSEModel; vse.aggregators; vse.encoders")
 
 
+def test_models_of_features_need_no_torchvision() -> None:
+    """It imports torch's compiler, and together they take longer than torch itself."""
+    slow = {"transformers", "torchvision", "torch._dynamo"}
+    assert not slow & modules_after("import vse.evaluation.score, vse.search.embed, vse.training.run, vse.data")
+
+
 def test_public_names() -> None:
     """Each name is its module's, and type checkers are told the same modules."""
     told = {}

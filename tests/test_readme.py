@@ -43,7 +43,7 @@ PAGES = ["README.md", *(f"docs/{name}.md" for name in NAMES)]
 DEMO_WORLD = ["data.root=data/small", "data.options.train_scenes=48", "data.options.eval_scenes=12"]
 DEMO_CLIPS = ["data.root=data/small_clips", "data.options.train_scenes=24", "data.options.eval_scenes=6"]
 NARROW = ["model.embed_dim=8", "model.text.encoder.word_dim=6", "data.vocabulary.min_count=1", "data.workers=0"]
-SHORT_DEMO = ["train.epochs=1", "train.limit=0.5"]
+SHORT_DEMO = ["train.epochs=1", "train.limit=0.3"]
 SHORT = ["train.epochs=1", "train.batch_size=16"]
 LITTLE_CNN = [
     *("model.image.encoder.backbone=resnet18", "model.image.encoder.weights=null"),
@@ -131,7 +131,7 @@ def make_demo(checkout: Path, *settings: str) -> str:
 
 @pytest.fixture(scope="module")
 def demo(checkout: Path) -> str:
-    """What the demo prints after half of an epoch."""
+    """What the demo prints after a third of an epoch."""
     return make_demo(checkout, *SHORT_DEMO)
 
 
@@ -201,7 +201,7 @@ def check_demo(checkout: Path, printed: str, least: float) -> None:
 
 
 def test_demo(checkout: Path, demo: str) -> None:
-    """It trains, evaluates and prints the table; half an epoch is above chance, which is 19."""
+    """It trains, evaluates and prints the table; a third of an epoch is above chance, which is 19."""
     check_demo(checkout, demo, 40)
 
 

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torchvision.transforms import v2
 
 from vse.data.corpus import Kind
 from vse.data.transforms import PictureFiles, Transform, open_picture, seeded, to_bytes
@@ -197,6 +196,8 @@ class ClipTransform:
         fps: float | None = None,
         antialias: bool = True,
     ) -> None:
+        from torchvision.transforms import v2
+
         for name, value, least in (("frames", frames, 1), ("max_skip", max_skip, 1), ("trim", trim, 0)):
             check_at_least(name, value, least)
         check_at_least("size", size, 1)

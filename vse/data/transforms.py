@@ -1,20 +1,25 @@
-"""Decode and augment pictures. Their result is bytes; the encoders normalise them."""
+"""Decode and augment pictures. Their result is bytes; the encoders normalise them.
+
+torchvision is imported where it is used: it takes seconds, and models of precomputed features do without.
+"""
 
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps
 from torch import Tensor, nn
-from torchvision.transforms import v2
 
 from vse.data.corpus import Kind
 from vse.errors import InputError, check_at_least, check_choice, first_line
+
+if TYPE_CHECKING:
+    from torchvision.transforms import v2
 
 _AUGMENT_PICTURE = 3  # the number of an independent random stream
 
@@ -118,6 +123,8 @@ class ScaledCrop(nn.Module):
         Returns:
             The crop, of the same kind as the picture.
         """
+        from torchvision.transforms import v2
+
         u, x, y = torch.rand(3).tolist()
         scale = self.min_scale + (1 - self.min_scale) * u
         whole_height, whole_width = v2.functional.get_size(picture)
@@ -135,7 +142,7 @@ def seeded(*numbers: int) -> Iterator[None]:
         yield
 
 
-def to_bytes(steps: Sequence[nn.Module], antialias: bool) -> v2.Compose:
+def to_bytes(steps: Sequence[nn.Module], antialias: bool) -> "v2.Compose":
     """Chain steps from PIL pictures to tensors of bytes.
 
     Pillow always resizes with antialiasing, while torch can do without. So the steps get PIL pictures, or tensors if
@@ -148,6 +155,8 @@ def to_bytes(steps: Sequence[nn.Module], antialias: bool) -> v2.Compose:
     Returns:
         A function from a PIL picture, or a list of them, to tensors (3, height, width).
     """
+    from torchvision.transforms import v2
+
     if antialias:
         return v2.Compose([*steps, v2.PILToTensor()])
     return v2.Compose([v2.ToImage(), *steps, v2.ToPureTensor()])
@@ -157,8 +166,8 @@ class PictureTransform:
     """A transform of pictures; ``train`` uses random numbers of torch's global generator, ``evaluate`` uses none."""
 
     reads: ClassVar[Literal["pictures", "frames"]] = "pictures"
-    train: v2.Compose
-    evaluate: v2.Compose
+    train: "v2.Compose"
+    evaluate: "v2.Compose"
 
     def read(self, source: str | Path | Image.Image, train: bool = False) -> Tensor:
         """Read bytes (3, height, width) of a file or a PIL picture.
@@ -208,6 +217,8 @@ class Square(PictureTransform):
         aspect: Literal["picture", "random"] = "picture",
         antialias: bool = True,
     ) -> None:
+        from torchvision.transforms import v2
+
         check_at_least("size", size, 1)
         check_choice("aspect", aspect, ("picture", "random"))
         if not 0 < min_scale <= 1:
@@ -240,6 +251,8 @@ class Crop(PictureTransform):
     """
 
     def __init__(self, size: int = 224, resize: int = 256, augment: bool = True, antialias: bool = True) -> None:
+        from torchvision.transforms import v2
+
         check_at_least("size", size, 1)
         check_at_least("resize", resize, size)
         self.evaluate = to_bytes([v2.Resize(resize, antialias=antialias), v2.CenterCrop(size)], antialias)
@@ -263,6 +276,8 @@ class Centre(nn.Module):
         Returns:
             The centre, of the same kind as the picture.
         """
+        from torchvision.transforms import v2
+
         height, width = v2.functional.get_size(picture)
         top, left = int((height - self.height) / 2), int((width - self.width) / 2)
         return v2.functional.crop(picture, top, left, self.height, self.width)
@@ -300,6 +315,8 @@ class Pretrained(PictureTransform):
         augment: bool = False,
         min_scale: float = 0.9,
     ) -> None:
+        from torchvision.transforms import v2
+
         if size is None or resize is None:
             raise ValueError(f"size and resize must be known, got {size} and {resize}; expected those of {model}")
         if len(size) != 2 or min(size) < 1:
