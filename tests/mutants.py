@@ -38,7 +38,7 @@ COPY = STORE / "tree"
 AGGREGATOR = "tests/aggregators/test_contract.py"
 SIMILARITY = ["tests/test_similarity.py", "tests/similarity/test_masks.py"]
 LOSS = "tests/losses/test_every_loss.py"
-ENCODER = "tests/encoders/test_base.py"
+ENCODER = ["tests/encoders/test_base.py", "tests/test_config_page.py"]  # the page has the defaults
 OFFICIAL = ["tests/checkpoints/test_official_details.py", "tests/checkpoints/test_official.py"]
 
 # What pytest is given for each module: the files whose tests reach it, the quickest first.
@@ -80,14 +80,14 @@ TESTS: dict[str, list[str]] = {
     "vse/aggregators/softmax_pool.py": ["tests/aggregators/test_softmax_pool.py", AGGREGATOR, "-k", "softmax_pool"],
     "vse/aggregators/tokens.py": ["tests/aggregators/test_kept_tokens.py", AGGREGATOR, "-k", "tokens"],
     "vse/encoders/backbones.py": ["tests/encoders/test_backbones.py"],
-    "vse/encoders/base.py": [ENCODER, "tests/encoders/test_regions.py"],
-    "vse/encoders/bert.py": ["tests/encoders/test_bert.py", ENCODER],
-    "vse/encoders/bigru.py": ["tests/encoders/test_bigru.py", ENCODER],
+    "vse/encoders/base.py": [*ENCODER, "tests/encoders/test_regions.py"],
+    "vse/encoders/bert.py": ["tests/encoders/test_bert.py", *ENCODER],
+    "vse/encoders/bigru.py": ["tests/encoders/test_bigru.py", *ENCODER],
     "vse/encoders/clip.py": ["tests/encoders/test_clip.py"],
-    "vse/encoders/grid.py": ["tests/encoders/test_grid.py"],
+    "vse/encoders/grid.py": ["tests/encoders/test_grid.py", *ENCODER],
     "vse/encoders/pretrained.py": ["tests/encoders/test_pretrained.py", "tests/encoders/test_bert.py"],
     "vse/encoders/recurrent.py": ["tests/encoders/test_bigru.py", "tests/encoders/test_video.py"],
-    "vse/encoders/regions.py": ["tests/encoders/test_regions.py", ENCODER],
+    "vse/encoders/regions.py": ["tests/encoders/test_regions.py", *ENCODER],
     "vse/encoders/timm.py": ["tests/encoders/test_timm.py"],
     "vse/encoders/tokens.py": ["tests/encoders/test_tokens.py", "tests/encoders/test_bert.py"],
     "vse/encoders/video.py": ["tests/encoders/test_video.py"],
@@ -112,8 +112,6 @@ TESTS: dict[str, list[str]] = {
         "tests/evaluation/test_protocols.py",
         "tests/evaluation/test_score.py",
         "tests/evaluation/test_judgements.py",
-        "-k",
-        "not equal_to_the_package",
     ],
     "vse/evaluation/ranks.py": ["tests/evaluation/test_ranks.py", "tests/search/test_exact.py"],
     "vse/data/batches.py": [
@@ -133,6 +131,7 @@ TESTS: dict[str, list[str]] = {
         "tests/training/test_accumulate.py",
         "tests/training/test_resume.py",
         "tests/training/test_loop.py",
+        "tests/training/test_evaluations.py",
     ],
     "vse/checkpoints/native.py": ["tests/checkpoints/test_native.py", "tests/checkpoints/test_version_1.py"],
     "vse/checkpoints/official/chan.py": OFFICIAL,

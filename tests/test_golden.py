@@ -527,10 +527,6 @@ CHECKS: dict[str, Callable[[dict[str, Any]], None]] = {
 }
 
 
-SLOW = ("models/dive_butd_bigru_padded", "models/pvse_legacy_video_k2")  # each takes seconds, and others are like them
-CASES = [pytest.param(n, id=Path(n).stem, marks=[pytest.mark.slow] if n in SLOW else []) for n in CHECKS]
-
-
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", CHECKS, ids=[Path(name).stem for name in CHECKS])
 def test_golden(name: str) -> None:
     CHECKS[name](load(GOLDEN / f"{name}.npz"))

@@ -181,6 +181,9 @@ def test_shared_memory_that_is_too_small(corpus: Corpus, monkeypatch: pytest.Mon
         check_shared_memory(batch, 50, 3, str(tmp_path))
     check_shared_memory(batch, 5000, 0, str(tmp_path))
     check_shared_memory(batch, 5000, 3, str(tmp_path / "missing"))  # not Linux
+    monkeypatch.setattr(os.path, "isdir", lambda _: True)
+    with pytest.raises(InputError, match="of batches into /dev/shm, which has"):
+        check_shared_memory(batch, 50, 3)
 
 
 def read_batch(data: TrainingData, epoch: int, captions: list[int]) -> Batch:

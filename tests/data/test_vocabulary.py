@@ -106,6 +106,24 @@ def test_a_pickled_mapping_is_read_like_json(tmp_path: Path) -> None:
     assert Vocabulary.read(file).words == [*words, "<mask>"]
 
 
+class Vocabulary2:
+    """It takes the name of the official codes' class below."""
+
+    def __init__(self) -> None:
+        self.word2idx = {"<pad>": 0, "<start>": 1, "<end>": 2, "<unk>": 3, "dog": 4}
+
+
+def test_a_pickled_object_of_the_official_codes(tmp_path: Path) -> None:
+    """Its class is not imported, and no other class is allowed."""
+    file = tmp_path / "vocab.pkl"
+    content = pickle.dumps(Vocabulary2(), protocol=2).replace(__name__.encode(), b"vocab")
+    file.write_bytes(content.replace(b"Vocabulary2", b"Vocabulary"))
+    assert Vocabulary.read(file).words == [*Vocabulary2().word2idx, "<mask>"]
+    file.write_bytes(content)
+    with pytest.raises(InputError, match="vocab.pkl: cannot be read as .*it wants to run vocab.Vocabulary2, which is"):
+        Vocabulary.read(file)
+
+
 def test_the_ends_of_a_caption_belong_to_no_word() -> None:
     words, owners = Vocabulary.build(["a dog"]).words_of_tokens("A dog barks")
     assert words == ["a", "dog", "barks"] and owners == [-1, 0, 1, 2, -1]

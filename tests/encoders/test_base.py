@@ -21,8 +21,9 @@ def test_every_encoder_tells_what_it_reads(name: str) -> None:
 
 
 def test_an_encoder_that_tells_nothing_has_the_defaults() -> None:
-    assert traits_of(nn.Identity()) == EncoderTraits()
-    assert traits_of(nn.Identity) == EncoderTraits()
+    assert traits_of(nn.Identity()) == traits_of(nn.Identity) == EncoderTraits()
+    known = {name: value for name, value in EncoderTraits()._asdict().items() if value is not None}
+    assert known == {"reads": (), "drop": 0.0, "keep_ends": False, "pretrained": False}
 
 
 def test_traits_of_our_encoders() -> None:

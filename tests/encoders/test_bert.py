@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from distributions import check_module, linear
+from distributions import check_module, linear, xavier
 from helpers import ROOT, SMALL, Outcome, write_tokenizer, write_transformer
 from torch import Tensor
 
@@ -53,6 +53,7 @@ def test_padding_changes_nothing(tiny_bert: Path, tokens: tuple[Tensor, Tensor],
     bert = encoder(tiny_bert, context=context)
     result, garbage = bert(ids, mask), bert(ids.masked_fill(~mask, -1), mask)
     assert result.context is not None and garbage.context is not None
+    assert result.mask is mask and bert.context_dim == result.context.shape[1] == 8
     assert torch.equal(result.context, garbage.context)
     for row, length in enumerate(mask.sum(1)):
         alone = bert(ids[row : row + 1, :length])
@@ -127,6 +128,10 @@ def test_other_text_models(kind: str, tmp_path: Path, tokens: tuple[Tensor, Tens
     assert bert(torch.full((1, longest), 7)).features.shape == (1, longest, 8)
     with pytest.raises(ValueError, match=f"tokens must be at most {longest} for this text model, got {longest + 1}"):
         bert(torch.full((1, longest + 1), 7))
+
+
+def test_a_tokenizer_may_have_as_many_tokens_as_the_model_knows(tiny_bert: Path) -> None:
+    assert Bert(dim=8, model=str(tiny_bert), vocab_size=90).architecture["vocab_size"] == 90
 
 
 @pytest.mark.parametrize(
@@ -300,10 +305,12 @@ def test_ids_beyond_the_count_of_pieces(tiny_bert: Path, tmp_path: Path) -> None
 
 
 def test_the_projection_starts_as_torch_has_it(tiny_bert: Path) -> None:
-    """In VSE∞, VSE-2AD and DivE alike."""
+    """In VSE∞, VSE-2AD and DivE alike; ESA has Xavier's."""
     torch.manual_seed(0)
     bert = Bert(dim=600, model=str(tiny_bert))
     check_module(bert.linear, {"weight": linear(16), "bias": linear(16)})
+    bert = Bert(dim=600, model=str(tiny_bert), init="xavier")
+    check_module(bert.linear, {"weight": xavier(16, 600), "bias": ("constant", 0.0)})
 
 
 def test_the_models_own_dropout_acts_in_training(tiny_bert: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 from distributions import Start, check_module, linear, xavier
 from torch import Tensor, nn
 
@@ -93,6 +94,14 @@ def test_batch_norm_of_a_frozen_backbone_is_trained_when_asked(pictures: Tensor)
     torch.testing.assert_close(stem.mean((0, 2, 3)), torch.zeros(64), atol=1e-5, rtol=0)
     grid(pictures)
     assert not torch.equal(backbone.bn1.running_mean, before)
+
+
+def test_a_file_of_weights_fills_the_backbone(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    published = torchvision.models.resnet18().state_dict()
+    torch.save(published, tmp_path / "resnet18.pth")
+    own = Grid(8, "resnet18", weights=str(tmp_path / "resnet18.pth")).backbone.state_dict()
+    assert own and all(torch.equal(value, published[name]) for name, value in own.items())
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,21 @@ def test_the_logged_norm_is_the_gradients_own_in_fp16(cli: Cli, tiny: list[str],
     assert load_checkpoint(tmp_path / "fp16" / "last.pt")["scaler"]["scale"] > 1
 
 
+def test_each_record_names_its_epoch_and_step(cli: Cli, tiny: list[str], tmp_path: Path) -> None:
+    """Also those of evaluations within an epoch, after one, and of one that a stopped run had left."""
+    train(cli, *tiny, EVERY_STEP, "eval.every=5 steps")
+    found = read_jsonl(tmp_path / "run" / "metrics.jsonl")
+    epoch_of = {step: (step - 1) // STEPS + 1 for step in range(1, 2 * STEPS + 1)}
+    assert [(r["epoch"], r["step"]) for r in found if "train" in r] == [(epoch_of[step], step) for step in epoch_of]
+    assert [(r["epoch"], r["step"]) for r in found if "dev" in r] == [(epoch_of[step], step) for step in (5, 10, 14)]
+
+
+def test_a_loss_that_is_not_finite_ends_a_run_at_once(cli: Cli, tiny: list[str]) -> None:
+    """On a CPU also between two steps that are logged."""
+    outcome = cli("train", *tiny, "optim.lr=1e30", "optim.name=sgd", "train.clip_norm=null", "run.log_steps=1000")
+    assert outcome.code == 2 and outcome.error.startswith("error: epoch 1, step 2: ")
+
+
 # --- What depends on the time --------------------------------------------------------------------------------------
 
 

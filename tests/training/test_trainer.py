@@ -92,6 +92,7 @@ def test_a_finished_run_says_so(cli: Cli, tiny: list[str], tmp_path: Path) -> No
 def test_a_dry_run_writes_nothing(cli: Cli, tiny: list[str], tmp_path: Path) -> None:
     outcome = cli("train", *tiny, "--dry-run")
     assert outcome.code == 0 and "24 images, 120 captions" in outcome.out and "first loss" in outcome.out
+    assert "a step of the last epoch" not in outcome.out  # nothing unfreezes
     assert not (tmp_path / "run").exists()
     assert "no folder" in cli("train", *tiny, f"data.root={tmp_path / 'none'}", "--dry-run").error
 
