@@ -237,14 +237,15 @@ def test_a_checkpoint_from_before_goes_on(cli: Cli, tiny: list[str], tmp_path: P
 
 
 def test_two_processes_end_together(tiny: list[str], blind: str, tmp_path: Path, cli: Cli) -> None:
-    """After the same evaluation, in mid-epoch; the main process writes, and one process can go on."""
+    """After the same evaluation, in mid-epoch; the main process writes, and two processes or one can go on."""
     settings = [*tiny, blind, "eval.every=3 steps", "train.patience=3", "train.epochs=9", "optim.ema=0.9"]
     settings.append("train.limit=20")
 
-    def check() -> None:
-        trainer.train(read_config(settings[0], settings[1:]))
+    def train_in_two(name: str, *more: str) -> None:
+        (tmp_path / name).mkdir()
+        in_processes(2, tmp_path / name, lambda: trainer.train(read_config(settings[0], [*settings[1:], *more])))
 
-    in_processes(2, tmp_path, check)
+    train_in_two("first")
     run = tmp_path / "run"
     steps = [record["step"] for record in dev_records(run)]
     state = load_checkpoint(run / "last.pt")
@@ -252,7 +253,10 @@ def test_two_processes_end_together(tiny: list[str], blind: str, tmp_path: Path,
     assert (state["epoch"], state["step"]) == divmod(steps[-1], 6) and len(state["random"]) == 2
     assert (run / "train.log").read_text().count("finished: no better dev RSUM in 3 evaluations") == 1
     assert "raise train.patience to go on" in train(cli, *settings)
-    assert "2 processes saved it and 1 go on" in train(cli, *settings, "train.patience=4")
+    train_in_two("second", "train.patience=4")
+    log = (run / "train.log").read_text()
+    assert log.count("going on with epoch") == log.count("no better dev RSUM in 4 evaluations") == 1
+    assert "2 processes saved it and 1 go on" in train(cli, *settings, "train.patience=5")
 
 
 # --- What it trains on, and what it prints -------------------------------------------------------------------------
