@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vse.build import read_config
 from vse.data.batches import Batch
+from vse.runtime import products
 from vse.training.run import Training
 
 SYSTEMS = ("vse_infty", "vse_2ad", "pvse", "dive")
@@ -153,11 +154,12 @@ def product_rate(device: torch.device, dtype: torch.dtype, size: int) -> float:
 
 def gradients(training: Training, batch: Batch) -> tuple[Tensor, Tensor]:
     """Return the loss of a batch and its whole gradient as one vector, both in float64 on the CPU."""
-    image, text, scores = training.forward(batch)
-    with training.shared_draws():
-        loss = training.criterion(scores, batch.positives, image, text, batch.pairs)["total"]
     training.optimiser.zero_grad(set_to_none=True)
-    training.scaler.scale(loss).backward()
+    with products(training.device, training.config.run.precision):
+        image, text, scores = training.forward(batch)
+        with training.shared_draws():
+            loss = training.criterion(scores, batch.positives, image, text, batch.pairs)["total"]
+        training.scaler.scale(loss).backward()
     training.scaler.unscale_(training.optimiser)
     training.scaler.update()
     parameters = itertools.chain.from_iterable(group["params"] for group in training.optimiser.param_groups)

@@ -13,6 +13,7 @@ from vse.build import (
     build_model,
     build_optimiser,
     build_schedule,
+    freeze,
     read_config,
     read_corpus,
     resolve,
@@ -62,6 +63,9 @@ def test_optimiser_and_schedule() -> None:
     rates = sorted({group["lr"] for group in optimiser.param_groups})
     assert rates == pytest.approx([5e-5, 5e-4])
     assert build_schedule(config)(config.train.epochs) == pytest.approx(0.0)
+    frozen = read_config(RECIPE, [*SMALL, "optim.factors={text.encoder: 0.1}", "train.freeze=[text.encoder]"])
+    freeze(frozen, model)
+    assert [group["lr"] for group in build_optimiser(frozen, model, criterion).param_groups] == [5e-4]
     wrong = read_config(RECIPE, [*SMALL, "optim.factors={text.gru: 0.1}"])
     with pytest.raises(InputError, match="^override .*: optim.factors: 'text.gru' begins no parameter's name"):
         build_optimiser(wrong, model, criterion)

@@ -139,7 +139,7 @@ def test_masked_statistics_are_those_of_the_real_elements(seed: int, count: int)
 
 OVERRIDES = (
     *("model.text.aggregator.name=kmax", "model.text.aggregator.k=5", "train.epochs=3", "optim.lr=0.01"),
-    *("loss.ranking.margin=0.3", "run.seed=7", "model.embed_dim=16"),
+    *("loss.ranking.margin=0.3", "run.seed=7", "data.format=synthetic", "data.options.seed=5"),
 )
 
 

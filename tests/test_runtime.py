@@ -3,6 +3,7 @@
 import os
 import random
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from vse.runtime import (
     autocast,
     in_one_line,
     pick_device,
+    products,
     random_states,
     restore_random_states,
     seed_everything,
@@ -51,14 +53,20 @@ def test_autocast(precision: str, dtype: torch.dtype | None) -> None:
 def test_fp32_is_exact_on_a_gpu(
     precision: str, allowed: bool, monkeypatch: pytest.MonkeyPatch, restored: None, recwarn: pytest.WarningsRecorder
 ) -> None:
-    monkeypatch.setattr(torch, "autocast", lambda *_, **__: None)  # would look for a GPU
-    autocast(torch.device("cuda"), precision)
-    assert torch.backends.cuda.matmul.allow_tf32 is torch.backends.cudnn.allow_tf32 is allowed
-    assert torch.get_float32_matmul_precision() == ("high" if allowed else "highest")
-    autocast(torch.device("cuda"), "fp32")
-    autocast(torch.device("cpu"), precision)  # leaves the setting alone
-    assert not torch.backends.cuda.matmul.allow_tf32 and not torch.backends.cudnn.allow_tf32
-    assert not recwarn.list
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # would look for a GPU
+
+    def found() -> tuple[str, bool, bool]:
+        backends = torch.backends
+        return torch.get_float32_matmul_precision(), backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32
+
+    before, exact = found(), ("highest", False, False)
+    with autocast(torch.device("cuda"), precision):
+        assert found() == (("high", True, True) if allowed else exact)
+        with products(torch.device("cuda"), "fp32"):  # as scoring does
+            assert found() == exact
+        with autocast(torch.device("cpu"), "fp32"):  # leaves the setting alone
+            assert found() == (("high", True, True) if allowed else exact)
+    assert found() == before and not recwarn.list
 
 
 @pytest.fixture

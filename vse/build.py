@@ -490,7 +490,6 @@ def build_optimiser(config: Config, model: VSEModel, criterion: Criterion) -> to
         InputError: A prefix in ``optim.factors`` fits no parameter's name, or ``optim.layer_decay`` finds no layers.
     """
     named = [*model.named_parameters(), *((f"loss.{name}", p) for name, p in criterion.named_parameters())]
-    named = [(name, p) for name, p in named if p.requires_grad]
     decay, decays = config.optim.layer_decay, None
     if decay is not None:
         try:

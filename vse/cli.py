@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from vse.errors import InputError, ProcessLost, close_match
+from vse.errors import InputError, ProcessLost, close_match, first_line
 
 
 class Parser(argparse.ArgumentParser):
@@ -443,6 +443,12 @@ def command_line() -> Iterator[None]:
         _fail(str(error))
     except ProcessLost as error:
         _fail(f"another process of this training has ended or cannot be reached ({error}); what was saved is kept")
+    except RuntimeError as error:
+        from torch import OutOfMemoryError
+
+        if not isinstance(error, OutOfMemoryError):
+            raise
+        _fail(f"out of memory ({first_line(error)}); what may help: a smaller eval.batch_size")
     except OSError as error:
         if error.errno in (errno.EPIPE, errno.EIO):  # the reader of our output has gone; saved files are complete
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -497,7 +497,7 @@ def merge(base: Any, new: Any, origin: dict[str, str], source: str | None, key: 
     if "name" in new and "name" in merged and new["name"] != merged["name"]:
         # The settings that every optimiser has are kept; the old optimiser's own arguments are dropped.
         merged = {k: v for k, v in merged.items() if key == "optim" and k in OptimConfig.model_fields}
-    if key == "data" and new.get("format", merged.get("format")) != merged.get("format"):
+    if key == "data" and "format" in new and "format" in merged and new["format"] != merged["format"]:
         merged.pop("options", None)  # they belong to the other format
     for part, value in new.items():
         merged[part] = merge(merged.get(part), value, origin, source, f"{key}.{part}" if key else str(part))

@@ -8,6 +8,7 @@ of the whole batch. With one process every function here does nothing.
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -19,6 +20,7 @@ from vse.errors import ProcessLost, first_line
 
 Result = TypeVar("Result")
 
+_PATIENCE = timedelta(days=1)  # others wait while the main process ranks or indexes alone; a lost one shows at once
 _BUCKET = 1 << 24  # gradient numbers that travel together
 
 
@@ -32,7 +34,7 @@ def joined() -> Iterator[None]:
     """A block in which the processes that ``torchrun`` started work together; without it nothing changes.
 
     Tensors on a GPU travel by NCCL when each process of this machine has a GPU of its own, all others by gloo. In the
-    block only the main process prints; what ends it is said by :func:`is_first_to_report`.
+    block only the main process prints. :func:`is_first_to_report` decides which process reports what ends it.
     """
     if not launched():
         yield
@@ -41,7 +43,8 @@ def joined() -> Iterator[None]:
     _STORES.append(store)
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank() % torch.cuda.device_count())
-    dist.init_process_group("cpu:gloo,cuda:nccl" if owns_gpu() else "gloo", store=store, rank=own_rank, world_size=size)
+    backend = "cpu:gloo,cuda:nccl" if owns_gpu() else "gloo"
+    dist.init_process_group(backend, store=store, rank=own_rank, world_size=size, timeout=_PATIENCE)
     with contextlib.ExitStack() as stack:
         if not is_main():
             silence = stack.enter_context(open(os.devnull, "w"))

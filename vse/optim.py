@@ -62,7 +62,7 @@ def parameter_groups(
     """Sort parameters into one group per learning rate.
 
     Args:
-        named_parameters: The parameters with their names.
+        named_parameters: The parameters with their names. Those that need no gradient are left out.
         lr: The learning rate of a parameter without a factor.
         factors: Factors on the learning rate by prefix of a parameter's name, up to a dot. The longest prefix counts.
         decays: Further factors by a parameter's whole name, see :func:`layer_factors`; None for none.
@@ -80,6 +80,8 @@ def parameter_groups(
     for name, parameter in named_parameters:
         prefixes = [prefix for prefix in factors if is_below(name, prefix)]
         used.update(prefixes)
+        if not parameter.requires_grad:
+            continue
         factor = factors[max(prefixes, key=len)] if prefixes else 1.0
         factor *= (decays or {}).get(name, 1.0)
         groups.setdefault(factor, []).append(parameter)

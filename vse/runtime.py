@@ -43,31 +43,48 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Return the context in which the towers run in mixed precision, and set how a GPU multiplies float32.
-
-    With "fp32" a GPU multiplies float32 exactly as IEEE 754 has it; by default, torch would leave cuDNN (convolutions,
-    GRUs) in TF32 and not the rest. With any other precision all products of float32 are in TF32, with 10 bits of
-    mantissa. This is a setting of the whole process, which lasts until the next call, so that a backward pass has it.
+@contextlib.contextmanager
+def autocast(device: torch.device, precision: str) -> Iterator[None]:
+    """A block in which the towers run in mixed precision; float32 is multiplied as in :func:`products`.
 
     Args:
         device: The towers' device.
         precision: "bf16" or "fp16" for mixed precision; "fp32" or "tf32" for none.
-
-    Returns:
-        The context manager.
     """
-    if device.type == "cuda":
-        _allow_tf32(precision != "fp32")
-    return torch.autocast(device.type, dtype=_DTYPES.get(precision), enabled=precision in _DTYPES)
+    with products(device, precision):
+        with torch.autocast(device.type, dtype=_DTYPES.get(precision), enabled=precision in _DTYPES):
+            yield
 
 
-def _allow_tf32(is_allowed: bool) -> None:
-    """Multiply float32 in TF32 on a GPU, or not."""
+@contextlib.contextmanager
+def products(device: torch.device, precision: str) -> Iterator[None]:
+    """A block in which a GPU multiplies float32 as a precision asks for.
+
+    With "fp32" it does so exactly as IEEE 754 has it; by default, torch would leave cuDNN (convolutions, GRUs) in TF32
+    and not the rest. With any other precision all products of float32 are in TF32, with 10 bits of mantissa. The
+    backward pass must be in the block, too.
+
+    Args:
+        device: Where the products are computed; on others than GPUs nothing changes.
+        precision: "fp32", "tf32", "bf16" or "fp16".
+    """
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    _multiply_by(*(("highest", False) if precision == "fp32" else ("high", True)))
+    try:
+        yield
+    finally:
+        _multiply_by(*before)
+
+
+def _multiply_by(matrices: str, convolutions: bool) -> None:
+    """Set the precision of products of matrices by torch's name for it, and whether cuDNN may use TF32."""
     with warnings.catch_warnings():  # some versions of torch recommend settings that others do not have
         warnings.filterwarnings("ignore", "Please use the new API settings")
-        torch.set_float32_matmul_precision("high" if is_allowed else "highest")
-        torch.backends.cudnn.allow_tf32 = is_allowed
+        torch.set_float32_matmul_precision(matrices)
+        torch.backends.cudnn.allow_tf32 = convolutions
 
 
 def set_algorithms(deterministic: bool, is_alike: bool) -> None:

@@ -182,7 +182,9 @@ def test_a_checkpoint_chooses_no_function(
     assert not (tmp_path / "pwned").exists()
     changed = copy.deepcopy(config)
     changed["model"]["similarity"] = {"name": "vse.similarity:chamfer"}
-    change(trained / "best.pt", config=changed)
+    model = load_checkpoint(trained / "best.pt")["model"]
+    others = {key: value for key, value in model.items() if not key.startswith("similarity.")}
+    change(trained / "best.pt", config=changed, model=others)
     assert "the checkpoint names" in cli("eval", trained).error
     assert cli("eval", trained, "model.similarity.name=vse.similarity:chamfer").code == 0  # the user says so
 
@@ -215,6 +217,13 @@ def test_another_similarity_in_evaluation(cli: Callable[..., Outcome], trained: 
         assert cli("eval", trained, *settings).code == 0
         results[name] = json.loads((trained / "test.json").read_text())["rsum"]
     assert results["own"] != results["same"]  # a negative scale turns the ranking round
+    model = load_checkpoint(trained / "best.pt")["model"]
+    change(trained / "best.pt", model={**model, "similarity.scale": torch.tensor(-5.0)})
+    outcome = cli("eval", trained, "model.similarity.name=match_probability")  # the run's own, and what it has learned
+    assert json.loads((trained / "test.json").read_text())["rsum"] == results["same"]
+    assert "has learned is not used" not in outcome.err
+    outcome = cli("eval", trained, "model.similarity={name: match_probability, scale: 5.0}")
+    assert "best.pt: model.similarity is another one, so what the run's has learned is not used" in outcome.err
     error = cli("eval", trained, "model.similarity={name: smooth_chamfer, temperature: 0}").error
     assert "temperature: 0}': model.similarity: temperature must be positive, got 0" in error
 

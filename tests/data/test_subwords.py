@@ -1,6 +1,8 @@
 """Tokenizers of pretrained text models."""
 
+import copy
 import json
+import pickle
 import shutil
 from pathlib import Path
 
@@ -38,6 +40,9 @@ def test_pieces(tiny_bert: Path) -> None:
     assert len(pieces.plain) == len(pieces) - len(reference.all_special_ids)
     again = Subwords(**json.loads(json.dumps(pieces.state)))
     assert again.encode("snowy dogs").tolist() == ids and again.state == pieces.state
+    for same in (again, copy.deepcopy(pieces), pickle.loads(pickle.dumps(pieces))):
+        assert same.encode("[SEP] dog [MASK]").tolist() == special.tolist()
+        assert len(same.encode("dog " * 50)) == 32
 
 
 def test_bad_pieces(tmp_path: Path) -> None:

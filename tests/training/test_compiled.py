@@ -11,9 +11,11 @@ from helpers import Outcome, read_jsonl
 from torch import Tensor
 
 from vse.aggregators import GPO, MeanPool
+from vse.build import read_config
 from vse.encoders import BiGRU, Regions
 from vse.model import Tower
 from vse.training.compiled import CompiledTower, begin_step, pad_captions
+from vse.training.run import Training
 
 Cli = Callable[..., Outcome]
 
@@ -158,6 +160,13 @@ def test_cuda_graphs_give_the_same_embeddings_and_gradients() -> None:
             )
         torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
     assert compiled.works
+
+
+def test_micro_batches_are_not_compiled(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    training = Training(read_config(tiny[0], [*tiny[1:], "run.compile=true", "train.micro_batch=4"]))
+    assert not training.compiled
+    expected = "warning: run.compile: the towers are not compiled, since train.micro_batch encodes them in chunks"
+    assert expected in capsys.readouterr().err.splitlines()
 
 
 @pytest.mark.slow

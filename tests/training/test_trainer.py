@@ -138,6 +138,24 @@ def test_too_little_memory_is_one_line(cli: Cli, tiny: list[str], monkeypatch: p
         assert error.endswith("train.batch_size, run.precision=bf16")
 
 
+def test_too_little_memory_for_an_evaluation(cli: Cli, tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the dev split or of a run, it names the setting that helps there."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    monkeypatch.setattr("vse.model.VSEModel.text_sets", fail)
+    error = cli("train", *tiny, "eval.batch_size=64").error
+    assert error == (
+        "error: cpu: out of memory: an evaluation in batches of 64 does not fit; what may help: eval.batch_size"
+    )
+    monkeypatch.setattr("vse.evaluation.compare.compare", fail)
+    assert cli("eval", "run").error == (
+        "error: out of memory (CUDA out of memory. Tried to allocate 20.00 MiB.); "
+        "what may help: a smaller eval.batch_size"
+    )
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "tf32"])
 def test_mixed_precision(cli: Cli, tiny: list[str], tmp_path: Path, precision: str) -> None:
     outcome = cli("train", *tiny, f"run.precision={precision}")

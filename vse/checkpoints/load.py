@@ -1,12 +1,12 @@
 """Load a model from a checkpoint of this package, an exported model or a checkpoint of an official code."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vse.build import (
     Words,
@@ -94,13 +94,22 @@ def load_model(
     words = _choose_vocabulary(config, state, file, vocabulary, keep_own)
     model = build_model(config, state["in_dim"], words, saved_architectures(state))
     weights = add_mask_row(state["model"], words)
-    if config.given("model.similarity"):  # another one, with its own parameters
-        weights = {key: value for key, value in weights.items() if not key.startswith("similarity.")}
-        weights |= {key: value for key, value in model.state_dict().items() if key.startswith("similarity.")}
+    is_given = config.given("model.similarity")  # perhaps only by the name that it has
+    if is_given and config.model.similarity.model_dump() != state["config"]["model"]["similarity"]:
+        weights = _with_similarity_of(model, weights, file)
     load_weights(model, weights, file)
     with errors_at(config, "model.similarity", config.model.similarity.arguments), torch.no_grad():
         model.similarity(torch.zeros(1, 1, 1), torch.zeros(1, 1, 1))
     return Loaded(model.eval(), config, file, state.get("start", {}))
+
+
+def _with_similarity_of(model: VSEModel, weights: Mapping[str, Tensor], file: Path) -> dict[str, Tensor]:
+    """The weights of a checkpoint, but the similarity's are those that a model has been built with."""
+    others = {key: value for key, value in weights.items() if not key.startswith("similarity.")}
+    own = {key: value for key, value in model.state_dict().items() if key.startswith("similarity.")}
+    if len(others) < len(weights):
+        print(f"{file}: model.similarity is another one, so what the run's has learned is not used", file=sys.stderr)
+    return {**others, **own}
 
 
 def load_pretrained(path: str | Path, overrides: Sequence[str] = ()) -> Loaded:

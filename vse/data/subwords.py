@@ -66,6 +66,10 @@ class Subwords:
         """Plain values from which it can be made again: ``Subwords(**state)``."""
         return {"content": self.content, "mask": self.mask, "max_length": self.max_length}
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle it as it is made: a copy of the library's tokenizer would take "[SEP]" for a special."""
+        return type(self), tuple(self.state.values())
+
     def __len__(self) -> int:
         """Return the size of a table that has a row for every id."""
         return max(self._ids) + 1

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vse.ragged import Sets, places_of, take
+from vse.runtime import products
 from vse.similarity import compare
 
 _BLOCK = 1 << 21  # pairs of embeddings in a block: its 8 MiB of scores stay in a CPU's cache while they are counted
@@ -61,7 +62,8 @@ def blocks_of_embeddings(similarity: Callable[..., Tensor], images: Sets, captio
 
     def block(rows: Items, columns: Items) -> Tensor:
         a, b = take(images, rows), take(captions, columns)
-        return compare(similarity, a.embeddings.float(), b.embeddings.float(), a.mask, b.mask).float()
+        with products(images.device, "fp32"):
+            return compare(similarity, a.embeddings.float(), b.embeddings.float(), a.mask, b.mask).float()
 
     return ScoreBlocks(len(images), len(captions), _side(images, captions), images.device, block)
 

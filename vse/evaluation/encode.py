@@ -16,7 +16,7 @@ from vse.encoders.base import traits_of
 from vse.errors import InputError
 from vse.model import VSEModel
 from vse.ragged import Collector, Sets, gather_sets, padded
-from vse.runtime import autocast
+from vse.runtime import autocast, in_one_line
 
 
 class CorpusEmbeddings(NamedTuple):
@@ -75,7 +75,8 @@ def encode_corpus(
     images_found = Collector()
     total = len(own_images) + len(own_captions)
     showing = progress_bar("encoding", " items", total, shown=progress)
-    with showing as bar, autocast(model.device, precision), checked_towers(model):
+    enough = in_one_line(model.device, f"an evaluation in batches of {batch_size}", "what may help: eval.batch_size")
+    with enough, showing as bar, autocast(model.device, precision), checked_towers(model):
         for start in range(0, len(own_images), batch_size):
             rows = np.asarray(own_images[start : start + batch_size])
             images = [torch.from_numpy(image) for image in corpus.images.read(rows)]
@@ -95,5 +96,5 @@ def _own_rows(total: int) -> range:
 @torch.no_grad()
 def _gather(own: Sets, total: int) -> Sets:
     """Every process's sets."""
-    agree(False)  # on a GPU, gathering from a process that has ended would take half an hour
+    agree(False)  # on a GPU, gathering from a process that has ended would take long
     return gather_sets(own, total) if total >= world_size() else own

@@ -19,7 +19,7 @@ from vse.evaluation.blocks import NaNScores
 from vse.files import sha256
 from vse.model import VSEModel, kind_of_images
 from vse.ragged import Sets, padded, places_of, take
-from vse.runtime import autocast, pick_device
+from vse.runtime import autocast, pick_device, products
 from vse.search import approximate
 from vse.search.exact import Best, choose_sides, find_best
 from vse.search.results import Hit, Result
@@ -303,7 +303,8 @@ class Index:
     def _score(self, queries: Aggregated, block: Aggregated, kind: Kind) -> Tensor:
         """Scores (n, m) of queries against items, in float32; images come first, and otherwise the query."""
         a, b = (queries, block) if kind == "images" or self.shards.kind == "captions" else (block, queries)
-        scores = compare(self.similarity, a.embeddings.float(), b.embeddings.float(), a.mask, b.mask).float()
+        with products(self.device, "fp32"):
+            scores = compare(self.similarity, a.embeddings.float(), b.embeddings.float(), a.mask, b.mask).float()
         return scores if a is queries else scores.T
 
     def _hits(self, best: Best) -> list[tuple[Hit, ...]]:

@@ -149,7 +149,9 @@ class Training:
             )
         self.model = model.to(self.device)
         if self.device.type == "cuda":  # its tensor cores take channels last
-            self.model.to(memory_format=torch.channels_last)
+            for parameter in self.model.parameters():
+                if parameter.dim() == 4:
+                    parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         self.criterion = build.build_criterion(config, model).to(self.device)
         build.freeze(config, self.model)
         self.optimiser = build.build_optimiser(config, self.model, self.criterion)
@@ -362,7 +364,7 @@ class Training:
         for batch in self.loader:
             if isinstance(batch, InputError):
                 raise batch
-            distributed.agree(False)  # on a GPU, waiting for a process that has ended would take half an hour
+            distributed.agree(False)  # on a GPU, waiting for a process that has ended would take long
             yield self.on_device(batch)
 
     def mine(self) -> None:
@@ -441,13 +443,14 @@ class Training:
         Returns:
             The batch, what the towers gave for it, and its losses.
         """
-        image, text, scores = self.forward(batch)
-        tables = [ScoreTable(scores, batch.positives, batch.pairs)]
-        if self.queue is not None:
-            tables = self.queue.tables(self.model.similarity, batch, image, text, scores)
-        with self.shared_draws():
-            losses: dict[str, Tensor] = self.criterion(scores, batch.positives, image, text, tables=tables)
-        self.scaler.scale(weight * losses["total"]).backward()
+        with runtime.products(self.device, self.config.run.precision):
+            image, text, scores = self.forward(batch)
+            tables = [ScoreTable(scores, batch.positives, batch.pairs)]
+            if self.queue is not None:
+                tables = self.queue.tables(self.model.similarity, batch, image, text, scores)
+            with self.shared_draws():
+                losses: dict[str, Tensor] = self.criterion(scores, batch.positives, image, text, tables=tables)
+            self.scaler.scale(weight * losses["total"]).backward()
         return Judged(batch, image, text, tables, {name: value.detach() for name, value in losses.items()})
 
     def forward(self, batch: Batch) -> tuple[Aggregated, Aggregated, Tensor]:
@@ -460,7 +463,7 @@ class Training:
 
         Returns:
             What the image tower gave for all A images, what the text tower gave for all C captions, and the scores (A,
-            C) in float32, which ranking needs.
+            C) as float32, which ranking needs.
         """
         image, text = self.encode(self.model.image, self.model.text, batch)
         scores = compare(self.model.similarity, image.embeddings, text.embeddings, image.mask, text.mask)
@@ -526,8 +529,11 @@ class Training:
             batch: A small batch, on the device.
 
         Returns:
-            The compiled towers by the towers that they are made of.
+            The compiled towers by the towers that they are made of; none with ``train.micro_batch``.
         """
+        if self.config.train.micro_batch is not None:
+            warn("run.compile: the towers are not compiled, since train.micro_batch encodes them in chunks")
+            return {}
         self.model.train()
         set_epoch(self.model.modules(), 0)
         tokens, mask = pad_captions(batch.tokens, batch.token_mask, traits_of(self.model.text.encoder).max_length)
