@@ -52,8 +52,8 @@ def _limit(value: Any) -> int | float | None:
     raise PydanticCustomError("limit", "expected a number of images, or a share of them above 0 and below 1")
 
 
-# Marks a setting that may change when a run is resumed, because it does not change what is trained. Such settings say
-# where files are, which device is used, how long the run is, and how often it saves and logs.
+# Marks a setting that may change when a run is resumed: where files are, which device is used, how long the run is (a
+# schedule such as cosine then ends later), and how often it saves and logs.
 MAY_CHANGE = "may change when a run is resumed"
 
 
@@ -114,7 +114,7 @@ class VocabularyConfig(Section):
     """The vocabulary: built from the training captions or read from a file, with random or published word vectors.
 
     Attributes:
-        min_count: How often the training captions must have a word for it to become part of the vocabulary.
+        min_count: How often a word must occur in the training captions to enter the vocabulary.
         file: A published vocabulary (JSON or pickled) that is read instead.
         vectors: A text file of word vectors, such as GloVe's, from which the words start.
         extend: Whether to add the training captions' words to the vocabulary of ``train.start_from``.
@@ -241,7 +241,7 @@ class QueueConfig(Section):
 
 
 class MiningConfig(Section):
-    """Batches that bring captions together which the model confuses.
+    """Batches that bring together captions that the model confuses.
 
     Attributes:
         every: Number of epochs between two searches of the training corpus.
@@ -264,10 +264,10 @@ class TrainConfig(Section):
         clip_norm: Largest norm of the gradient; a longer one is cut to it. null cuts nothing.
         freeze: Prefixes of parameter names that are not trained.
         queue: Past embeddings that every batch is also compared with; null for none.
-        mining: Batches that bring captions together which the model confuses; null for none.
+        mining: Batches that bring together captions that the model confuses; null for none.
         start_from: A run folder or checkpoint whose weights and vocabulary a new run begins with.
-        accumulate: How many batches give the gradient of a step, for losses that allow it.
-        patience: After how many evaluations without a better one training ends; null for never.
+        accumulate: Number of batches whose gradients are averaged in one step; only for losses that allow it.
+        patience: Number of evaluations without a better score after which training ends; null trains for all epochs.
         limit: How many images, or which share of them, are trained on; null for all.
         start_fresh: Prefixes of parameter names that keep their own initialisation when there is a ``start_from``.
     """

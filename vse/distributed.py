@@ -111,6 +111,16 @@ def share_of_machine(total: int) -> int:
     return min(total, -(-total // world_size()) * int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
+def share_of_free(free: int) -> int:
+    """How much of a machine's free memory this process may take, if all processes of the machine want the same.
+
+    Args:
+        free: Bytes that are free now; in :func:`first_on_each_machine`, the first process has taken its share already.
+    """
+    takers = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return free // max(1, takers - 1 if local_rank() else takers)
+
+
 @contextlib.contextmanager
 def first_on_each_machine() -> Iterator[None]:
     """A block that one process of each machine does first; the others then find in the cache what it has made."""

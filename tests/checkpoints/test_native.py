@@ -111,7 +111,7 @@ def test_a_run_state_has_all_its_fields(tmp_path: Path) -> None:
     state: dict[str, Any] = {**PARTS, "config": {}, "model": {}}
     fields = ["best", "criterion", "epoch", "history", "optimiser", "random", "scaler", "start", "step"]
     whole = {**state, **dict.fromkeys([*fields, "train_captions"], 0)}
-    later: dict[str, Any] = dict.fromkeys(["source", "queue", "confused", "evaluated", "average"])
+    later: dict[str, Any] = dict.fromkeys(["source", "queue", "confused", "evaluated", "average", "digests"])
     assert training_state(whole, tmp_path) == {**whole, **later, "epoch_loss": (0.0, 0)}
     for field in fields:
         with pytest.raises(InputError, match=rf"holds no training state \(no {field}\)"):

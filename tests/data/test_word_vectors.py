@@ -73,7 +73,7 @@ def test_bad_files(tmp_path: Path, lines: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         read_vectors(write(tmp_path / "v.txt", lines), ["dog", "cat"], 3)
     with pytest.raises(
-        InputError, match=r"none.txt: no such file; get GloVe.*nlp.stanford.edu/projects/glove, or run .*vectors=null"
+        InputError, match=r"none.txt: no such file; get GloVe.*nlp.stanford.edu/projects/glove, or set .*vectors=null"
     ):
         read_vectors(tmp_path / "none.txt", ["dog"], 3)
 

@@ -126,6 +126,10 @@ def test_the_rate_changes_within_an_epoch(cli: Cli, tiny: list[str], tmp_path: P
     rates = [record["lr"] for record in logged(tmp_path / "run")]
     assert rates == pytest.approx(expected)
     assert len(set(rates[:STEPS])) > STEPS / 2
+    longer = cli("train", *without_schedule(tiny), schedule, EVERY_STEP, "train.epochs=3")
+    assert "run: with 3 epochs instead of 2 the learning rate is 0.00017 now, not 0" in longer.out
+    again = cli("train", *without_schedule(tiny), schedule, EVERY_STEP, "train.epochs=3", "run.log_steps=2")
+    assert "the learning rate is" not in again.out
 
 
 def test_the_loss_rises_along_the_ramp(cli: Cli, tiny: list[str], tmp_path: Path) -> None:

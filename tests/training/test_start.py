@@ -156,7 +156,7 @@ def test_another_number_of_embeddings(first: Path, second: list[str]) -> None:
     assert "image.aggregator.maps.weight has shape (2, 6), expected (3, 6)" in line
     assert "text.aggregator.maps.weight has shape (2, 3), expected (3, 3)" in line
     fresh = "train.start_fresh=[image.aggregator, text.aggregator]"
-    assert line.endswith(f"{fresh} would leave what does not fit at its initialisation")
+    assert line.endswith(f"set {fresh} to initialise them anew")
 
     parts = ("image.aggregator.", "text.aggregator.")
     training = begin(second, *three, fresh)
@@ -170,7 +170,7 @@ def test_another_head(first: Path, second: list[str]) -> None:
     mean = [f"model.{side}.aggregator={{name: gpo}}" for side in ("image", "text")]
     mean += ["model.image.encoder.features=projected", "model.text.encoder.features=states"]
     mean += ["model.similarity.name=cosine", "loss.terms.diversity.weight=0"]
-    with pytest.raises(ValueError, match=r"image.aggregator.\S+ is missing; .* and \d+ more; train.start_fresh=\["):
+    with pytest.raises(ValueError, match=r"image.aggregator.\S+ is missing; .* and \d+ more; set train.start_fresh=\["):
         begin(second, *mean)
     training = begin(second, *mean, "train.start_fresh=[image.aggregator, text.aggregator]")
     encoders = ("image.encoder.", "text.encoder.")
@@ -281,7 +281,7 @@ def test_bert_learns_no_words(bert: list[str], tiny: list[str], tmp_path: Path) 
     with pytest.raises(ValueError, match="extend.*bert has a tokenizer of its own and learns no new words"):
         begin(bert, "data.vocabulary.extend=true")
     words = [*tiny, f"run.dir={tmp_path / 'second'}", f"train.start_from={tmp_path / 'run'}"]
-    with pytest.raises(ValueError, match=r"another kind of tokens than bigru; train.start_fresh=\[text\] would leave"):
+    with pytest.raises(ValueError, match=r"another kind of tokens than bigru; set train.start_fresh=\[text\] to"):
         begin(words)
     training = begin(words, "train.start_fresh=[text]", "optim.weight_decay=0")
     image = below(weights_of(tmp_path / "run", "best.pt"), "image.")
@@ -328,7 +328,7 @@ def test_features_of_another_width(cli: Cli, second: list[str], tmp_path: Path) 
     wide = write_precomp(tmp_path / "wide", width=20)
     error = cli("train", *second, f"data.root={wide}").error
     assert "image.encoder.fc.weight has shape (8, 12), expected (8, 20)" in error
-    assert "train.start_fresh=[image.aggregator, image.encoder] would leave" in error
+    assert "set train.start_fresh=[image.aggregator, image.encoder] to initialise them anew" in error
 
 
 # --- PVSE's two stages ----------------------------------------------------------------------------------------------

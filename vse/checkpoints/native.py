@@ -56,7 +56,7 @@ class RunState(EvaluationState):
     criterion: dict[str, Tensor]  # the state dict of the loss, such as a learned temperature
     source: Source | None  # the checkpoint that the run started from (train.start_from); may be missing in a file
     epoch: int  # number of finished epochs
-    start: dict[str, float]  # health of the embedding sets on the first batch, before the first update; may be missing
+    start: dict[str, float]  # health of the embedding sets on the first batch, before the first update
 
 
 class BestState(RunState):
@@ -75,6 +75,7 @@ class TrainingState(RunState):
     epoch_loss: tuple[float, int]  # sum of the losses of the current epoch, and of how many steps; may be missing
     average: dict[str, Any] | None  # what `vse.training.average.WeightAverage.state()` gives; may be missing in a file
     train_captions: int  # number of training captions: another number means another data set
+    digests: dict[str, str] | None  # of the captions of "train" and "dev"; may be missing in a file
     optimiser: dict[str, Any]  # its state dict
     scaler: dict[str, Any]  # the state dict of the fp16 loss scaler
     queue: dict[str, Any] | None  # what `vse.training.queue.EmbeddingQueue.state()` gives; may be missing in a file
@@ -214,6 +215,7 @@ def training_state(state: dict[str, Any], path: Path) -> TrainingState:
         "evaluated": None,
         "epoch_loss": (0.0, 0),
         "average": None,
+        "digests": None,
     }
     state = {**later, **state}
     if missing := [key for key in _TRAINING_FIELDS if key not in state]:

@@ -76,7 +76,7 @@ class BatchSampler(Sampler[tuple[int, np.ndarray]]):
 
     An incomplete last batch is left out unless it is the only one. Set ``epoch`` and ``first``, the number of the first
     batch, before iterating. With a table ``confused`` each caption (or image) of the shuffled order is followed by
-    those that the model confuses with it, as far as the epoch has not had them yet; each still comes once in an epoch.
+    those that the model confuses with it and that have not yet come up in this epoch. Each still comes once an epoch.
 
     Args:
         image_of_caption: (captions,) the index of each caption's image.

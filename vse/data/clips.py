@@ -38,8 +38,8 @@ def sample_frames(total: int, count: int, train: bool, max_skip: int = 3, trim: 
     """Choose the frames of a clip that the model sees (PVSE, Song & Soleymani 2019, released code).
 
     Training takes every s-th frame from a random start, with s uniform in 1..``max_skip``. Evaluation takes every s-th
-    frame from the first on, with the largest s that gives ``count`` frames. In a clip that is too short the last frame
-    is repeated.
+    frame from the first on, with s = max(1, (frames + 1) // count), as in the released code. Where a clip is too short,
+    its last frame is repeated.
 
     Args:
         total: Number of frames that the clip has.

@@ -1,6 +1,7 @@
 """The corpus and the protocol of its images."""
 
 import copy
+import hashlib
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,6 +174,14 @@ class Corpus:
     def positives(self) -> np.ndarray:
         """(images, captions) bool, True where the caption describes the image."""
         return np.arange(len(self.images))[:, None] == self.image_of_caption[None, :]
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 digest of the captions and of the image that each describes, in hexadecimal."""
+        digest = hashlib.sha256(self.image_of_caption.astype("<i8").tobytes())
+        for caption in self.captions:
+            digest.update(f"{caption}\n".encode())
+        return digest.hexdigest()
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

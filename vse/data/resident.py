@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vse.console import say, show_progress
 from vse.data.corpus import Features, ImageSource
+from vse.distributed import share_of_free
 from vse.errors import InputError
 from vse.sets import at_least_float32
 
@@ -105,7 +106,9 @@ def place(images: ImageSource, resident: str, device: torch.device) -> Placed:
         if _fits(size, torch.cuda.mem_get_info(device)[0], "GPU", resident):
             return Placed(indices_alone, FeatureTable(features, device, dtype), in_threads=True)
     features = features.as_stored()
-    if resident == "memory" and _fits(features.size, free_memory(), "memory", resident):
+    free = free_memory()
+    share = None if free is None else share_of_free(free)
+    if resident == "memory" and _fits(features.size, share, "memory", resident):
         features = features.in_memory()
     return Placed(features.read, at_least_float32, in_threads=True)
 

@@ -43,7 +43,7 @@ def read_vectors(path: str | Path, words: Sequence[str], dim: int) -> tuple[np.n
     except OSError:
         raise InputError(
             f"{path}: no such file; get GloVe's word vectors (such as glove.840B.300d.zip, and unpack it) from "
-            f"nlp.stanford.edu/projects/glove, or run without by data.vocabulary.vectors=null"
+            f"nlp.stanford.edu/projects/glove, or set data.vocabulary.vectors=null to train without them"
         ) from None
     key = repr((str(path.resolve()), about.st_size, about.st_mtime_ns, dim, list(words)))
     kept = cache.load("vectors", key)

@@ -251,6 +251,7 @@ class Training:
             "epoch_loss": (float(self.epoch_loss[0]), self.epoch_loss[1]),
             "average": None if self.average is None else self.average.state(),
             "train_captions": len(self.train_corpus.captions),
+            "digests": {"train": self.train_corpus.digest, "dev": self.dev_corpus.digest},
             "optimiser": self.optimiser.state_dict(),
             "scaler": self.scaler.state_dict(),
             "queue": None if self.queue is None else self.queue.state(),
@@ -266,12 +267,15 @@ class Training:
             file: The file that it was read from, for messages.
 
         Raises:
-            InputError: The training data or the model is not that of the state.
+            InputError: The data or the model is not that of the state.
         """
         captions = len(self.train_corpus.captions)
         if state["train_captions"] != captions:
             there = f"{file}: this run trained on {state['train_captions']} captions"
             raise InputError(f"{there}, but {self.train_corpus.name} has {captions}")
+        for split, corpus in (("train", self.train_corpus), ("dev", self.dev_corpus)):
+            if state["digests"] is not None and state["digests"][split] != corpus.digest:
+                raise InputError(f"{file}: this run began with other captions of {split} than {corpus.name} has")
         load_weights(self.model, state["model"], file)
         self.criterion.load_state_dict(state["criterion"])
         self.optimiser.load_state_dict(state["optimiser"])
@@ -289,7 +293,10 @@ class Training:
         self.monitor.start = state["start"]
         if len(state["random"]) == distributed.world_size():
             if not runtime.restore_random_states(state["random"][distributed.rank()]):
-                say(f"{file}: saved with a GPU or without one, other than now: random draws such as dropout differ")
+                say(
+                    f"{file}: saved on a GPU and continued without one, or the reverse: random draws such as dropout "
+                    f"differ from here on"
+                )
         else:
             runtime.seed_everything(step_seed(self.config.run.seed, self.total_steps, distributed.rank()))
             say(

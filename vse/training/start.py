@@ -181,7 +181,7 @@ def _only(name: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _hint(parts: Iterable[str]) -> str:
     """What to do about parts that do not fit."""
-    return f"train.start_fresh=[{', '.join(sorted(set(parts)))}] would leave what does not fit at its initialisation"
+    return f"set train.start_fresh=[{', '.join(sorted(set(parts)))}] to initialise them anew"
 
 
 def _has_fresh_encoder(config: Config, side: str) -> bool:

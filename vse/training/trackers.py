@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from vse.console import warn
 from vse.errors import InputError, first_line
+from vse.files import write_text
 
 _PROJECT = "vse"
 
@@ -71,7 +72,7 @@ class WandB:
             self.run = wandb.init(
                 project=os.environ.get("WANDB_PROJECT", _PROJECT),
                 name=folder.resolve().name,
-                id=_kept(folder / "wandb.txt", lambda: uuid.uuid4().hex[:12]),
+                id=_kept(folder / "wandb.txt", not total_steps, lambda: uuid.uuid4().hex[:12]),
                 resume="allow",
                 dir=str(folder),
                 config=settings,
@@ -115,7 +116,7 @@ class MLflow:
         place = os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{(folder / 'mlflow.db').resolve()}")
         try:
             self.client = MlflowClient(tracking_uri=place)
-            self.id = _kept(folder / "mlflow.txt", lambda: self._create(folder.resolve().name))
+            self.id = _kept(folder / "mlflow.txt", not total_steps, lambda: self._create(folder.resolve().name))
             self.client.update_run(self.id, status="RUNNING")
             if not total_steps:
                 self.client.log_batch(self.id, params=[Param(key, str(value)) for key, value in settings.items()])
@@ -202,8 +203,8 @@ def numbers_of(record: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def _kept(file: Path, make: Callable[[], str]) -> str:
-    """The id in a file, or a new one, which is written there."""
-    if not file.exists():
-        file.write_text(make() + "\n", encoding="utf-8")
+def _kept(file: Path, is_new: bool, make: Callable[[], str]) -> str:
+    """The id in a file. A run that begins, perhaps after an attempt that failed, gets a new one in this file."""
+    if is_new or not file.exists():
+        write_text(file, make() + "\n")
     return file.read_text(encoding="utf-8").strip()

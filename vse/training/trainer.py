@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from vse.build import complete
+from vse.build import build_schedule, complete
 from vse.checkpoints.native import TrainingState, save_checkpoint
 from vse.config import Config, flatten
 from vse.console import kept_in, progress_bar, say
@@ -51,10 +51,25 @@ def train(config: Config) -> None:
                 training.restore(state, folder / "last.pt")
                 place = f"epoch {training.epoch + 1}, step {training.step + 1}"
                 say(f"{folder}: going on with {place}; {describe_best(training.best)}")
+                if change := _describe_new_end(training, state["config"]["train"]["epochs"]):
+                    say(f"{folder}: {change}")
                 del state
             elif training.source is not None:
                 say(f"{folder}: starting from {training.source['path']}")
             _run(training, folder)
+
+
+def _describe_new_end(training: Training, epochs: int) -> str:
+    """Say at which learning rate a run goes on, where that depends on a number of epochs that was another before."""
+    config = training.config
+    content = config.model_dump()
+    before = build_schedule(config.replaced({**content, "train": {**content["train"], "epochs": epochs}}))
+    before.history = training.schedule.history
+    now, step = training.total_steps / training.steps_per_epoch, 1 / training.steps_per_epoch
+    old, new = (config.optim.lr * schedule(now, step) for schedule in (before, training.schedule))
+    if old == new:
+        return ""
+    return f"with {config.train.epochs} epochs instead of {epochs} the learning rate is {new:.2g} now, not {old:.2g}"
 
 
 def _run(training: Training, folder: Path) -> None:
@@ -92,7 +107,7 @@ def _shared_state(config: Config, folder: Path) -> TrainingState | None:
 
 
 def dry_run(config: Config) -> None:
-    """Build everything and take training steps, without writing a file.
+    """Build everything and take training steps; nothing is written to the run folder.
 
     The first step is that of a new run. If the model unfreezes later, another one is taken as in the last epoch, since
     that is when a step needs the most memory. On a GPU the line that is printed tells how much it took.
