@@ -111,7 +111,7 @@ def _is_rendered(root: Path, recipe: dict[str, int]) -> bool:
     """Whether exactly this world is there. Raises InputError when something else is."""
     marker = root / "world.json"
     if not marker.is_file():
-        if root.exists() and (not root.is_dir() or any(path.name != ".lock" for path in root.iterdir())):
+        if root.exists() and (not root.is_dir() or any(root.iterdir())):
             raise InputError(f"{root}: is not empty and contains no rendered world; change data.root")
         return False
     try:
