@@ -201,7 +201,7 @@ def check_demo(checkout: Path, printed: str, least: float) -> None:
 
 
 def test_demo(checkout: Path, demo: str) -> None:
-    """It trains, evaluates and prints the table; a third of an epoch is above chance, which is 19."""
+    """It trains, evaluates and prints the table; a third of an epoch is above chance, which is 16."""
     check_demo(checkout, demo, 40)
 
 

@@ -171,7 +171,7 @@ def extract(parser: Parser, words: Sequence[str]) -> None:
 
 
 def convert(parser: Parser, words: Sequence[str]) -> None:
-    """Convert a checkpoint of the official VSE∞, PVSE, VSE-2AD or DivE code into one of this package."""
+    """Convert a checkpoint of the official VSE∞, PVSE, VSE-2AD, DivE, ESA or CHAN code into one of this package."""
     parser.add_argument("checkpoint", type=Path, help="a checkpoint that the official code saved")
     parser.add_argument("output", type=Path, help="the new file")
     _add_overrides(parser, "data.root=DIR")

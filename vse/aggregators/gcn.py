@@ -46,9 +46,10 @@ class GCN(nn.Module):
     """Graph convolutions over the elements, whose outputs are averaged: GCN in VSE∞'s comparison.
 
     VSE∞ (Chen et al. 2021, table 1) compares simple pooling with aggregators that relate the elements first. The code
-    of these baselines is not released, so their form is our reading: the residual graph convolution of VSRN (Li et al.
-    2019), X + Wr (A X Wg) with a fully connected graph whose affinities A are learned from the elements, ``depth`` of
-    them; rows of A are normalised by a softmax, and e = (1/n) sum_i y_i over the outputs y of the real elements.
+    of these baselines is not released, so their form is our interpretation: the residual graph convolution of VSRN (Li
+    et al. 2019), X + Wr (A X Wg) with a fully connected graph whose affinities A are learned from the elements,
+    ``depth`` of them; rows of A are normalised by a softmax, and e = (1/n) sum_i y_i over the outputs y of the real
+    elements.
 
     Args:
         dim: Width D of the features.

@@ -23,7 +23,7 @@ class GPO(nn.Module):
     takes it from a table of n = 1..N; in evaluation on a CPU this table is kept until a parameter changes.
 
     The defaults are the operator of the paper. The other settings are for the ablations of its supplement (tables 3, 6,
-    7 and 8), whose code is not released; their exact form is our reading, the plainest one:
+    7 and 8), whose code is not released; their exact form is our interpretation, the plainest one:
 
     * ``decoder="transformer"``: one post-norm transformer layer with one head in place of the BiGRU, as wide as the
       code and with ``hidden_dim`` hidden units; ``"mlp"``: a linear map and a ReLU, which see one rank at a time.

@@ -20,7 +20,7 @@ class PIENet(nn.Module):
     embedding z_k = LayerNorm(phi + r_k). K = 1 is no special case.
 
     Three settings are for the ablations of the paper's figure 6. Its code does not have them; how widths are kept in
-    the last two is our reading:
+    the last two is our interpretation:
 
     * ``use_global=False`` ("no global"): z_k = LayerNorm(r_k), and the context is not read.
     * ``use_residual=False`` ("no residual"): phi and r_k are concatenated instead of added, and a learned map takes

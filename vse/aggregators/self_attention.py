@@ -10,9 +10,9 @@ class SelfAttention(nn.Module):
     """Transformer layers over the elements, whose outputs are averaged: SelfAttn in VSE∞'s comparison.
 
     VSE∞ (Chen et al. 2021, table 1) compares simple pooling with aggregators that relate the elements first. The code
-    of these baselines is not released, so their form is our reading, the plainest one: the layer of Vaswani et al. 2017
-    (self-attention, then a ReLU network, each followed by a residual sum and LayerNorm), ``depth`` of them, without
-    position codes, and e = (1/n) sum_i y_i over the outputs y of the real elements.
+    of these baselines is not released, so their form is our interpretation, the plainest one: the layer of Vaswani et
+    al. 2017 (self-attention, then a ReLU network, each followed by a residual sum and LayerNorm), ``depth`` of them,
+    without position codes, and e = (1/n) sum_i y_i over the outputs y of the real elements.
 
     Args:
         dim: Width D of the features.

@@ -12,9 +12,9 @@ class Seq2Seq(nn.Module):
     """A GRU reads the elements one after another; its last state is the embedding: Seq2Seq in VSE∞'s comparison.
 
     VSE∞ (Chen et al. 2021, table 1) compares simple pooling with aggregators that relate the elements first. The code
-    of these baselines is not released, so their form is our reading: one GRU layer in one direction, over regions in
-    the order of the detector, grid cells row by row, or words; h_i = GRU(x_i, h_(i-1)) and e = h_n. The result depends
-    on the order of the elements. Masked elements take no step, wherever they are.
+    of these baselines is not released, so their form is our interpretation: one GRU layer in one direction, over
+    regions in the order of the detector, grid cells row by row, or words; h_i = GRU(x_i, h_(i-1)) and e = h_n. The
+    result depends on the order of the elements. Masked elements take no step, wherever they are.
 
     Args:
         in_dim: Width of the features.

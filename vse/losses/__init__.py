@@ -2,8 +2,9 @@
 
 A ranking loss is ``loss(scores (A, C), positives (A, C) bool) -> scalar``: rows are images, columns captions, and
 ``positives`` says which pairs belong together; it comes from ids, so a row may have any number of positives. A loss
-with a third argument ``pairs`` also gets the rows and columns (2, P) of the positives, which the loader knows; to look
-for them would be to wait for a GPU.
+with a third argument ``pairs`` also gets the rows and columns (2, P) of the positives. The loader knows them already;
+finding them in ``positives`` would mean a wait for the GPU.
+
 A term, or regulariser, is ``term(image: Aggregated, text: Aggregated) -> scalar``.
 """
 
