@@ -3,6 +3,7 @@
 import hashlib
 import lzma
 import multiprocessing
+import os
 import resource
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 from helpers import ROOT
 
 from vse.errors import InputError
-from vse.files import check_target, claim_folder, sha256, write_file
+from vse.files import check_target, claim_folder, sha256, write_file, write_text
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
@@ -133,3 +134,24 @@ def test_without_file_locks_and_hang_ups(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     rsum, shape, stopped = done.stdout.splitlines()
     assert float(rsum) == pytest.approx(350.0) and shape == "torch.Size([1, 2, 8])" and stopped == "False"
+
+
+def test_only_own_unfinished_files_are_removed(tmp_path: Path) -> None:
+    """Whoever names a folder that is not one of this package's keeps what is in it."""
+    (tmp_path / ".model.7.tmp").mkdir()  # of an export that was killed
+    (tmp_path / "letter").write_text("dear")
+    (tmp_path / ".link.7.tmp").symlink_to(tmp_path / "letter")
+    for name in (".notes.tmp", ".a.b.tmp", "c.7.tmp", ".7.tmp", ".last.pt.123.tmp"):
+        (tmp_path / name).touch()
+    with claim_folder(tmp_path):
+        left = {path.name for path in tmp_path.iterdir()}
+    assert left == {".model.7.tmp", "letter", ".link.7.tmp", ".notes.tmp", ".a.b.tmp", "c.7.tmp", ".7.tmp", ".lock"}
+
+
+def test_text_that_is_not_unicode(tmp_path: Path) -> None:
+    """Pages show it; anything else must not change unnoticed."""
+    name = os.fsdecode(b"caf\xe9.jpg")
+    write_text(tmp_path / "a.html", f"{name} é", errors="backslashreplace")
+    assert (tmp_path / "a.html").read_text(encoding="utf-8") == "caf\\udce9.jpg é"
+    with pytest.raises(UnicodeEncodeError):
+        write_text(tmp_path / "a.txt", name)

@@ -14,6 +14,7 @@ from vse.aggregators import GPO, MeanPool, PIENet
 from vse.encoders import BiGRU, Grid, Regions, Video
 from vse.errors import InputError
 from vse.model import Tower, VSEModel
+from vse.pages.looks import look
 from vse.sets import Aggregated, FeatureSet, lengths_to_mask
 from vse.similarity import cosine
 
@@ -171,8 +172,19 @@ def test_a_plain_tuple_is_a_set() -> None:
         def forward(self, inputs: Tensor, mask: Any = None) -> Any:
             return inputs, mask
 
+    class Words(Letters):
+        def words_of_tokens(self, caption: str) -> tuple[list[str], list[int]]:
+            return list(caption), list(range(len(caption)))
+
     inputs = torch.randn(2, 3, 5)
     assert torch.equal(Tower(Tuples(), MeanPool())(inputs).embeddings, Tower(Plain(), MeanPool())(inputs).embeddings)
+    assert torch.equal(look(Tower(Tuples(), GPO()), inputs[:1])[1], inputs[0])
+    words: Any = Words()
+    texts, image = text_tower(), torch.randn(3, 8)
+    found, expected = (
+        VSEModel(Tower(encoder, MeanPool()), texts, cosine, words).match(image, "ab") for encoder in (Tuples(), Plain())
+    )
+    assert torch.equal(found.attention, expected.attention)
 
 
 class Plain(nn.Module):
@@ -278,6 +290,8 @@ def test_an_encoder_that_tells_nothing_takes_features() -> None:
         ([np.array([["a"]])], "image 0: expected .* got an array of <U1"),
         ([torch.zeros(2, 5), torch.zeros(2, 4)], "image 1 is 4 wide, but image 0 is 5"),
         ([torch.zeros(2, 4)], "features must be 5 wide, got 4"),
+        ([*[torch.zeros(2, 5)] * 3, torch.zeros(0, 5), torch.zeros(1, 5)], "image 3 has no region"),
+        (torch.zeros(0, 5), "image 0 has no region"),
         (7, "images must be a path, a PIL picture or a list, got int"),
         ({"a": 1}, "images must be a path, a PIL picture or a list, got dict"),
         (b"a.jpg", "images must be a path, a PIL picture or a list, got bytes"),

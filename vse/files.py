@@ -5,12 +5,15 @@ import errno
 import hashlib
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
 from vse.errors import InputError
+
+_UNFINISHED = re.compile(r"\..+\.\d+\.tmp")  # the names of files that are being written, see write_file
 
 
 def check_target(path: Path) -> None:
@@ -63,17 +66,30 @@ def write_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str) -> None:
+def remove_unfinished(folder: Path) -> None:
+    """Remove the files that :func:`write_file` has left in a folder when its process was killed.
+
+    Args:
+        folder: The folder. Nobody else writes there now.
+    """
+    for path in folder.glob(".*.tmp"):
+        if _UNFINISHED.fullmatch(path.name) and path.is_file() and not path.is_symlink():
+            path.unlink()
+
+
+def write_text(path: Path, text: str, errors: str = "strict") -> None:
     """Write a text file in UTF-8, completely or not at all.
 
     Args:
         path: The file. Its previous content is kept until the new content is complete on disk.
         text: The new content.
+        errors: What becomes of characters that UTF-8 does not have, as in :meth:`str.encode`. Python reads a file's
+            name that is not UTF-8 with such characters; text for people shows them with "backslashreplace".
 
     Raises:
         InputError: The disk is full, or the path cannot be written to.
     """
-    write_file(path, lambda file: file.write(text.encode()))
+    write_file(path, lambda file: file.write(text.encode(errors=errors)))
 
 
 def write_json(path: Path, content: object) -> None:
@@ -121,8 +137,7 @@ def claim_folder(folder: Path, label: str = "run.dir", doing: str = "training") 
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):  # any other error: the file system has no locks
                 raise InputError(f"{label}: another process is {doing} in {folder}") from None
-        for unfinished in folder.glob(".*.tmp"):  # of a run that was killed while writing
-            unfinished.unlink()
+        remove_unfinished(folder)
         yield
 
 

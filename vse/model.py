@@ -15,7 +15,7 @@ from vse.encoders.base import EncoderTraits
 from vse.encoders.base import traits_of as traits_of_encoder
 from vse.errors import check_at_least, first_line
 from vse.ragged import Collector, Sets, padded
-from vse.sets import Aggregated, check_mask, pad
+from vse.sets import Aggregated, FeatureSet, check_mask, pad
 from vse.word_regions import WordMatch, match_words
 
 if TYPE_CHECKING:
@@ -350,7 +350,7 @@ class VSEModel(nn.Module):
                 result = self._embed(tower, inputs, mask)
                 found, kept = result.embeddings[0], result.mask
             else:
-                features = self._on_device(tower.encoder, inputs, mask)
+                features = FeatureSet(*self._on_device(tower.encoder, inputs, mask))
                 found, kept = features.features[0], features.mask
         finally:
             self.train(training)
@@ -544,13 +544,18 @@ def _as_tensor(item: Any, expected: str) -> Tensor:
 
 
 def _check_features(images: list[Any]) -> list[Tensor]:
-    """Precomputed features as tensors (regions, width). Raises ValueError unless all are that, of one width."""
+    """Precomputed features as tensors (regions, width). Raises ValueError unless all are that, not empty, of one width.
+
+    Later a message could not name the image, since batches are sorted by length.
+    """
     features = []
     for position, image in enumerate(images):
         expected = f"image {position}: expected a (regions, width) tensor or array of features"
         rows = _as_tensor(image, expected)
         if rows.dim() != 2 or not rows.is_floating_point():
             raise ValueError(f"{expected}, got {rows.dtype} {tuple(rows.shape)}")
+        if not len(rows):
+            raise ValueError(f"image {position} has no region")
         features.append(rows)
         if rows.shape[1] != features[0].shape[1]:
             raise ValueError(f"image {position} is {rows.shape[1]} wide, but image 0 is {features[0].shape[1]} wide")

@@ -21,9 +21,11 @@ import vse
 from vse.build import build_model, build_vocabulary, read_config
 from vse.checkpoints.load import load_model
 from vse.checkpoints.native import evaluation_state, load_checkpoint, save_checkpoint
+from vse.data.formats import FORMATS
 from vse.data.subwords import Subwords
 from vse.data.vocabulary import MissingVocabulary
 from vse.errors import InputError
+from vse.sharing.card import model_card
 from vse.sharing.export import export
 from vse.sharing.papers import PAPERS
 
@@ -243,7 +245,7 @@ def test_nothing_is_left_of_an_export_that_fails(
 ) -> None:
     import vse.sharing.export as module
 
-    def fails(path: Path, write: Any) -> None:
+    def fails(path: Path, text: str, errors: str) -> None:
         raise InputError(f"{path}: cannot be written (No space left on device)")
 
     monkeypatch.setattr(module, "write_text", fails)  # of the card, after all else
@@ -368,3 +370,24 @@ def test_the_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(InputError, match=r"hf://a/b: needs the package huggingface_hub; pip install 'vse-retr.*\[hub"):
         vse.load("hf://a/b")
+
+
+def test_the_card_of_a_model_of_clips(make_run: MakeRun) -> None:
+    """Also of one that reads precomputed features of frames, as VSE∞'s does: the data's format tells."""
+    loaded = load_model(make_run())
+    of_format = {
+        name: loaded._replace(config=loaded.config.model_copy(update={"data": data}))
+        for name in FORMATS
+        for data in [loaded.config.data.model_copy(update={"format": name})]
+    }
+    cards = {name: model_card("mine", one, {}) for name, one in of_format.items()}
+    of_clips = {name for name, reader in FORMATS.items() if reader.__module__ == "vse.data.video_formats"}
+    assert {name for name, card in cards.items() if "video-text retrieval" in card} == of_clips
+    assert {name for name, card in cards.items() if "- video-text-retrieval" in card} == of_clips
+    text = cards["msrvtt"]
+    assert "image" not in text.split("## Data")[0].replace("image_", "").replace("encode_images", "")
+    assert "numpy.random.randn(2, 20, 12))  # 20 frames each" in text and "Clips are precomputed features" in text
+    code = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)[0]
+    namespace: dict[str, Any] = {}
+    exec(code.replace('vse.load("FOLDER")', "loaded.model"), {"loaded": loaded}, namespace)
+    assert namespace["scores"].shape == (2, 2)

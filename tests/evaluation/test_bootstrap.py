@@ -1,3 +1,4 @@
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from vse.errors import InputError
 from vse.evaluation.bootstrap import bootstrap, check_samples
+from vse.evaluation.folds import FoldRanks
 from vse.metrics import retrieval_metrics
 
 KS = (1, 5, 10)
@@ -158,3 +160,36 @@ def test_intervals_cover() -> None:
         low, high = bootstrap([[ranks_of(scores, of)]], samples=200)[0]["i2t"]["r1"]
         inside.append(low <= np.mean(recalls) <= high)
     assert np.mean(inside) > 0.85
+
+
+def test_samples_are_drawn_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same numbers, whatever the size of a block."""
+    of = uneven_captions(40, 130)
+    ranks = [[ranks_of(noisy_scores(of, np.full(40, signal), 0), of)] for signal in (0.6, 1.2)]
+    whole = bootstrap(ranks, samples=50)
+    for numbers in (1, 40 * 7, 40 * 25):
+        monkeypatch.setattr("vse.evaluation.bootstrap._DRAWN", numbers)
+        assert bootstrap(ranks, samples=50) == whole
+
+
+def test_memory_does_not_grow_with_samples_times_captions() -> None:
+    of = np.repeat(np.arange(1000), 20)
+    places = torch.zeros(len(of), dtype=torch.long)
+    ranks = [FoldRanks(places[:1000], places, np.arange(1000), of)]
+    tracemalloc.start()
+    bootstrap([[ranks]], samples=2000)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 8 * 2000 * len(of) / 3  # bytes of a weight of each caption in each sample
+
+
+def test_samples_without_a_query_are_left_out() -> None:
+    """With one image of three that has captions, about a third of the samples has none."""
+    of = np.zeros(2, dtype=np.int64)
+    scores = torch.tensor([[1.0, 0.5], [0.0, 2.0], [0.0, 0.0]])  # the second caption is nearer to another image
+    found = bootstrap([[ranks_of(scores, of)]] * 2, samples=50)
+    assert found[0]["i2t"]["r1"] == [100.0, 100.0] and found[0]["t2i"]["r1"] == [50.0, 50.0]
+    assert found[0]["rsum"] == [550.0, 550.0] and found[1]["difference"] == [0.0, 0.0]
+    seed = next(seed for seed in range(99) if image_draws(3, 1, seed)[0, 0] == 0)
+    with pytest.raises(InputError, match="none of 1 bootstrap samples has an image with a caption; take more"):
+        bootstrap([[ranks_of(scores, of)]], samples=1, seed=seed)

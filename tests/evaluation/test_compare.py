@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -171,6 +172,21 @@ def test_members_with_different_corpora(make_run: MakeRun, runs: tuple[str, str]
     other = make_run("vse_infty", f"data.root={write_precomp(tmp_path, seed=1)}")
     with pytest.raises(InputError, match="their captions differ from number 0 on"):
         compare([runs[0], str(other)])
+
+
+def test_a_corpus_that_goes_on_where_another_ends(
+    make_run: MakeRun, runs: tuple[str, str], data_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(data_folder, tmp_path / "data")
+    folder = tmp_path / "data" / "precomp"
+    for name, count in (("caps", 10), ("ids", 2)):  # of the last two images
+        file = folder / f"test_{name}.txt"
+        file.write_text("".join(file.read_text().splitlines(keepends=True)[:-count]))
+    np.save(folder / "test_ims.npy", np.load(folder / "test_ims.npy")[:-10])
+    other = str(make_run("vse_infty", f"data.root={tmp_path / 'data'}"))
+    for pair in ([runs[0], other], [other, runs[0]]):
+        with pytest.raises(InputError, match=f"the first 8 of their image_ids are the same, and {runs[0]} has 2 more"):
+            compare(pair)
 
 
 def test_each_embedding_of_a_set_alone(cli: Cli, make_run: MakeRun, data_folder: Path) -> None:

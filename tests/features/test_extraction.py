@@ -14,6 +14,7 @@ import pytest
 import torch
 from helpers import ROOT, Outcome, write_pictures
 from PIL import Image
+from torch import nn
 from torchvision.models.detection import fasterrcnn_resnet50_fpn
 
 from vse.batchwise import as_written
@@ -22,7 +23,8 @@ from vse.data.clips import iterate_frames, read_frames
 from vse.data.formats import precomp
 from vse.data.transforms import open_picture, to_tensor
 from vse.encoders.backbones import ResNetBackbone
-from vse.features.extraction import RowWriter
+from vse.errors import InputError
+from vse.features.extraction import RowWriter, extract_features
 from vse.training import trainer
 
 Cli = Callable[..., Outcome]
@@ -354,3 +356,42 @@ def test_a_system_that_cannot_claim_space(tmp_path: Path, monkeypatch: pytest.Mo
     writer.write(0, {"ims": np.ones((2, 3), dtype=np.float32)})
     writer.finish()
     assert np.array_equal(np.load(tmp_path / "dev_ims.npy"), np.ones((2, 3)))
+
+
+class Halves(nn.Module):
+    """In the place of an encoder with a backbone: the cells are the halves of a picture."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone, self.normalise = nn.Unflatten(1, (2, -1)), nn.Sequential(Floats(), nn.Flatten())
+
+
+class Floats(nn.Module):
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        return pictures.float()
+
+
+EXTRACTORS = [
+    ("{name: grid, backbone: resnet18}", {"backbone": "resnet18", "pixels": "imagenet"}),
+    ("{name: grid, backbone: a/vit, cls: true}", {"backbone": "a/vit", "pixels": "imagenet", "cls": True}),
+    ("{name: timm, model: test_vit}", {"model": "test_vit"}),
+    ("{name: timm, model: test_vit, image_size: 64}", {"model": "test_vit", "image_size": 64}),
+]
+
+
+@pytest.mark.parametrize(("encoder", "extractor"), EXTRACTORS)
+def test_the_manifest_tells_what_decides_the_cells(
+    encoder: str, extractor: dict[str, Any], grid: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing else, so that manifests of older versions stay valid; other cells are another extractor."""
+    monkeypatch.setattr("vse.features.extraction.build_image_encoder", lambda config, kind: Halves())
+    source, *settings = grid
+    settings = [setting for setting in settings if not setting.startswith("model.image.encoder")]
+    config = read_config(source, [*settings, f"model.image.encoder={encoder}"])
+    extract_features(config, tmp_path / "out", ["dev"])
+    assert json.loads((tmp_path / "out" / "dev_manifest.json").read_text())["extractor"] == extractor
+    extract_features(config, tmp_path / "out", ["dev"])
+    other = next(name for name, told in EXTRACTORS if told != extractor)
+    config = read_config(source, [*settings, f"model.image.encoder={other}"])
+    with pytest.raises(InputError, match="made with another extractor"):
+        extract_features(config, tmp_path / "out", ["test"])

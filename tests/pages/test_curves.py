@@ -51,3 +51,22 @@ def test_no_file_or_nothing_in_it(tmp_path: Path) -> None:
     assert learning_curves(tmp_path / "missing.jsonl") == []
     odd = '[1, 2]\n3\n{"epoch": 1, "step": 2, "train": 5}\n{"epoch": null, "step": 2, "dev": {"rsum": 5}}\n'
     assert learning_curves(write(tmp_path / "m.jsonl", [], odd)) == []
+
+
+def test_evaluations_between_the_ends_of_epochs(tmp_path: Path) -> None:
+    """They stand at their steps: of six evaluations in two epochs, no two share a place."""
+    rsums = {4: 10.0, 8: 30.0, 12: 20.0, 16: 60.0, 20: 50.0}
+    evaluations = [{**dev(1 if step <= 10 else 2, rsum), "step": step} for step, rsum in rsums.items()]
+    rsum, r1 = learning_curves(write(tmp_path / "m.jsonl", evaluations))
+    assert rsum.x_label == r1.x_label == "step" and rsum.title == "RSUM on dev: best 60.0 at step 16"
+    assert list(rsum.lines[0].x) == list(r1.lines[0].x) == [4, 8, 12, 16, 20]
+
+
+def test_an_evaluation_in_the_first_epoch(tmp_path: Path) -> None:
+    file = write(tmp_path / "m.jsonl", [{**dev(1, 10.0), "step": 4}, train(6, total=1.0)])
+    assert learning_curves(file)[1].title == "RSUM on dev: best 10.0 at step 4"
+
+
+def test_evaluations_after_every_second_epoch(tmp_path: Path) -> None:
+    rsum, _ = learning_curves(write(tmp_path / "m.jsonl", [dev(2, 10.0), dev(4, 20.0)]))
+    assert rsum.title == "RSUM on dev: best 20.0 at epoch 4" and list(rsum.lines[0].x) == [2, 4]

@@ -69,13 +69,19 @@ def test_boxes_of_the_detector(pvse: Loaded, tmp_path: Path) -> None:
         find_layout(pvse.config, pvse.model, corpus)
 
 
+@pytest.mark.parametrize("extractor", [{"backbone": "resnet18"}, {"model": "resnet18"}])
 @pytest.mark.parametrize(("transform", "cells"), [("square", Cells(3, 2)), ("crop", None)])
 def test_the_manifest_of_extracted_cells(
-    transform: str, cells: Cells | None, pvse: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    transform: str,
+    cells: Cells | None,
+    extractor: dict[str, str],
+    pvse: Loaded,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Cells of a backbone lie over the whole picture where the transform keeps all of it."""
     corpus = own_data(pvse, tmp_path / "data")
-    about = {"extractor": {"backbone": "resnet18"}, "transform": {"name": transform, "size": 64}}
+    about = {"extractor": extractor, "transform": {"name": transform, "size": 64}}
     (tmp_path / "data" / "precomp" / "test_manifest.json").write_text(json.dumps(about))
     monkeypatch.setattr("vse.pages.looks._cells_of", lambda elements, aspect, whole: Cells(3, 2))
     assert find_layout(pvse.config, pvse.model, corpus) == cells

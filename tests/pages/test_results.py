@@ -28,6 +28,10 @@ def test_the_metrics_and_their_intervals() -> None:
     plain = Outline(metrics_table(metrics_of(scores, image_of_caption, clips=True), clips=True))
     assert cells(plain)[0][-1] == "nMR" and cells(plain)[1][0] == "Video to text"
     assert not plain.find("small")
+    clips = {**metrics_of(scores, image_of_caption, clips=True), "bootstrap": interval}
+    low, high = interval["i2t"]["r1"]
+    expected = f"{clips['i2t']['r1']:.2f}{low:.2f} – {high:.2f}"  # an interval has the digits of its number
+    assert cells(Outline(metrics_table(clips, clips=True)))[1][1] == expected
 
 
 def test_the_health_of_sets() -> None:

@@ -73,7 +73,7 @@ def test_every_kind_of_model(
     assert ("log within-set variance" in text) == (system in ("pvse", "dive", "chan"))
     assert bool(outline.find("polyline")) == (system in ("vse_infty", "vse_2ad"))
     assert ("Where the words of" in text) == (system == "chan")
-    assert ("Where the model looks: a cell is the darker" in text) == (system != "vsepp")
+    assert ("Where the model looks: the less weight a cell has" in text) == (system != "vsepp")
     assert ("The words that the model looks at are shaded" in text) == (system not in ("vsepp", "chan"))
     looks = [n for n in outline.find("image") if "pixelated" in outline.elements[n][1].get("style", "")]
     assert bool(looks) == (system != "vsepp")
@@ -105,18 +105,21 @@ def test_the_answers_are_the_models(
     scores = similarity(images, captions).numpy()
     outline = check_alone(tmp_path / "a.html")
     assert "No pictures of these images were found" in outline.text(outline.find("body")[0])
-    seen = set()
+    seen, lines = set(), 0
     for article in cards(outline, "captions", "sampled"):
         label = outline.text(outline.find("figcaption", within=article)[0]).removeprefix("image ")
         image = list(corpus.image_ids).index(label)
         order = np.argsort(-scores[image], kind="stable")[:5]
         items = outline.find("li", within=article)
+        late = outline.find("li", "late", article)  # the right answer, where it is not among the first five
+        assert late == items[5:]
+        lines += len(late)
         for caption, item in zip(order, items, strict=False):
             right = corpus.image_of_caption[caption] == image
             assert corpus.captions[caption] in outline.text(item)
             assert f"{scores[image, caption]:.3f}" in outline.text(item) and ("✓" in outline.text(item)) == right
         seen.add(image)
-    assert seen == set(range(10))
+    assert seen == set(range(10)) and lines
 
 
 @pytest.mark.slow  # the command of docs/show.md does the same
@@ -151,7 +154,7 @@ def test_pictures(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert outcome.code == 0, outcome.err
     outline = check_alone(run / "show.html")
     text = outline.text(outline.find("body")[0])
-    assert "RSUM on dev: best" in text and "no picture" not in text and "a cell is the darker" in text
+    assert "RSUM on dev: best" in text and "no picture" not in text and "the darker it is" in text
     pictures = [n for n in outline.find("image") if "id" in outline.elements[n][1]]
     shades = [n for n in outline.find("image") if "id" not in outline.elements[n][1]]
     cards_of_images = [card for group in ("sampled", "best", "worst") for card in cards(outline, "captions", group)]

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 from outline import check_alone
@@ -25,3 +26,12 @@ def test_every_query_and_hit_is_shown(tmp_path: Path) -> None:
     listed = [outline.text(place) for place in outline.find("li", within=second)]
     assert listed == ["1.a blue sea0.250", "2.c20.125"]
     assert len(outline.find("image")) == 1 and len(outline.find("use")) == 2  # one picture, shown twice
+
+
+def test_a_file_whose_name_is_not_unicode(tmp_path: Path) -> None:
+    file = tmp_path / os.fsdecode(b"caf\xe9.png")
+    Image.new("RGB", (64, 48), "blue").save(file)
+    search_page([Result(file.name, file, (Hit(1, 0.9, file.name, file, None),))], tmp_path / "found.html")
+    outline = check_alone(tmp_path / "found.html")
+    captions = [outline.text(place) for place in outline.find("figcaption")]
+    assert captions == ["caf\\udce9.png", "1. caf\\udce9.png 0.900"] and len(outline.find("image")) == 1

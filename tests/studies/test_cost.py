@@ -1,6 +1,7 @@
 """What a run has cost, read from its log."""
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,16 @@ def test_a_log_without_steps(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("lines", "epochs"), [(0, 0), (1, 0), (2, 0), (4, 1), (5, 1), (8, 2)])
 def test_epochs_done(tmp_path: Path, lines: int, epochs: int) -> None:
     assert epochs_done(write_log(tmp_path, RECORDS[:lines])) == epochs
+
+
+def test_only_the_end_of_a_long_log_is_read(tmp_path: Path) -> None:
+    """A study asks twice a second."""
+    file = write_log(tmp_path, [{"step": 0, "epoch": 1, "start": "x" * 5_000_000}, train(7, 70, 0.5)])
+    tracemalloc.start()
+    assert epochs_done(file) == 6
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 500_000
 
 
 def test_this_machine() -> None:

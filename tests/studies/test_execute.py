@@ -121,6 +121,25 @@ def test_a_run_that_cannot_be_measured_has_failed(
     assert execute(study, study.runs[:1], 1) == {"GPO, seed 1": "GPO: protocol f30k is for a split of 1,000 images"}
 
 
+def test_an_evaluation_without_enough_memory_leaves_the_others(
+    study: Study, pretend: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its cached memory is given back, since the other runs work on the same GPU."""
+    measured, emptied = pretend(), []
+
+    def measure(run: PlannedRun, _: Study) -> None:
+        if run.name == "GPO, seed 1":
+            raise torch.OutOfMemoryError("CUDA out of memory.\nIt is all gone.")
+        measured.append(run.name)
+
+    monkeypatch.setattr(module, "measure", measure)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(True))
+    failed = execute(study, study.runs[:2], 1)
+    assert failed == {"GPO, seed 1": "it is trained, but could not be evaluated (CUDA out of memory.)"}
+    assert measured == ["GPO, seed 2"] and len(emptied) == 2
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_processes_after_they_have_saved(
     study: Study, pretend: Callable[..., list[str]], number: int, capfd: pytest.CaptureFixture[str]

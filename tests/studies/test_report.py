@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import statistics
 from pathlib import Path
 from typing import Any
@@ -105,11 +106,22 @@ def test_means_differences_and_intervals(study: Study, ranks: dict[str, FoldRank
     assert summary["missing"] == ["Mean, seed 4"] and json.loads(json.dumps(summary)) == summary
 
 
-def test_tables(study: Study, ranks: dict[str, FoldRanks]) -> None:
+def test_the_command_of_a_study_can_be_pasted(tmp_path: Path) -> None:
+    """A file is named as the user named it, a shipped study by its short name; a shell reads what was given."""
+    (tmp_path / "my own.yaml").write_text(STUDY)
+    overrides = ["data.root=it's", "optim.lr=1e-3", "train={epochs: 3}", "run.tracker=none"]
+    for name in (str(tmp_path / "my own.yaml"), "demo"):
+        summary = summarise(read_study(name, overrides), {}, {})
+        text = study_markdown(summary).split("```")[1]
+        assert shlex.split(text) == ["vse", "study", name, *overrides]
+        assert text.strip().endswith("optim.lr=1e-3 'train={epochs: 3}' run.tracker=none")
+
+
+def test_tables(study: Study, ranks: dict[str, FoldRanks], tmp_path: Path) -> None:
     summary = summarise(study, results_of(study), {"Mean, seed 4": "the loss is nan"})
     text = study_markdown(summary, "cost.svg")
     lines = text.splitlines()
-    assert lines[0] == "# Study own" and "Means and others." in lines and "vse study own" in lines
+    assert lines[0] == "# Study own" and "Means and others." in lines and f"vse study {tmp_path}/own.yaml" in lines
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
     by_name: dict[str, list[list[str]]] = {}
     for name, *cells in rows:

@@ -219,10 +219,21 @@ def _check_same_corpus(trained: Sequence[_Trained]) -> None:
     first = trained[0]
     for other in trained[1:]:
         for what in ("image_ids", "caption_ids", "captions"):
-            ours, theirs = list(getattr(first.corpus, what)), list(getattr(other.corpus, what))
-            if ours != theirs:
-                place = next((n for n, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), "the end")
-                raise InputError(f"{first.run} and {other.run}: their {what} differ from number {place} on")
+            if problem := _difference(first, other, what):
+                raise InputError(f"{first.run} and {other.run}: {problem}")
+
+
+def _difference(first: _Trained, other: _Trained, what: str) -> str:
+    """How an attribute of two members' corpora differs; "" where it is the same."""
+    ours, theirs = list(getattr(first.corpus, what)), list(getattr(other.corpus, what))
+    place = next((n for n, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), None)
+    if place is not None:
+        return f"their {what} differ from number {place} on"
+    if len(ours) == len(theirs):
+        return ""
+    longer, same = (first, theirs) if len(ours) > len(theirs) else (other, ours)
+    more = abs(len(ours) - len(theirs))
+    return f"the first {len(same):,} of their {what} are the same, and {longer.run} has {more:,} more"
 
 
 def _encode(trained: _Trained) -> CorpusEmbeddings:

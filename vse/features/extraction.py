@@ -23,13 +23,19 @@ from vse.data.transforms import open_picture, to_tensor
 from vse.distributed import broadcast, is_main
 from vse.errors import InputError, first_line
 from vse.features.detector import Detector
-from vse.files import claim_folder, write_file, write_json
+from vse.files import claim_folder, remove_unfinished, write_file, write_json
 from vse.runtime import autocast, pick_device, seed_everything
 
 Arrays = dict[str, np.ndarray]
 _COMPARED = ("items", "corpus_sha256", "extractor", "transform", "weights_sha256", "precision", "dtype")
 _SHARED = ("extractor", "transform", "weights_sha256", "precision", "dtype")  # by all splits of a folder
-
+_DECIDE_CELLS = {  # the arguments of encoders that decide how many cells there are and what is in them; their defaults
+    "backbone": None,
+    "model": None,
+    "pixels": None,
+    "image_size": None,
+    "cls": False,
+}
 
 Steps = tuple[Callable[[np.ndarray], Any], Callable[[Any, int], Arrays]]  # from rows to inputs, from inputs to arrays
 
@@ -137,12 +143,16 @@ def _about_detector(detector: Detector) -> dict[str, Any]:
 
 
 def _about_encoder(config: Config, encoder: nn.Module) -> dict[str, Any]:
-    """The part of a manifest about an encoder with a backbone and the transform before it."""
+    """The part of a manifest about an encoder with a backbone and the transform before it.
+
+    Of the arguments that decide the cells, those with their defaults are left out, as in :func:`_about_transform`.
+    """
     arguments = config.model.image.encoder.arguments
+    extractor = {name: arguments[name] for name, usual in _DECIDE_CELLS.items() if arguments.get(name, usual) != usual}
     backbone = {name: tensor for name, tensor in encoder.state_dict().items() if name.startswith("backbone.")}
     return {
         "weights": arguments.get("weights"),
-        "extractor": {"backbone": arguments["backbone"], "pixels": arguments["pixels"]},
+        "extractor": extractor,
         "transform": _about_transform(config),
         "weights_sha256": weights_digest(backbone),
     }
@@ -280,8 +290,7 @@ def _waiting_clips(files: list[Path]) -> list[int]:
     """Which clips have no file yet; what a process that was killed while writing has left is removed."""
     place = files[0].parent
     place.mkdir(exist_ok=True)
-    for unfinished in place.glob(".*.tmp"):
-        unfinished.unlink()
+    remove_unfinished(place)
     return [row for row, file in enumerate(files) if not file.exists()]
 
 

@@ -103,18 +103,19 @@ def mmd_loss(image: Aggregated, text: Aggregated, kernel: Kernel = "rbf", gamma:
     """
     check_choice("kernel", kernel, get_args(Kernel))
     check_positive("gamma", gamma)
-    x, y = (at_least_float32(_real_embeddings(side)) for side in (image, text))
+    x, y = (fill_masked(at_least_float32(side.embeddings), side.mask).flatten(0, 1) for side in (image, text))
+    x_mask, y_mask = (None if side.mask is None else side.mask.flatten() for side in (image, text))
     if x.shape[1] != y.shape[1]:
         raise ValueError(f"embeddings must be equally wide, got {x.shape[1]} and {y.shape[1]}")
 
-    def mean_kernel(a: Tensor, b: Tensor) -> Tensor:
+    def mean_kernel(a: Tensor, a_mask: Tensor | None, b: Tensor, b_mask: Tensor | None) -> Tensor:
         squared = a.square().sum(1, keepdim=True) + b.square().sum(1) - 2 * a @ b.T
         if a is b:  # no rounding, and no gradient, where the distance is exactly 0
             squared = squared.masked_fill(torch.eye(a.shape[0], dtype=torch.bool, device=a.device), 0.0)
         distance = squared.clamp(min=0.0) if kernel == "rbf" else squared.clamp(min=1e-12).sqrt()
-        return (-gamma * distance).exp().mean()
+        return _mean_of_real((-gamma * distance).exp(), a_mask, b_mask)
 
-    return mean_kernel(x, x) - 2 * mean_kernel(x, y) + mean_kernel(y, y)
+    return mean_kernel(x, x_mask, x, x_mask) - 2 * mean_kernel(x, x_mask, y, y_mask) + mean_kernel(y, y_mask, y, y_mask)
 
 
 def global_discriminative_loss(
@@ -220,9 +221,16 @@ def _residuals(side: Aggregated, name: str) -> Tensor:
     return F.normalize(fill_masked(at_least_float32(side.residual), side.mask), dim=-1)
 
 
-def _real_embeddings(side: Aggregated) -> Tensor:
-    """All embeddings (n, H) of one side without the masked ones."""
-    return side.embeddings.flatten(0, 1) if side.mask is None else side.embeddings[side.mask]
+def _mean_of_real(values: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
+    """The mean of values (n, m) over the real rows (n,) and columns (m,); None where all are real."""
+    if rows is None and columns is None:
+        return values.mean()
+    real = torch.ones_like(values, dtype=torch.bool)
+    if rows is not None:
+        real = real & rows.unsqueeze(1)
+    if columns is not None:
+        real = real & columns
+    return values.masked_fill(~real, 0.0).sum() / real.sum()
 
 
 def _real_pairs(mask: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ def image_card(exhibit: Exhibit, image: int, answers: Answers, own: Sequence[Ans
     label = f"image {exhibit.corpus.image_ids[image]}"
     picture = tag("figure", exhibit.show_image(image), tag("figcaption", label), class_="look")
     late = [hit for hit in answers.right[:1] if hit not in answers.top]
-    hits = caption_list(exhibit, [*answers.top, *late])
+    hits = caption_list(exhibit, answers.top, late)
     places = tag("p", _places(answers.right, len(exhibit.corpus.captions), "caption"), class_="soft")
     parts, figures = _image_parts(exhibit, image, own)
     if len(parts) == 1:  # a single embedding: its look stands beside the picture
@@ -83,26 +83,30 @@ def _beside(*columns: Markup) -> Markup:
     return tag("div", *columns, class_="found looked" if len(columns) == 3 else "found")
 
 
-def caption_list(exhibit: Exhibit, hits: Sequence[Hit]) -> Markup:
+def caption_list(exhibit: Exhibit, hits: Sequence[Hit], late: Sequence[Hit] = ()) -> Markup:
     """List captions with their places and scores; the right ones are marked.
 
     Args:
         exhibit: The model and its corpus.
         hits: The captions.
+        late: Captions from farther down, which stand below a line.
 
     Returns:
         The list.
     """
-    return tag("ol", *(_caption_hit(exhibit.corpus.captions[hit.item], hit) for hit in hits), class_="hits")
+    captions = exhibit.corpus.captions
+    items = [_caption_hit(captions[hit.item], hit) for hit in hits]
+    items += [_caption_hit(captions[hit.item], hit, late=True) for hit in late]
+    return tag("ol", *items, class_="hits")
 
 
-def _caption_hit(caption: str, hit: Hit) -> Markup:
+def _caption_hit(caption: str, hit: Hit, late: bool = False) -> Markup:
     mark = [Markup(" "), tag("span", MARK, class_="mark")] if hit.right else []
     score = tag("span", f"{hit.score:.3f}", class_="score")
     text = tag("span", caption, *mark)
-    return tag(
-        "li", tag("span", f"{hit.place:,}.", class_="score"), text, score, class_="right" if hit.right else "wrong"
-    )
+    kind = "right" if hit.right else "wrong"
+    place = tag("span", f"{hit.place:,}.", class_="score")
+    return tag("li", place, text, score, class_=f"{kind} late" if late else kind)
 
 
 def picture_list(exhibit: Exhibit, hits: Sequence[Hit]) -> Markup:

@@ -23,25 +23,35 @@ def learning_curves(file: Path) -> list[Chart]:
         is missing or has no numbers.
     """
     records = list(_records(file))
-    train, dev, start = _kind(records, "train"), _kind(records, "dev", "epoch"), _kind(records, "start")
+    train, start = _kind(records, "train"), _kind(records, "start")
+    x = "epoch" if _are_after_epochs(records) else "step"
+    dev = _kind(records, "dev", x)
     losses = {"total": "loss", "ranking": "ranking loss", "plateau": "loss of equal scores"}
     recalls = {"i2t": "image to text", "t2i": "text to image"}
     charts = [
         Chart("training_loss", "Training loss", "step", "loss", _lines(train, losses), zero=True),
-        Chart("dev_rsum", _best(dev), "epoch", "RSUM", _lines(dev, {"rsum": "RSUM"})),
-        Chart("dev_r1", "R@1 on dev", "epoch", "R@1, %", _of_sides(dev, recalls)),
+        Chart("dev_rsum", _best(dev, x), x, "RSUM", _lines(dev, {"rsum": "RSUM"})),
+        Chart("dev_r1", "R@1 on dev", x, "R@1, %", _of_sides(dev, recalls)),
         *_health([*start, *train]),
     ]
     return [chart for chart in charts if chart.lines]
 
 
-def _best(dev: Sequence[tuple[float, Record]]) -> str:
+def _are_after_epochs(records: Sequence[Record]) -> bool:
+    """Whether dev was only evaluated after whole epochs, each of which has the same number of steps."""
+    known = [record for record in records if _is_number(record["step"]) and _is_number(record["epoch"])]
+    paces = [record["step"] / record["epoch"] for record in known if record["epoch"] > 0]
+    steps_per_epoch = max(paces, default=0.0)  # that of an epoch's last step, which is always logged
+    return all(record["step"] == steps_per_epoch * record["epoch"] for record in known if "dev" in record)
+
+
+def _best(dev: Sequence[tuple[float, Record]], x: str) -> str:
     """The title of the chart of dev's RSUM."""
-    known = [(record["rsum"], epoch) for epoch, record in dev if _is_number(record.get("rsum"))]
+    known = [(record["rsum"], place) for place, record in dev if _is_number(record.get("rsum"))]
     if not known:
         return "RSUM on dev"
-    rsum, epoch = max(known, key=lambda pair: pair[0])
-    return f"RSUM on dev: best {rsum:.1f} at epoch {epoch:g}"
+    rsum, place = max(known, key=lambda pair: pair[0])
+    return f"RSUM on dev: best {rsum:.1f} at {x} {place:,}"
 
 
 def _records(file: Path) -> Iterator[Record]:

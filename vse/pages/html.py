@@ -197,10 +197,11 @@ def write_page(path: Path, content: str) -> None:
 
     Args:
         path: The file; see :func:`check_page` for what it may hold already.
-        content: The page, from :func:`page`.
+        content: The page, from :func:`page`. Characters that UTF-8 does not have, which are in the names of some files,
+            are written with a backslash.
 
     Raises:
         InputError: The file cannot be written, or it holds something other than a page.
     """
     check_page(path)
-    write_text(path, content)
+    write_text(path, content, errors="backslashreplace")

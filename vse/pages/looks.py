@@ -21,6 +21,7 @@ from vse.model import Tower, VSEModel
 from vse.pages.html import Markup, tag
 from vse.pages.pictures import Thumbnail, show
 from vse.pages.rank_weights import element_shares
+from vse.sets import FeatureSet
 
 _BOXES = 5  # that are drawn: those with the largest weights
 _STRIP = 320, 90  # width and height of a chart of bars
@@ -54,7 +55,7 @@ def look(tower: Tower, inputs: Tensor) -> tuple[Look | None, Tensor]:
     """
     parameter = next(tower.parameters())
     inputs = inputs.to(parameter.device)
-    features = tower.encoder(inputs.to(parameter.dtype) if inputs.is_floating_point() else inputs, None)
+    features = FeatureSet(*tower.encoder(inputs.to(parameter.dtype) if inputs.is_floating_point() else inputs, None))
     attention = tower.aggregator(*features).attention
     if attention is not None:
         return Look(attention[0].float().cpu(), "attention"), features.features[0]
@@ -159,7 +160,8 @@ def _of_features(images: Features, elements: int) -> Layout:
             ) from None
     if manifest.is_file():
         about = read_json(manifest)
-        if "backbone" in about.get("extractor", {}) and (about.get("transform") or {}).get("name") == "square":
+        is_backbone = not {"backbone", "model"}.isdisjoint(about.get("extractor", {}))
+        if is_backbone and (about.get("transform") or {}).get("name") == "square":
             return _cells_of(elements, 1.0, True)
     return None
 

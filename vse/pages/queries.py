@@ -47,7 +47,7 @@ class Choice(NamedTuple):
 
     Attributes:
         sampled: Drawn at random.
-        best: Those with the best ranks; of the first places, those whose right answer leads the most.
+        best: Those with the best ranks; of the first places, those whose right answer leads by the largest margin.
         worst: Those with the worst ranks, the worst first.
     """
 

@@ -44,8 +44,8 @@ def _cell(metrics: dict[str, Any], intervals: dict[str, list[float]], key: str, 
     number = format_metric(metrics, key, clips)
     if key not in intervals:
         return join(number)
-    low, high = intervals[key]
-    return join(number, tag("small", f"{low:.1f} – {high:.1f}"))
+    low, high = (format_metric({key: value}, key, clips) for value in intervals[key])
+    return join(number, tag("small", f"{low} – {high}"))
 
 
 def health_table(sets: dict[str, Any]) -> Markup | None:

@@ -42,7 +42,7 @@ _WEIGHED = 64  # images, and captions, over which weights by rank are averaged
 _SEED = 0
 _GROUPS = {
     "sampled": "Drawn at random",
-    "best": "Best: the right answer leads the most",
+    "best": "Best: the right answer leads by the largest margin",
     "worst": "Worst: the right answer is the farthest down",
 }
 
@@ -237,7 +237,7 @@ def _look_note(exhibit: Exhibit, side: str) -> str:
     if side == "text":
         return "The words that the model looks at are shaded by their weight."
     if isinstance(exhibit.layout, Cells):
-        return "Where the model looks: a cell is the darker, the less weight it has."
+        return "Where the model looks: the less weight a cell has, the darker it is."
     if isinstance(exhibit.layout, Boxes):
         return "Where the model looks: boxes around the five regions with the most weight, thicker for more weight."
     return "Where the model looks: a bar is the weight of an element; nothing says where the elements are."

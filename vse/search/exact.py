@@ -13,7 +13,8 @@ from vse.sets import Aggregated
 
 _PAIRS = 1 << 21  # pairs of embeddings in a block on a CPU, whose scores stay in its cache
 _DEVICE_PAIRS = 1 << 24  # the same on an accelerator, which needs large products
-_NUMBERS = 1 << 20  # numbers in a block of embeddings on a CPU: more than 4 MiB of memory are claimed anew each time
+# Numbers in a block of embeddings on a CPU: a larger block would be allocated from the system anew each time.
+_NUMBERS = 1 << 20
 _DEVICE_NUMBERS = 1 << 24
 _NOWHERE = torch.iinfo(torch.long).max  # the position of a place that no item has taken yet
 
@@ -110,7 +111,8 @@ class _Running:
     def add(self, rows: slice, first: int, scores: Tensor) -> None:
         """Take the scores (n, m) of some queries against the items from position ``first`` on into account.
 
-        Blocks come in the order of their positions. So an item with the score of the worst that is kept comes too late.
+        Blocks come in the order of their positions. So a later item that only ties with the worst kept score never
+        replaces it.
         """
         peaks = scores.amax(1)
         check_not_nan(peaks)

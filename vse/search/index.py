@@ -119,12 +119,12 @@ class Index:
             batch_size: The number of queries that are embedded at a time.
 
         Returns:
-            The results, in the order of the queries. With fewer items than ``top``, or fewer proposed ones, a result
-            has fewer hits.
+            The results, in the order of the queries; none for an empty list. With fewer items than ``top``, or fewer
+            proposed ones, a result has fewer hits.
 
         Raises:
             InputError: A picture cannot be read, or there is no approximate index.
-            ValueError: There is no query, or the model cannot embed one of them.
+            ValueError: The model cannot embed one of the queries.
 
         >>> index.search("a dog on a beach", top=2)[0].hits[0]
         Hit(rank=1, score=0.41, id='17.jpg', path=PosixPath('/home/me/pictures/17.jpg'), caption=None)

@@ -15,6 +15,7 @@ from vse.evaluation.tables import Row, Table, as_markdown, tables_of
 from vse.sharing.papers import bibtex, papers_of
 
 _LICENSE = "# license: choose one; the data and the pretrained encoders may say which are possible"
+_CLIPS = ("tgif", "mrw", "msrvtt", "vatex", "synthetic_clips")  # the data formats of clips
 
 
 def model_card(name: str, loaded: Loaded, metrics: dict[str, Any]) -> str:
@@ -52,10 +53,11 @@ def _about(loaded: Loaded) -> str:
     model = loaded.config.model
     systems = ", ".join(paper.system for paper in papers_of(loaded.config))
     parameters = sum(parameter.numel() for parameter in loaded.model.parameters())
+    what = "Clips" if _is_of_clips(loaded) else "Images"
     lines = [
         f"A visual-semantic embedding model for {_task(loaded)} retrieval"
         + (f", as in {systems}." if systems else "."),
-        f"Images: `{model.image.encoder.name}`, `{model.image.aggregator.name}`.",
+        f"{what}: `{model.image.encoder.name}`, `{model.image.aggregator.name}`.",
         f"Captions: `{model.text.encoder.name}`, `{model.text.aggregator.name}`.",
         f"Similarity: `{model.similarity.name}` of embeddings with {model.embed_dim} numbers.",
         f"It has {parameters:,} parameters and was exported by vse {__version__}.",
@@ -64,8 +66,12 @@ def _about(loaded: Loaded) -> str:
 
 
 def _task(loaded: Loaded) -> str:
-    reads = traits_of(loaded.model.image.encoder).reads
-    return "video-text" if "frames" in reads else "image-text"
+    return "video-text" if _is_of_clips(loaded) else "image-text"
+
+
+def _is_of_clips(loaded: Loaded) -> bool:
+    """Whether the images are clips, be it as frames or as precomputed features of frames."""
+    return loaded.config.data.format in _CLIPS or "frames" in traits_of(loaded.model.image.encoder).reads
 
 
 def _head(name: str, loaded: Loaded, metrics: dict[str, Any]) -> dict[str, Any]:
@@ -88,20 +94,23 @@ def _tables(name: str, metrics: dict[str, Any]) -> list[Table]:
 
 
 def _use(loaded: Loaded) -> str:
-    width = traits_of(loaded.model.image.encoder).in_dim
+    """An example that embeds two captions and two images or clips."""
+    width, of_clips = traits_of(loaded.model.image.encoder).in_dim, _is_of_clips(loaded)
+    name, ending, count, elements = ("clips", "gif", 20, "frames") if of_clips else ("images", "jpg", 36, "features")
+    if width is None:
+        imports, example, note = [], f'["a.{ending}", "b.{ending}"]', ""
+    else:
+        imports, example = ["import numpy"], f"numpy.random.randn(2, {count}, {width})"
+        note = f"{count} {elements} each; "
     lines = [
-        "import numpy",
+        *imports,
         "import vse",
         "",
         'model = vse.load("FOLDER")  # this folder, or "hf://owner/name"',
         'captions = model.encode_texts(["a dog runs", "two red kites"])  # (2, K, H)',
-        'images = model.encode_images(["a.jpg", "b.jpg"])  # (2, K, H)',
-        "scores = model.similarity(images, captions)  # (2, 2)",
+        f"{name} = model.encode_images({example})  # {note}(2, K, H)",
+        f"scores = model.similarity({name}, captions)  # (2, 2)",
     ]
-    if width is None:
-        del lines[0]
-    else:
-        lines[5] = f"images = model.encode_images(numpy.random.randn(2, 36, {width}))  # 36 features each; (2, K, H)"
     return "\n".join(["```python", *lines, "```"])
 
 
@@ -122,7 +131,8 @@ def _data(loaded: Loaded) -> str:
     kind = "words" if isinstance(words, Vocabulary | MissingVocabulary) else "subwords"
     lines = [f"Format `{data.format}`" + (f", with {_yaml_line(data.options)}." if data.options else ".")]
     if width is not None:
-        lines.append(f"Images are precomputed features with {width:,} numbers each.")
+        what = "Clips are precomputed features of frames" if _is_of_clips(loaded) else "Images are precomputed features"
+        lines.append(f"{what} with {width:,} numbers each.")
     if data.transform is not None:
         lines.append(f"Pictures are read by the transform `{data.transform.name}`.")
     if words is not None:

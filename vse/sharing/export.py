@@ -41,7 +41,7 @@ def export(run: str | Path, folder: Path, overrides: Sequence[str] = (), vocabul
     card = model_card(folder.resolve().name, loaded, _test_metrics(Path(run)))
     with _complete_or_not_at_all(folder) as unfinished:
         write_exported(unfinished, state)
-        write_text(unfinished / CARD, card)
+        write_text(unfinished / CARD, card, errors="backslashreplace")
 
 
 def _check_folder(folder: Path) -> None:

@@ -52,7 +52,10 @@ def _records(file: Path, tail: int | None = None) -> Iterator[dict[str, Any]]:
     """The whole lines of a metrics.jsonl, or of its last bytes."""
     if not file.is_file():
         return
-    content = file.read_bytes()[-tail:] if tail is not None else file.read_bytes()
+    with open(file, "rb") as opened:
+        if tail is not None:
+            opened.seek(max(0, opened.seek(0, os.SEEK_END) - tail))
+        content = opened.read()
     for line in content.decode("utf-8", errors="replace").splitlines():
         try:
             record = json.loads(line)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 from vse.console import progress_bar
-from vse.errors import InputError
+from vse.errors import InputError, first_line
 from vse.files import write_json
 from vse.studies.cost import cores, describe_machine, epochs_done
 from vse.studies.measure import MACHINE, measure
@@ -137,7 +137,11 @@ def _start(run: PlannedRun, place: int, jobs: int) -> _Job:
 
 
 def _finish(job: _Job, study: Study, failed: dict[str, str]) -> None:
-    """Evaluate a run whose process has ended, or note why it failed."""
+    """Evaluate a run whose process has ended, or note why it failed.
+
+    An evaluation may take more memory than there is, since other runs work on the same GPU: the study goes on without
+    its result, and the same command evaluates the run again.
+    """
     if job.process.returncode != 0:
         failed[job.run.name] = f"{_last_line(job.run.folder / _LOG)} (exit code {job.process.returncode})"
         return
@@ -145,6 +149,10 @@ def _finish(job: _Job, study: Study, failed: dict[str, str]) -> None:
         measure(job.run, study)
     except InputError as error:
         failed[job.run.name] = str(error)
+    except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        failed[job.run.name] = f"it is trained, but could not be evaluated ({first_line(error)})"
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()  # the training processes need the memory
 
 
 def _last_line(file: Path) -> str:

@@ -94,6 +94,7 @@ class Study(NamedTuple):
 
     Attributes:
         name: Its name.
+        source: The file or the name of a shipped study, as the user gave it.
         title: What it is about: the first comment of its file.
         content: Its file.
         overrides: The settings of the command, for all rows.
@@ -102,6 +103,7 @@ class Study(NamedTuple):
     """
 
     name: str
+    source: str
     title: str
     content: StudyFile
     overrides: list[str]
@@ -172,7 +174,7 @@ def read_study(name: str, overrides: Sequence[str] = (), folder: Path | None = N
             runs += list(_plan_row(file, content, row, overrides, folder))
         except InputError as error:
             raise InputError(f"{file}: row {row.name!r}: {error}") from None
-    return Study(file.stem, first_comment(file), content, list(overrides), folder, runs)
+    return Study(file.stem, name, first_comment(file), content, list(overrides), folder, runs)
 
 
 def _plan_row(

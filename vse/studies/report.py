@@ -1,5 +1,6 @@
 """The tables and figures of a study, from its JSON file alone."""
 
+import shlex
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,8 +42,9 @@ def study_markdown(summary: Summary, figure: str | None = None, level: int = 1) 
 
 
 def _command(summary: Summary) -> str:
-    quoted = [f"'{text}'" if any(sign in text for sign in " [{$*") else text for text in summary["overrides"]]
-    return " ".join(["vse study", summary["study"], *quoted])
+    """The command that gives the study, for a shell."""
+    source: str = summary["source" if "source" in summary else "study"]  # older files have no source
+    return shlex.join(["vse", "study", source, *summary["overrides"]])
 
 
 def _about(summary: Summary) -> str:
@@ -227,7 +229,8 @@ def write_report(summary: Summary, folder: Path) -> None:
     chart = cost_chart(summary)
     if chart is not None:
         write_text(folder / "cost.svg", drawing_file(chart))
-    write_text(folder / "results.md", study_markdown(summary, None if chart is None else "cost.svg"))
+    text = study_markdown(summary, None if chart is None else "cost.svg")
+    write_text(folder / "results.md", text, errors="backslashreplace")
 
 
 def results_page(files: Sequence[Path], page: Path, text: Path | None = None) -> None:
@@ -258,7 +261,7 @@ def results_page(files: Sequence[Path], page: Path, text: Path | None = None) ->
             parts.append(text.read_text(encoding="utf-8"))
         except OSError as error:
             raise InputError(f"{text}: cannot be read ({error.strerror}); expected Markdown") from None
-    write_text(page, "\n".join(parts))
+    write_text(page, "\n".join(parts), errors="backslashreplace")
 
 
 def _relative(file: Path, page: Path) -> str:

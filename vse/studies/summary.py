@@ -51,6 +51,7 @@ def summarise(study: Study, results: Results, failed: Mapping[str, str]) -> dict
         {
             "format": _FORMAT,
             "study": study.name,
+            "source": study.source,
             "title": study.title,
             "overrides": study.overrides,
             "split": study.content.split,
