@@ -27,7 +27,7 @@ from vse.data.vocabulary import MissingVocabulary
 from vse.errors import InputError
 from vse.sharing.card import model_card
 from vse.sharing.export import export
-from vse.sharing.papers import PAPERS
+from vse.sharing.papers import PAPERS, papers_of
 
 Cli = Callable[..., Outcome]
 MakeRun = Callable[..., Path]
@@ -205,6 +205,11 @@ def test_what_the_card_says_of_use_runs(exported: Path, monkeypatch: pytest.Monk
     namespace: dict[str, Any] = {}
     exec(code.replace("FOLDER", str(exported)), namespace)
     assert namespace["scores"].shape == (2, 2)
+
+
+def test_a_system_is_not_called_after_its_loss() -> None:
+    for name, system in (("vsepp/coco_region_bigru", "VSE++"), ("vse_infty/coco_region_bigru", "VSE∞")):
+        assert [paper.system for paper in papers_of(read_config(name))] == [system]
 
 
 def test_the_papers_are_those_of_the_citation_file() -> None:

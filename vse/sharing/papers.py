@@ -31,6 +31,15 @@ class Paper(NamedTuple):
 
 PAPERS = (
     Paper(
+        "faghri2018vsepp",
+        "VSE++",
+        frozenset({"triplet"}),
+        "VSE++: Improving Visual-Semantic Embeddings with Hard Negatives",
+        "Faghri, Fartash and Fleet, David J. and Kiros, Jamie Ryan and Fidler, Sanja",
+        "BMVC",
+        2018,
+    ),
+    Paper(
         "chen2021vseinfty",
         "VSE∞",
         frozenset({"gpo"}),
@@ -99,7 +108,7 @@ PAPERS = (
 
 
 def papers_of(config: Config) -> list[Paper]:
-    """Find the papers whose components a config names.
+    """Find the papers whose components a config names; VSE++, whose loss most systems have, for no other system.
 
     >>> [paper.system for paper in papers_of(read_config("vse_infty/f30k_region_bigru"))]
     ['VSE∞']
@@ -107,7 +116,8 @@ def papers_of(config: Config) -> list[Paper]:
     model = config.model
     components: list[Any] = [model.image.aggregator, model.text.aggregator, model.similarity, config.loss.ranking]
     names = {component.name for component in components} | set(config.loss.terms)
-    return [paper for paper in PAPERS if paper.parts & names]
+    found = [paper for paper in PAPERS if paper.parts & names]
+    return [paper for paper in found if paper.system != "VSE++"] or found
 
 
 def bibtex(paper: Paper) -> str:

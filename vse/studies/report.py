@@ -248,8 +248,8 @@ def results_page(files: Sequence[Path], page: Path, text: Path | None = None) ->
     summaries = {file: read_summary(file) for file in files}
     parts = [
         "# Results\n",
-        "The tables of the studies are made of their JSON files by `vse study --report`, nothing in them by hand. Each "
-        "stands below the command that gives it.\n",
+        "The tables of the studies are generated from their JSON files by `vse study --report`. The command above each "
+        "of them gives it again. Text and tables after the studies are written by hand.\n",
     ]
     for file, summary in summaries.items():
         chart, figure = cost_chart(summary), file.with_suffix(".svg")
