@@ -175,7 +175,7 @@ def test_resume_under_another_config(cli: Cli, tiny: list[str], tmp_path: Path, 
     assert "this run trained on 120 captions, but" in outcome.error and "has 150" in outcome.error
     other = write_precomp(tmp_path / "as_large", seed=1)
     outcome = cli("train", *tiny, "train.epochs=4", f"data.root={other}")
-    assert "last.pt: this run began with other captions of train than" in outcome.error
+    assert "last.pt: this run began with other captions of train than there are now" in outcome.error
     assert "run.resume is never, but" in cli("train", *tiny, "run.resume=never").error
 
 

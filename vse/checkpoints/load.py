@@ -95,7 +95,7 @@ def load_model(
     model = build_model(config, state["in_dim"], words, saved_architectures(state))
     weights = add_mask_row(state["model"], words)
     is_given = config.given("model.similarity")  # perhaps only by the name that it has
-    if is_given and config.model.similarity.model_dump() != state["config"]["model"]["similarity"]:
+    if is_given and config.model.similarity.model_dump() != state["config"]["model"].get("similarity"):
         weights = _with_similarity_of(model, weights, file)
     load_weights(model, weights, file)
     with errors_at(config, "model.similarity", config.model.similarity.arguments), torch.no_grad():

@@ -179,8 +179,7 @@ class Corpus:
     def digest(self) -> str:
         """The SHA-256 digest of the captions and of the image that each describes, in hexadecimal."""
         digest = hashlib.sha256(self.image_of_caption.astype("<i8").tobytes())
-        for caption in self.captions:
-            digest.update(f"{caption}\n".encode())
+        digest.update("\n".join(self.captions).encode())
         return digest.hexdigest()
 
 

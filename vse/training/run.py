@@ -130,6 +130,7 @@ class Training:
         runtime.set_algorithms(config.run.deterministic, is_alike=config.model.image.encoder.name in ("grid", "timm"))
         self.train_corpus = read_training_corpus(config)
         self.dev_corpus = build.build_corpus(config, "dev")
+        self.digests = {"train": self.train_corpus.digest, "dev": self.dev_corpus.digest}
         self.in_dim = build.image_width(self.train_corpus, self.dev_corpus)
         with distributed.first_on_each_machine():  # it splits the captions into words
             model, self.vocabulary, self.source = start(config, self.train_corpus, self.in_dim, state)
@@ -251,7 +252,7 @@ class Training:
             "epoch_loss": (float(self.epoch_loss[0]), self.epoch_loss[1]),
             "average": None if self.average is None else self.average.state(),
             "train_captions": len(self.train_corpus.captions),
-            "digests": {"train": self.train_corpus.digest, "dev": self.dev_corpus.digest},
+            "digests": self.digests,
             "optimiser": self.optimiser.state_dict(),
             "scaler": self.scaler.state_dict(),
             "queue": None if self.queue is None else self.queue.state(),
@@ -273,9 +274,9 @@ class Training:
         if state["train_captions"] != captions:
             there = f"{file}: this run trained on {state['train_captions']} captions"
             raise InputError(f"{there}, but {self.train_corpus.name} has {captions}")
-        for split, corpus in (("train", self.train_corpus), ("dev", self.dev_corpus)):
-            if state["digests"] is not None and state["digests"][split] != corpus.digest:
-                raise InputError(f"{file}: this run began with other captions of {split} than {corpus.name} has")
+        for split, digest in (state["digests"] or {}).items():
+            if digest != self.digests[split]:
+                raise InputError(f"{file}: this run began with other captions of {split} than there are now")
         load_weights(self.model, state["model"], file)
         self.criterion.load_state_dict(state["criterion"])
         self.optimiser.load_state_dict(state["optimiser"])
