@@ -314,7 +314,6 @@ DIVE_GRID: list[Fact] = [
     *DIVE_SETS,
     ("model.image.encoder.backbone", "resnext101_32x8d", ISSUE),
     ("model.image.encoder.freeze_epochs", 1, f"{ISSUE}: --warm_epoch 1"),
-    ("model.image.encoder.mlp", "projection", "code, train_eval_coco.sh: --gpo_1x1, which img_1x1_dropout needs"),
     ("model.image.encoder.context", "max", "code, train_eval_coco.sh: --img_res_pool max"),
     ("model.image.encoder.init", "torch", "code, model_spm.py, without --spm_xavier_init"),
     ("model.image.encoder.drop", 0.2, "code, model_spm.py: grid_feature_drop is VSE∞'s size augmentation"),

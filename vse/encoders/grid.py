@@ -29,8 +29,8 @@ class Grid(nn.Module):
             folder or "organisation/model" (:class:`vse.encoders.backbones.TransformerBackbone`).
         weights: For a ResNet, a file of published weights, "imagenet" (torchvision downloads them), or None for random
             ones. For a model of ``transformers``, "pretrained" or None.
-        mlp: What the mlp reads: the cells X ("input"), or fc(X) ("projection"; DivE). None means no mlp (the other
-            systems, on pictures).
+        mlp: What the mlp reads: the cells X ("input"), or fc(X) ("projection"). None means no mlp, as in the papers'
+            models of pictures.
         features: As in :class:`vse.encoders.Regions`: "projected" (VSE∞, VSE-2AD, DivE) or "raw" (PVSE).
         context: As in :class:`vse.encoders.Regions`: None (VSE∞, VSE-2AD), "mean" (PVSE) or "max" (DivE).
         dropout: As in :class:`vse.encoders.Regions`.
