@@ -60,8 +60,7 @@ _STORES: list[Any] = []  # what all processes can read and write, once they have
 
 def owns_gpu() -> bool:
     """Whether each process of this machine has a GPU of its own."""
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return torch.cuda.is_available() and dist.is_nccl_available() and processes <= torch.cuda.device_count()
+    return torch.cuda.is_available() and dist.is_nccl_available() and local_world_size() <= torch.cuda.device_count()
 
 
 def is_first_to_report() -> bool:
@@ -101,6 +100,11 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", 0))
 
 
+def local_world_size() -> int:
+    """Return the number of processes on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
 def is_main() -> bool:
     """Whether this is the process that writes and prints."""
     return rank() == 0
@@ -108,7 +112,7 @@ def is_main() -> bool:
 
 def share_of_machine(total: int) -> int:
     """How many of a batch's items, at most, the processes of this machine have together."""
-    return min(total, -(-total // world_size()) * int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    return min(total, -(-total // world_size()) * local_world_size())
 
 
 def share_of_free(free: int) -> int:
@@ -117,7 +121,7 @@ def share_of_free(free: int) -> int:
     Args:
         free: Bytes that are free now; in :func:`first_on_each_machine`, the first process has taken its share already.
     """
-    takers = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    takers = local_world_size()
     return free // max(1, takers - 1 if local_rank() else takers)
 
 

@@ -95,7 +95,7 @@ def flat_captions(captions: Sequence[str], split: Split, version: str) -> FlatCa
     >>> flat_captions(["a dog", "a"], split_words, "words").kinds
     ['<start>', 'a', 'dog', '<end>']
     """
-    key = f"1 {version} {_digest(captions)}"
+    key = f"1 {version} {captions_digest(captions)}"
     if key not in _LATEST:
         found = _load(key) if len(captions) >= _MANY else None
         if found is None:
@@ -107,8 +107,8 @@ def flat_captions(captions: Sequence[str], split: Split, version: str) -> FlatCa
     return _LATEST[key]
 
 
-def _digest(captions: Sequence[str]) -> str:
-    """A digest of captions and of the places where they are cut."""
+def captions_digest(captions: Sequence[str]) -> str:
+    """The SHA-256 digest, in hexadecimal, of captions and of the places where one ends and the next begins."""
     lengths = np.fromiter(map(len, captions), dtype="<i8", count=len(captions))
     digest = hashlib.sha256(lengths.tobytes())
     digest.update("".join(captions).encode("utf-8", "surrogatepass"))

@@ -11,6 +11,7 @@ import numpy as np
 
 from vse import cache
 from vse.console import show_progress
+from vse.data.captions import captions_digest
 from vse.data.reading import NOT_NPY
 from vse.errors import InputError, first_line
 
@@ -179,7 +180,7 @@ class Corpus:
     def digest(self) -> str:
         """The SHA-256 digest of the captions and of the image that each describes, in hexadecimal."""
         digest = hashlib.sha256(self.image_of_caption.astype("<i8").tobytes())
-        digest.update("\n".join(self.captions).encode())
+        digest.update(captions_digest(self.captions).encode())
         return digest.hexdigest()
 
 
