@@ -110,7 +110,8 @@ def test_a_damaged_cache_is_made_again(folder: Path, damage: bytes | None) -> No
 
 def test_the_cache_is_what_is_read(folder: Path) -> None:
     flat = again()
-    captions._save(f"1 1 {captions.captions_digest(CAPTIONS)}", flat._replace(kinds=[kind.upper() for kind in flat.kinds]))
+    upper = flat._replace(kinds=[kind.upper() for kind in flat.kinds])
+    captions._save(f"1 1 {captions.captions_digest(CAPTIONS)}", upper)
     assert again().kinds == [kind.upper() for kind in flat.kinds]
 
 
