@@ -42,7 +42,9 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         **{"freeze_epochs": 0, "stage_epochs": None, "train_norm": False, "pixels": "imagenet"},
     },
     "encoder video": {"context": "last", "dropout": 0.0, "freeze_epochs": 0, "train_norm": False},
-    "encoder bert": {"weights": "pretrained", "context": None, "dropout": 0.0, "drop": 0.0, "init": "torch"},
+    "encoder bert": {
+        **{"weights": "pretrained", "context": None, "dropout": 0.0, "drop": 0.0, "init": "torch", "lora": None},
+    },
     "encoder clip": {"weights": "pretrained", "features": "projected", "context": "pooled", "cls": False, "lora": None},
     "aggregator softmax_pool": {"init": "xavier"},
     "aggregator tokens": {"project": False},

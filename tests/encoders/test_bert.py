@@ -334,3 +334,38 @@ def test_recompute_changes_no_gradient(tiny_bert: Path) -> None:
         gradients.append({name: parameter.grad for name, parameter in encoder.named_parameters()})
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradient, gradients[1][name])
+
+
+def test_lora_starts_as_the_model_and_trains_little(tiny_bert: Path, tokens: tuple[Tensor, Tensor]) -> None:
+    pytest.importorskip("peft")
+    plain, adapted = encoder(tiny_bert), encoder(tiny_bert, lora=2)
+    adapted.linear.load_state_dict(plain.linear.state_dict())
+    torch.testing.assert_close(adapted(*tokens).features, plain(*tokens).features, atol=1e-6, rtol=1e-5)
+    trained = {name: parameter.shape for name, parameter in adapted.named_parameters() if parameter.requires_grad}
+    low_rank = {name: shape for name, shape in trained.items() if "lora_" in name}
+    assert trained.keys() - low_rank.keys() == {"linear.weight", "linear.bias"}
+    assert len(low_rank) == 2 * 2 * 2 and all(2 in shape for shape in low_rank.values())  # layers, q and v, A and B
+
+
+def test_lora_needs_layers_that_it_knows(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    from transformers import XLNetConfig
+
+    config = XLNetConfig(vocab_size=80, d_model=16, n_layer=2, n_head=2, d_inner=24)
+    with pytest.raises(ValueError, match="lora: xlnet has no linear layers of these names: Wqkv, q, .*query"):
+        encoder(write_transformer(tmp_path / "model", config, True), lora=2)
+
+
+def test_a_run_with_lora(run: list[str], cli: Cli, tmp_path: Path) -> None:
+    """The pretrained weights stay, and evaluation and going on build the low-rank updates again."""
+    pytest.importorskip("peft")
+    published = Bert(8, model=str(tmp_path / "bert")).bert.state_dict()
+    settings = [*run, "model.text.encoder.lora=2"]
+    assert cli("train", *settings, "train.epochs=1").code == 0
+    assert cli("train", *settings).code == 0 and cli("eval", tmp_path / "run").code == 0
+    trained = load_checkpoint(tmp_path / "run" / "last.pt")["model"]
+    updates = [name for name in trained if "lora_B" in name]
+    assert len(updates) == 2 * 2 and all(trained[name].any() for name in updates)
+    for name, value in published.items():
+        kept = [key for key in trained if key.replace(".base_layer", "").endswith(f"bert.{name}")]
+        assert len(kept) == 1 and torch.equal(trained[kept[0]], value)

@@ -4,7 +4,7 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
-from vse.encoders.pretrained import attention_mask, compute_again, load_transformer, longest_input
+from vse.encoders.pretrained import add_lora, attention_mask, compute_again, load_transformer, longest_input
 from vse.encoders.regions import Init
 from vse.encoders.tokens import clean_tokens
 from vse.errors import check_choice, check_probability
@@ -32,6 +32,8 @@ class Bert(nn.Module):
         init: Initialisation of the linear layer: "torch" (VSE∞, VSE-2AD, DivE, CHAN), or "xavier" with a bias of 0
             (ESA).
         recompute: As in :class:`vse.encoders.Grid`.
+        lora: Rank of LoRA (Hu et al. 2022) on the query and value projections, which are then all that is trained of
+            the text model, beside the linear layer; None trains the model itself. It needs the package ``peft``.
 
     Inputs are token ids (B, L) and a prefix mask (B, L). The features are (B, L, dim), the context is (B, dim) or None.
 
@@ -58,6 +60,7 @@ class Bert(nn.Module):
         architecture: dict[str, Any] | None = None,
         init: Init = "torch",
         recompute: bool = False,
+        lora: int | None = None,
     ) -> None:
         super().__init__()
         check_choice("init", init, get_args(Init))
@@ -72,6 +75,8 @@ class Bert(nn.Module):
             raise ValueError(f"{model}: its tokenizer has {vocab_size} tokens, but the model knows {known}")
         if recompute:
             compute_again(self.bert)
+        if lora is not None:
+            add_lora(self.bert, lora)
         self.linear = nn.Linear(self.bert.config.hidden_size, dim)  # type: ignore[union-attr, arg-type]
         if init == "xavier":
             nn.init.xavier_uniform_(self.linear.weight)

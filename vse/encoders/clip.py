@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from vse.encoders.backbones import Normalise
 from vse.encoders.pretrained import (
+    add_lora,
     check_complete,
     compute_again,
     local_path,
@@ -20,7 +21,7 @@ from vse.encoders.pretrained import (
     without_extras,
 )
 from vse.encoders.tokens import clean_tokens
-from vse.errors import InputError, check_at_least, check_choice
+from vse.errors import check_choice
 from vse.sets import FeatureSet
 
 Side = Literal["image", "text"]
@@ -31,7 +32,6 @@ _CAUSAL = {"clip", "metaclip_2"}  # a caption's token sees only those before it,
 _PADDED = {"siglip"}  # captions are always filled to the same length, and the filling counts
 _MASKED = {"chinese_clip"}
 KNOWN = (*sorted(_CAUSAL), *sorted(_PADDED), *sorted(_MASKED))
-_LORA_PARTS = {"q_proj", "v_proj", "query", "value"}  # as in Hu et al. 2022
 
 
 class Clip(nn.Module):
@@ -213,28 +213,3 @@ def _make_config(content: dict[str, Any]) -> Any:
     if kind not in KNOWN:
         raise ValueError(f"{kind} is not a two-tower model that this encoder knows: {', '.join(KNOWN)}")
     return AutoConfig.for_model(**content)
-
-
-def add_lora(model: nn.Module, rank: int) -> None:
-    """Put low-rank updates beside the query and value projections, W + B A, and freeze all the rest.
-
-    LoRA, Hu et al. 2022. B starts as 0, so the model's results stay as they are at first.
-
-    Args:
-        model: A model of ``transformers``; it is changed.
-        rank: The number of rows of A; the updates are scaled by 1.
-
-    Raises:
-        ValueError: ``rank`` is below 1.
-        vse.errors.InputError: The package ``peft`` is missing.
-
-    >>> add_lora(Clip("text").net, rank=8)
-    """
-    check_at_least("lora", rank, 1)
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError:
-        raise InputError("lora needs the package peft: pip install 'vse-retrieval[lora]'") from None
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    targets = [name for name in linear if name.rpartition(".")[2] in _LORA_PARTS]
-    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets), model)

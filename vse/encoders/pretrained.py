@@ -7,12 +7,12 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from vse.errors import InputError, first_line
+from vse.errors import InputError, check_at_least, first_line
 
 Side = Literal["text", "vision"]
 
@@ -23,6 +23,8 @@ _LEFT_OUT = {
     *("_experts_implementation", "_attn_implementation_internal", "return_dict"),
 }
 
+# Projections of queries and values, by their usual names; ModernBERT's Wqkv is also that of the keys.
+_LORA_PARTS = {"q_proj", "v_proj", "query", "value", "q_lin", "v_lin", "q", "v", "Wqkv"}
 _RESAMPLES = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # by Pillow's numbers
 _SLOW_CLASSES = {"SiglipTokenizer"}  # tokenizers that the library reads with sentencepiece although there is a fast one
 
@@ -405,6 +407,34 @@ def compute_again(model: nn.Module) -> None:
         raise ValueError(f"recompute: {net.config.model_type} cannot compute its activations again")
     name = "activation_checkpointing_enable"  # older versions have the other name alone
     getattr(net, name if hasattr(net, name) else "gradient_checkpointing_enable")({"use_reentrant": False})
+
+
+def add_lora(model: nn.Module, rank: int) -> None:
+    """Put low-rank updates beside the query and value projections, W + B A, and freeze all the rest.
+
+    LoRA, Hu et al. 2022. B starts as 0, so the model's results stay as they are at first.
+
+    Args:
+        model: A model of ``transformers``; it is changed.
+        rank: The number of rows of A; the updates are scaled by 1.
+
+    Raises:
+        ValueError: ``rank`` is below 1, or the model has no projections of these kinds.
+        vse.errors.InputError: The package ``peft`` is missing.
+
+    >>> add_lora(Clip("text").net, rank=8)
+    """
+    check_at_least("lora", rank, 1)
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError:
+        raise InputError("lora needs the package peft: pip install 'vse-retrieval[lora]'") from None
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    targets = [name for name in linear if name.rpartition(".")[2] in _LORA_PARTS]
+    if not targets:
+        known, net = ", ".join(sorted(_LORA_PARTS)), cast(Any, model)
+        raise ValueError(f"lora: {net.config.model_type} has no linear layers of these names: {known}")
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets), model)
 
 
 def read_pixels(name: str) -> tuple[list[float], list[float]] | None:
