@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import write_gif
+from helpers import write_gif, write_precomp
 from PIL import Image
 
+from vse.build import read_config, read_corpus
 from vse.data import corpus as corpus_module
 from vse.data.clips import ClipFiles, ClipTransform, FrameFeatures
 from vse.data.corpus import ArrayFeatures, Corpus, Features, ImageSource
@@ -286,6 +287,16 @@ def test_what_is_printed_is_short(tmp_path: Path) -> None:
     assert repr(images) == "ArrayFeatures(2,000 images, 2 regions, 4 wide)"
     assert repr(Features(tmp_path / "a.npy")) == f"Features('{tmp_path}/a.npy', 3 images, 2 regions, 4 wide)"
     assert repr(corpus) == "Corpus('mine', 2,000 images, 3,000 captions)"
+
+
+def test_every_split_is_read_by_its_name(tmp_path: Path) -> None:
+    config = read_config("vse_infty/f30k_region_bigru", [f"data.root={write_precomp(tmp_path)}"])
+    names = [read_corpus(config, split).name for split in ("train", "dev", "test")]
+    assert names == [str(tmp_path / "precomp" / split) for split in ("train", "dev", "test")]
+    with pytest.raises(InputError, match="testall_ims.npy: no such file"):
+        read_corpus(config, "testall")
+    with pytest.raises(InputError, match="split 'valid': known: dev, test, testall, train"):
+        read_corpus(config, "valid")
 
 
 def test_the_public_names_of_data() -> None:

@@ -207,6 +207,12 @@ def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
         Grid(8, **arguments)
 
 
+def test_recompute_is_the_backbones(tiny_vit: Path) -> None:
+    for recompute in (False, True):
+        grid = Grid(dim=8, backbone=str(tiny_vit), recompute=recompute)
+        assert any(getattr(part, "gradient_checkpointing", False) for part in grid.modules()) == recompute
+
+
 def test_bad_pictures(pictures: Tensor) -> None:
     grid = Grid(8, "resnet18")
     with pytest.raises(ValueError, match=r"pictures must be \(B, 3, height, width\), bytes or floats, got torch.int64"):

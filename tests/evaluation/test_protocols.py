@@ -32,6 +32,7 @@ def test_the_table_is_consistent() -> None:
     assert coco == dict.fromkeys(("coco_1k", "coco_5k", "coco", "cxc", "eccv"), (5000, 25_000))
     assert [name for name, p in PROTOCOLS.items() if p.plain] == ["retrieval", "f30k", "coco_5k", "video"]
     assert [name for name, p in PROTOCOLS.items() if not p.bootstrap] == ["cxc", "eccv"]
+    assert [name for name, p in PROTOCOLS.items() if p.judgements] == ["cxc"]
     assert PROTOCOLS["coco_1k"].folds == 5 and PROTOCOLS["f30k"].images == 1000
 
 

@@ -12,13 +12,13 @@ from pydantic_core import PydanticCustomError
 from vse.build import read_config
 from vse.config import Config, Section, Text, expectation
 from vse.config_files import first_comment, parse_yaml, read_yaml, shipped_studies
+from vse.data.corpus import SPLITS
 from vse.errors import InputError, close_match
 from vse.evaluation.protocols import Protocol, find_protocol, parts_of_protocol
 from vse.evaluation.published import PUBLISHED
 from vse.evaluation.tables import parts_of
 
 _SET_BY_STUDY = ("run.seed", "run.dir")
-_SPLITS = ("train", "dev", "test", "testall")
 
 
 def _published(value: Any) -> Any:
@@ -227,8 +227,8 @@ def _read(file: Path) -> StudyFile:
         raise InputError(f"{file}: seeds: expected different numbers, got {study.seeds}")
     if study.baseline is not None and study.baseline not in names:
         raise InputError(f"{file}: baseline: {study.baseline!r} is no row ({close_match(study.baseline, names)})")
-    if study.split not in _SPLITS:
-        raise InputError(f"{file}: split: {study.split!r} ({close_match(study.split, list(_SPLITS))})")
+    if study.split not in SPLITS:
+        raise InputError(f"{file}: split: {study.split!r} ({close_match(study.split, list(SPLITS))})")
     try:
         protocol = find_protocol(study.protocol)
         for row in study.rows:
