@@ -48,6 +48,12 @@ def cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["VSE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_wait_for_the_disk() -> None:
+    """What a test writes need not survive a power cut, and most of it is removed before it reaches the disk."""
+    os.fsync = lambda fd: None
+
+
 @pytest.fixture
 def cli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
     """Run a script in this process: cli("train", "configs/demo.yaml", "train.epochs=1")."""

@@ -131,7 +131,7 @@ def _write_world(folder: Path, sizes: dict[str, int], seed: int, title: str) -> 
         rng = np.random.default_rng((seed, ("train", "dev", "test").index(split), number))
         picture, captions = draw_scene(rng)
         name = f"{split}_{number:05d}.png"
-        picture.save(folder / "images" / name)
+        picture.save(folder / "images" / name, compress_level=1)  # noise hardly compresses, and slowly
         first = len(entries) * _CAPTIONS_PER_SCENE
         sentences = [{"raw": caption, "sentid": first + i} for i, caption in enumerate(captions)]
         split = {"dev": "val"}.get(split, split)
