@@ -145,7 +145,7 @@ TESTS: dict[str, list[str]] = {
 # Constants that change speed and memory, never a result.
 SPEED = {"_CHUNK", "_ROWS", "_BLOCK", "CHUNK", "ENTRIES"}
 # Calls whose arguments only inform, or inform only the type checker.
-SPOKEN = {"cast", "warn", "print", "show_progress", "isinstance", "len", "TypeVar"}
+SPOKEN = {"cast", "warn", "print", "show_progress", "progress_bar", "isinstance", "len", "TypeVar"}
 WARM = ("torch", "numpy", "pydantic", "yaml", "pytest", "hypothesis", "torchvision", "transformers", "PIL.Image")
 
 

@@ -108,6 +108,12 @@ def test_rows_are_compared(tmp_path: Path) -> None:
     assert features.same_rows(0, 1) and not features.same_rows(0, 2)
 
 
+def test_a_row_without_an_id_is_named_by_its_number(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.full((4, 2, 3), np.inf, np.float32))
+    with pytest.raises(InputError, match=r"features of image 1 \(row 3\)"):
+        Features(tmp_path / "x.npy", rows=np.array([0, 3])).read(np.array([1]))
+
+
 def test_small_files_are_not_remembered(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(corpus_module, "_LARGE", 10_000)
     Features(large).checked()
@@ -287,6 +293,16 @@ def test_what_is_printed_is_short(tmp_path: Path) -> None:
     assert repr(images) == "ArrayFeatures(2,000 images, 2 regions, 4 wide)"
     assert repr(Features(tmp_path / "a.npy")) == f"Features('{tmp_path}/a.npy', 3 images, 2 regions, 4 wide)"
     assert repr(corpus) == "Corpus('mine', 2,000 images, 3,000 captions)"
+
+
+def test_a_digest_is_of_the_captions_and_their_images() -> None:
+    def digest(captions: list[str], image_of_caption: list[int], kind: type = np.int64) -> str:
+        images = ArrayFeatures(np.ones((2, 2, 3), np.float32))
+        return Corpus("a", images, captions, np.array(image_of_caption, kind), "xy", range(len(captions))).digest
+
+    first = digest(["a", "b", "c"], [0, 1, 1])
+    assert first == digest(["a", "b", "c"], [0, 1, 1], np.int32) and len(first) == 64
+    assert first != digest(["a", "b", "d"], [0, 1, 1]) and first != digest(["a", "b", "c"], [0, 0, 1])
 
 
 def test_every_split_is_read_by_its_name(tmp_path: Path) -> None:

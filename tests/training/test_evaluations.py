@@ -63,6 +63,24 @@ def same_state(run: Path, other: Path) -> None:
     assert torch.equal(found["random"][0]["torch"], expected["random"][0]["torch"])
 
 
+@pytest.mark.parametrize("every", ["1", "3 steps"])
+def test_the_state_is_saved_before_each_evaluation(
+    cli: Cli, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: str
+) -> None:
+    """A run that dies in an evaluation loses no step."""
+    saved: list[tuple[int, int]] = []
+    validate = trainer.Training.validate
+
+    def watched(self: trainer.Training) -> dict[str, Any]:
+        state = load_checkpoint(tmp_path / "run" / "last.pt")
+        saved.append((state["epoch"] * STEPS + state["step"], self.total_steps))
+        return validate(self)
+
+    monkeypatch.setattr(trainer.Training, "validate", watched)
+    train(cli, *tiny, f"eval.every={every}", "train.epochs=2")
+    assert saved == [(step, step) for step in ((7, 14) if every == "1" else (3, 6, 9, 12, 14))]
+
+
 # --- What is due, and what is best ---------------------------------------------------------------------------------
 
 
