@@ -85,7 +85,11 @@ TESTS: dict[str, list[str]] = {
     "vse/encoders/bigru.py": ["tests/encoders/test_bigru.py", *ENCODER],
     "vse/encoders/clip.py": ["tests/encoders/test_clip.py"],
     "vse/encoders/grid.py": ["tests/encoders/test_grid.py", *ENCODER],
-    "vse/encoders/pretrained.py": ["tests/encoders/test_pretrained.py", "tests/encoders/test_bert.py"],
+    "vse/encoders/pretrained.py": [
+        "tests/encoders/test_pretrained.py",
+        "tests/encoders/test_bert.py",
+        "tests/encoders/test_clip.py",
+    ],
     "vse/encoders/recurrent.py": ["tests/encoders/test_bigru.py", "tests/encoders/test_video.py"],
     "vse/encoders/regions.py": ["tests/encoders/test_regions.py", *ENCODER],
     "vse/encoders/timm.py": ["tests/encoders/test_timm.py"],

@@ -39,7 +39,9 @@ def test_published_weights(tiny_bert: Path, tokens: tuple[Tensor, Tensor]) -> No
 
     ids, mask = tokens
     bert = encoder(tiny_bert)
-    features = bert(ids, mask).features
+    found = bert(ids, mask)
+    assert found.mask is mask and found.context is None and bert.context_dim is None
+    features = found.features
     reference = AutoModel.from_pretrained(tiny_bert).eval()
     for row, length in enumerate(mask.sum(1)):
         with torch.no_grad():

@@ -1,7 +1,6 @@
 """The halves of CLIP, SigLIP and their kin: their results are those of transformers."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ from helpers import write_clip
 from torch import Tensor
 
 from vse.encoders import Clip
-from vse.encoders.pretrained import read_preprocessing
 from vse.errors import InputError
 
 KINDS = ["clip", "siglip", "chinese_clip", "metaclip_2"]
@@ -109,6 +107,15 @@ def test_an_architecture_needs_no_folder(folder: Path) -> None:
         assert (again.logit_scale, again.logit_bias) == (encoder.logit_scale, encoder.logit_bias)
 
 
+def test_what_a_half_says_of_itself(folder: Path) -> None:
+    image, text = halves(folder)
+    assert image.reads == ("pictures",) and text.reads == ("subwords",)
+    for encoder, inputs in ((image, (PICTURES,)), (text, (TOKENS, MASK))):
+        found = encoder(*inputs)
+        assert (encoder.dim, encoder.context_dim) == (found.features.shape[2], found.context.shape[1])
+    assert [encoder.context_dim for encoder in halves(folder, context=None)] == [None, None]
+
+
 def test_cls_is_the_first_element(tiny_clip: Path, tiny_siglip: Path) -> None:
     plain, image = Clip("image", str(tiny_clip)), Clip("image", str(tiny_clip), cls=True)
     found = image(PICTURES)
@@ -148,29 +155,9 @@ def test_bytes_are_normalised_as_the_model_says(tiny_clip: Path) -> None:
     torch.testing.assert_close(image.normalise(pictures), expected["pixel_values"], atol=1e-5, rtol=0)
 
 
-def test_preprocessing_in_its_older_and_newer_forms(tmp_path: Path, tiny_siglip: Path) -> None:
-    shutil.copy(tiny_siglip / "config.json", tmp_path)
-    file = tmp_path / "preprocessor_config.json"
-    old = {"size": 40, "crop_size": 32, "do_center_crop": True, "image_mean": [0.5] * 3, "image_std": [0.25] * 3}
-    file.write_text(json.dumps(old))
-    assert read_preprocessing(str(tmp_path)) == ([32, 32], 40, "bicubic", [0.5] * 3, [0.25] * 3)
-    new = {"size": {"height": 32, "width": 24}, "resample": 2, "do_normalize": False}
-    file.write_text(json.dumps(new))
-    assert read_preprocessing(str(tmp_path)) == ([32, 24], [32, 24], "bilinear", [0.0] * 3, [1.0] * 3)
-    file.unlink()
-    (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": new}))
-    assert read_preprocessing(str(tmp_path)).size == [32, 24]
-    (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": {"size": {"shortest_edge": 32}}}))
-    with pytest.raises(InputError, match="does not give pictures of one size"):
-        read_preprocessing(str(tmp_path))
-    (tmp_path / "processor_config.json").unlink()
-    with pytest.raises(InputError, match="it has no preprocessor_config.json"):
-        read_preprocessing(str(tmp_path))
-    with pytest.raises(InputError, match="openai/clip-vit-base-patch32: not a folder, nor a model that can be downl"):
-        read_preprocessing("openai/clip-vit-base-patch32")
-
-
 def test_mistakes(tiny_clip: Path, tiny_bert: Path) -> None:
+    with pytest.raises(ValueError, match="side must be one of .*, got 'left'"):
+        Clip("left", str(tiny_clip))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="features must be projected or raw, got 'all'|features must be"):
         Clip("image", str(tiny_clip), features="all")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="its tokenizer has 91 tokens, but the model knows 90"):
@@ -183,6 +170,12 @@ def test_mistakes(tiny_clip: Path, tiny_bert: Path) -> None:
         Clip("text", str(tiny_bert))
     with pytest.raises(InputError, match="openai/clip-vit-base-patch32: not a folder, nor a model"):
         Clip("text")
+
+
+@pytest.mark.parametrize("damaged", [{}, {"model": None}, {"model": {"model_type": "clip", "text_config": 1}}])
+def test_a_damaged_architecture_is_one_line(damaged: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="the checkpoint's architecture"):
+        Clip("text", "", None, architecture=damaged)
 
 
 @pytest.mark.parametrize("kind", ["blip", "clip_text_model", None])

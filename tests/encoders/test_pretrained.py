@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers import SMALL, write_transformer
 
-from vse.encoders.pretrained import load_transformer, longest_input, read_pixels, read_tokenizer
+from vse.encoders.pretrained import load_transformer, longest_input, read_pixels, read_preprocessing, read_tokenizer
 from vse.errors import InputError
 
 
@@ -48,7 +48,11 @@ def test_an_architecture_needs_no_folder(tiny_bert: Path) -> None:
 
 def test_what_is_no_architecture_is_left_out(tiny_bert: Path) -> None:
     _, architecture = load_text(tiny_bert)
-    extras = {"auto_map": {"AutoModel": "evil.Model"}, "_name_or_path": "/home/me", "quantization_config": {"a": 1}}
+    extras: dict[str, Any] = {"auto_map": {"AutoModel": "evil.Model"}, "_name_or_path": "/home/me"}
+    extras |= dict.fromkeys(("transformers_version", "id2label", "label2id", "dtype", "torch_dtype"), "x")
+    extras |= dict.fromkeys(("quantization_config", "return_dict", "attn_implementation", "_attn_implementation"), {})
+    extras |= dict.fromkeys(("experts_implementation", "_experts_implementation"), "x")
+    extras |= {"_attn_implementation_internal": "x"}
     nested = {**architecture, **extras, "inner": {"auto_map": {}, "kept": 1}}
     _, cleaned = load_transformer("", None, nested, "text")
     assert cleaned == {**architecture, "inner": {"kept": 1}}
@@ -204,3 +208,88 @@ def test_read_tokenizer(tiny_bert: Path, tiny_vit: Path) -> None:
     assert json.loads(content)["model"]["type"] == "WordPiece" and mask == 4 and longest is None
     with pytest.raises(InputError, match="has no tokenizer.json; expected the folder of a text model"):
         read_tokenizer(str(tiny_vit))
+
+
+# --- How pictures are prepared -------------------------------------------------------------------------------------
+
+HALF = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3}
+
+
+def preprocessing_of(folder: Path, content: dict[str, Any]) -> Any:
+    (folder / "preprocessor_config.json").write_text(json.dumps(content))
+    return read_preprocessing(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("content", "size", "resize"),
+    [
+        ({"size": 40, "crop_size": 32, "do_center_crop": True}, [32, 32], 40),
+        ({"size": 40, "crop_size": 32}, [32, 32], 40),
+        ({"size": {"shortest_edge": 40}, "crop_size": {"height": 32, "width": 24}}, [32, 24], 40),
+        ({"size": 32, "do_center_crop": False, "crop_size": 20}, [32, 32], [32, 32]),
+        ({"size": 32}, [32, 32], [32, 32]),
+        ({"size": {"height": 32, "width": 24}}, [32, 24], [32, 24]),
+        ({"size": {"height": 32, "width": 24}, "do_resize": True}, [32, 24], [32, 24]),
+    ],
+)
+def test_the_forms_of_sizes(tmp_path: Path, content: dict[str, Any], size: Any, resize: Any) -> None:
+    assert preprocessing_of(tmp_path, {**content, **HALF}) == (size, resize, "bicubic", [0.5] * 3, [0.25] * 3)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"size": 32, "do_resize": False},
+        {"crop_size": 32},
+        {"size": {"shortest_edge": 32}},
+        {"size": {"height": 32}},
+        {"size": {"width": 32}},
+        {"size": {"shortest_edge": 40, "longest_edge": 80}, "crop_size": 32},
+        {"size": "large"},
+    ],
+)
+def test_pictures_of_many_sizes_are_refused(tmp_path: Path, content: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="does not give pictures of one size"):
+        preprocessing_of(tmp_path, {**content, **HALF})
+
+
+def test_each_way_to_resample_has_pillows_name(tmp_path: Path) -> None:
+    from PIL.Image import Resampling
+
+    for number in range(6):
+        found = preprocessing_of(tmp_path, {"size": 32, **HALF, "resample": number})
+        assert found.resample == Resampling(number).name.lower()
+    with pytest.raises(InputError, match="resamples in way 6; known: 0 to 5"):
+        preprocessing_of(tmp_path, {"size": 32, **HALF, "resample": 6})
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [{}, {"do_normalize": False}, {"do_rescale": False}, {"rescale_factor": 1 / 127.5}, {"do_normalize": True}],
+)
+def test_pictures_are_normalised_as_the_library_does(tmp_path: Path, steps: dict[str, Any]) -> None:
+    from transformers import CLIPImageProcessorPil
+
+    content = {"size": {"height": 8, "width": 8}, "do_center_crop": False, **HALF, **steps}
+    picture = torch.randint(0, 256, (3, 8, 8), dtype=torch.uint8)
+    expected = CLIPImageProcessorPil(**content)([picture.numpy()], return_tensors="pt")["pixel_values"][0]
+    found = preprocessing_of(tmp_path, content)
+    mean, std = (torch.tensor(value).view(3, 1, 1) for value in (found.mean, found.std))
+    if steps == {"do_normalize": False}:  # the library rescales all the same
+        assert found.mean == [0.0] * 3 and found.std == [1.0] * 3
+    torch.testing.assert_close((picture / 255 - mean) / std, expected.float(), atol=1e-4, rtol=1e-5)
+
+
+def test_the_files_of_older_and_newer_models(tmp_path: Path, tiny_siglip: Path) -> None:
+    shutil.copy(tiny_siglip / "config.json", tmp_path)
+    new = {"size": {"height": 32, "width": 24}, **HALF}
+    processor = tmp_path / "processor_config.json"
+    processor.write_text(json.dumps({"image_processor": new}))
+    assert read_preprocessing(str(tmp_path)).size == [32, 24]
+    assert preprocessing_of(tmp_path, {**new, "size": 16}).size == [16, 16]  # the older file comes first
+    (tmp_path / "preprocessor_config.json").unlink()
+    processor.write_text(json.dumps({"processor_class": "SiglipProcessor"}))
+    with pytest.raises(InputError, match="it has no preprocessor_config.json"):
+        read_preprocessing(str(tmp_path))
+    with pytest.raises(InputError, match="openai/clip-vit-base-patch32: not a folder, nor a model that can be downl"):
+        read_preprocessing("openai/clip-vit-base-patch32")

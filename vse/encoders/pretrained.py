@@ -378,7 +378,10 @@ def _preprocessing(content: dict[str, Any]) -> Preprocessing:
     mean, std = ([0.0] * 3, [1.0] * 3) if plain else (content["image_mean"], content["image_std"])
     factor = 255 * content.get("rescale_factor", 1 / 255) if content.get("do_rescale", True) else 255.0
     mean, std = [value / factor for value in mean], [value / factor for value in std]
-    return Preprocessing(size, resize, _RESAMPLES[content.get("resample", 3)], mean, std)
+    number = content.get("resample", 3)
+    if number not in range(len(_RESAMPLES)):
+        raise ValueError(f"its preprocessor_config.json resamples in way {number}; known: 0 to {len(_RESAMPLES) - 1}")
+    return Preprocessing(size, resize, _RESAMPLES[number], mean, std)
 
 
 def _side_or_sides(size: Any, square: bool) -> int | list[int] | None:
