@@ -3,16 +3,19 @@
 import copy
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from helpers import ROOT
+from helpers import ROOT, write_pictures
 from torch import nn
 
 from vse.build import (
+    build_corpus,
     build_criterion,
     build_model,
     build_optimiser,
     build_schedule,
+    complete,
     freeze,
     read_config,
     read_corpus,
@@ -106,3 +109,25 @@ def test_a_term_of_weight_0_is_left_out(tmp_path: Path) -> None:
 def test_an_unknown_split() -> None:
     with pytest.raises(InputError, match="split 'tset': did you mean 'test'"):
         read_corpus(read_config(RECIPE), "tset")
+
+
+def test_what_is_given_of_a_pretrained_transform_is_kept(tiny_clip: Path) -> None:
+    models = [f"model.{side}.encoder.model={tiny_clip}" for side in ("image", "text")]
+    given = ["data.transform.resize=48", "data.transform.resample=nearest"]
+    transform = complete(read_config("clip/f30k", [*models, *given])).data.transform
+    assert transform is not None
+    assert [transform.arguments[key] for key in ("size", "resize", "resample")] == [[32, 32], 48, "nearest"]
+
+
+def test_random_crops_follow_the_runs_seed(tmp_path: Path) -> None:
+    settings = [
+        f"data.root={write_pictures(tmp_path)}",
+        "data.format=karpathy",
+        "data.transform={name: square, size: 16}",
+    ]
+    settings.append("model.image.encoder={name: grid, backbone: resnet18, weights: null}")
+    first, again, other = (
+        build_corpus(read_config(RECIPE, [*settings, f"run.seed={seed}"]), "train").images.read(np.arange(3), epoch=0)
+        for seed in (1, 1, 2)
+    )
+    assert np.array_equal(first, again) and not np.array_equal(first, other)

@@ -133,3 +133,13 @@ def test_gradients_of_several_types_and_buckets(tmp_path: Path, monkeypatch: pyt
             assert parameter.grad is not None and (parameter.grad == expected).all()
 
     in_processes(2, tmp_path, check)
+
+
+def test_shares_of_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four of six processes are here. The first takes its share of the memory before the other three do."""
+    monkeypatch.setattr(distributed, "world_size", lambda: 6)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert [distributed.share_of_machine(total) for total in (3, 12, 13)] == [3, 8, 12]
+    for local_rank, share in (("0", 300), ("1", 400), ("3", 400)):
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+        assert distributed.share_of_free(1200) == share

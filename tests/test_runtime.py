@@ -13,6 +13,7 @@ from vse.errors import InputError
 from vse.runtime import (
     autocast,
     in_one_line,
+    peak_memory,
     pick_device,
     products,
     random_states,
@@ -145,3 +146,8 @@ def test_random_states_come_back() -> None:
     again = draw()
     seed_everything(3)
     assert draw() == again
+
+
+def test_memory_is_counted_in_gib() -> None:
+    """A process that has imported torch takes more than 50 MB, and less than any machine has."""
+    assert 0.05 < peak_memory(torch.device("cpu")) < 10_000

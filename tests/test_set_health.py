@@ -175,3 +175,12 @@ def test_constant_share() -> None:
     assert float(constant_share(torch.stack([residual[0], -residual[0]]))) == pytest.approx(0)
     assert float(constant_share(torch.zeros(4, 3, 5))) == 0
     assert constant_share(residual.bfloat16()).dtype == torch.float32
+
+
+def test_masked_places_win_nothing_where_all_cosines_are_negative() -> None:
+    """One caption has its only embedding in the first place, the other its best one in the second."""
+    image = torch.tensor([[[1.0, 0.0]]])
+    text = torch.tensor([[[-1.0, 0.0], [0.0, 0.0]], [[-1.0, 0.0], [-0.6, 0.8]]])
+    mask = torch.tensor([[True, False], [True, True]])
+    found = set_health(image, text, torch.zeros(2, dtype=torch.long), text_mask=mask)
+    assert float(found["text_slots_used"]) == pytest.approx(2)

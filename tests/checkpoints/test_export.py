@@ -191,6 +191,7 @@ def test_a_card_with_metrics(cli: Cli, make_run: MakeRun, tmp_path: Path) -> Non
     recipe = yaml.safe_load(re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)[0])
     config = load_model(run).config
     assert recipe["optim"] == config.model_dump()["optim"] and recipe["run"] == {"seed": 1, "precision": "bf16"}
+    assert recipe["data"].keys() == {"sampling", "views", "transform", "vocabulary"}
     assert "12 numbers" in text and str(run) not in text and str(config.data.root) not in text
 
 

@@ -283,3 +283,10 @@ def test_clips_resized_without_antialiasing() -> None:
     torch.manual_seed(0)
     first, second = (transform.read([noise] * 3, train=True) for _ in range(2))
     assert torch.equal(first[0], first[1]) and torch.equal(first[0], first[2]) and not torch.equal(first, second)
+
+
+def test_a_duration_is_that_of_the_next_frame_alone() -> None:
+    """The second frame has no control block: it does not inherit the first one's 20."""
+    head, control, end = b"GIF89a" + bytes(7), b"!\xf9\x04\0\x14\0\0\0", b";"
+    frame = b"," + bytes(9) + b"\x02\x01\0\0"
+    assert gif_durations(head + control + frame + frame + end) == [20, 10]

@@ -93,3 +93,13 @@ def test_a_caption_without_tokens_is_named(tiny_bert: Path, tmp_path: Path) -> N
     captions.write_text("\n".join([*lines[:3], "\u200b", *lines[4:]]) + "\n")
     data = TrainingData(precomp(str(root), "train"), Subwords.read(str(folder)), 0.2, seed=1)
     assert isinstance(error := data[0, np.arange(8)], InputError) and "caption 3 has no tokens" in str(error)
+
+
+def test_captions_are_cut_at_the_smallest_length(tiny_bert: Path) -> None:
+    """Those that were split before it was known, too."""
+    pieces, captions = Subwords.read(str(tiny_bert)), ["dog " * 9, "a dog"]
+    assert np.diff(pieces.encode_all(captions)[0].ends, prepend=0).tolist() == [11, 4]
+    for length in (6, 8):
+        pieces.cut(length)
+        assert pieces.max_length == 6
+        assert np.diff(pieces.encode_all(captions)[0].ends, prepend=0).tolist() == [6, 4]

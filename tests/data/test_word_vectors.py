@@ -59,6 +59,9 @@ def test_the_result_is_kept_until_file_or_words_change(tmp_path: Path, cache: Pa
     write(file, ["dog 5 5 5", "a 1 1 1"])
     os.utime(file, ns=(1, 1))
     assert read_vectors(file, ["dog"], 3)[0].tolist() == [[5, 5, 5]]
+    write(file, ["dog 6 6 6", "a 1 1 1"])  # as long as before
+    os.utime(file, ns=(2, 2))
+    assert read_vectors(file, ["dog"], 3)[0].tolist() == [[6, 6, 6]]
 
 
 @pytest.mark.parametrize(

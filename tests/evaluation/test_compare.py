@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import Outcome, write_precomp
+from helpers import Outcome, save_vse_infty, words_file, write_precomp
 
 import vse
+from vse.checkpoints.load import convert
 from vse.data.formats import precomp
 from vse.errors import InputError
 from vse.evaluation.compare import compare
@@ -229,3 +230,12 @@ def test_validation_is_in_the_evaluations_precision(
     for settings in ([], ["eval.precision=bf16", f"run.dir={tmp_path / 'again'}"]):
         assert cli("train", *half, *settings).code == 0
     assert seen == ["fp32", "bf16"]
+
+
+def test_a_vocabulary_is_for_the_members_that_have_none(data_folder: Path, tmp_path: Path) -> None:
+    words, others = (words_file(tmp_path / f"{name}.json", 29) for name in ("words", "others"))
+    others.write_text(others.read_text().replace("dog", "wolf"))
+    official, converted = save_vse_infty(tmp_path / "model_best.pth"), tmp_path / "converted.pt"
+    convert(official, converted, vocabulary=words)
+    found = compare([str(converted), str(official)], [f"data.root={data_folder}"], vocabulary=others).metrics
+    assert found["converted.pt"]["i2t"] != found["model_best.pth"]["i2t"]

@@ -3,10 +3,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import in_processes
 from torch import Tensor
 
 import vse
 from vse.data.formats import precomp
+from vse.data.part import choose_images
 from vse.errors import InputError
 from vse.evaluation.encode import check_corpus, encode_corpus
 from vse.ragged import RaggedSets
@@ -53,3 +55,16 @@ def test_features_of_another_width(make_run: MakeRun, tmp_path: Path) -> None:
     model, wide = vse.load(make_run()), precomp(str(write_precomp(tmp_path, width=13)), "dev")
     with pytest.raises(InputError, match="its features are 13 wide, but the model reads 12"):
         check_corpus(model, wide)
+
+
+def test_fewer_items_than_processes(make_run: MakeRun, data_folder: Path, tmp_path: Path) -> None:
+    """Each process encodes all of them."""
+    model, corpus = vse.load(make_run()), choose_images(precomp(str(data_folder), "dev"), 2, seed=1)
+    one = encode_corpus(model, corpus, 4, progress=False)
+
+    def check() -> None:
+        found = encode_corpus(model, corpus, 4, progress=False)
+        torch.testing.assert_close(found.images, one.images)
+        torch.testing.assert_close(found.captions, one.captions)
+
+    in_processes(3, tmp_path, check)

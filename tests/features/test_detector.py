@@ -112,8 +112,8 @@ def test_boxes_that_overlap_come_last(detector: Detector) -> None:
     chosen, best, labels = small._choose(moved, scores, (40, 40))
     assert chosen.tolist() == boxes[[1, 2, 3]].tolist() and labels.tolist() == [2, 1, 1]
     assert best.tolist() == pytest.approx([0.7, 0.3, 0.6])
-    few = small._choose(moved[:1], scores[:1], (40, 40))[0]
-    assert few.tolist() == boxes[[0, 0, 0]].tolist()
+    few = small._choose(moved[:2], scores[:2], (40, 40))[0]
+    assert few.tolist() == boxes[[1, 0, 0]].tolist()  # the last one again
 
 
 def test_bad_detector_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -196,6 +196,7 @@ def test_mistakes_are_one_line(grid: list[str], cli: Cli, tmp_path: Path) -> Non
         for change, differs in (
             ("data.transform.size=32", "transform"),
             ("model.image.encoder.weights=null", "weights_sha256"),
+            ("run.precision=bf16", "precision"),
         ):
             other = cli("extract_features", *arguments, change, "--split", split).error
             assert f"dev_manifest.json: made with another {differs}; remove it with its features" in other
@@ -223,7 +224,7 @@ def test_mistakes_are_one_line(grid: list[str], cli: Cli, tmp_path: Path) -> Non
     gone = cli("extract_features", *arguments, "--split", "dev").error
     assert "dev_ims.npy: is missing, though dev_manifest.json says that the split is finished; remove that file" in gone
     (tmp_path / "kept.npy").rename(result)
-    for content in ("{", "[]"):
+    for content in ("{", "[]", "{}"):
         (tmp_path / "mine" / "dev_manifest.json").write_text(content)
         assert "dev_manifest.json: " in cli("extract_features", config, tmp_path / "mine", *settings).error
     picture = tmp_path / "pictures" / "images" / "3.jpg"

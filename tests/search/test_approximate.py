@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from similarity_cases import make
 
 from vse.ragged import RaggedSets, Sets
 from vse.search.approximate import About, Proposals, choose_factory, recall
-from vse.search.index import Index
+from vse.search.index import Index, Kind
 from vse.search.shards import Shards
 
 CPU = torch.device("cpu")
@@ -142,3 +143,29 @@ def test_without_faiss(
     assert command("embed", run, run, *out).code == 0
     assert command("search", tmp_path / "index", "a dog").code == 0
     assert "pip install 'vse-retrieval[faiss]'" in command("search", tmp_path / "index", "x", "--approximate").error
+
+
+def test_more_items_are_proposed_where_more_are_wanted(tmp_path: Path) -> None:
+    """The 100 candidates that ten items need are too few for 150."""
+    pytest.importorskip("faiss")
+    index = Index(write_index(tmp_path, drawn(300, 1, False, 0)), make("cosine", torch.float32), CPU)
+    index.build_approximate()
+    queries = drawn(3, 1, False, 1)
+    exact, found = (index.search_sets(queries, "captions", 150, approximately) for approximately in (False, True))
+    assert torch.equal(found.positions, exact.positions)
+
+
+@pytest.mark.parametrize("kind", ["images", "captions"])
+def test_an_indexs_own_items_are_queries_of_their_own_kind(kind: Kind, tmp_path: Path) -> None:
+    pytest.importorskip("faiss")
+    asked = []
+
+    class Listening(Index):
+        def search_sets(self, queries: Sets, kind: Kind, *rest: Any, **more: Any) -> Any:
+            asked.append(kind)
+            return super().search_sets(queries, kind, *rest, **more)
+
+    Listening(
+        write_index(tmp_path, drawn(20, 1, False, 0), kind), make("cosine", torch.float32), CPU
+    ).build_approximate()
+    assert set(asked) == {kind}

@@ -203,6 +203,8 @@ def test_results_of_other_settings(study: Study, ranks: dict[str, FoldRanks], tm
     file = str(tmp_path / "own.yaml")
     longer = read_study(file, ["train.epochs=9"], study.folder)
     assert read_result(longer.runs[0], longer) is None
+    patient = read_study(file, ["train.patience=2"], study.folder)
+    assert read_result(patient.runs[0], patient) is None
     other = read_study(file, ["model.embed_dim=8"], study.folder)
     with pytest.raises(
         InputError, match=r"seed_1: was trained with other settings: model.embed_dim \(96 in the run, 8"

@@ -94,3 +94,13 @@ def test_what_else_is_refused(cli: Cli, tiny: list[str], pull: list[str]) -> Non
     assert "train.accumulate: mmd judges a batch as a whole" in error
     error = cli("train", *tiny, *pull, "train.accumulate=2", "train.queue={size: 40}").error
     assert "train.accumulate: does not go with train.queue" in error
+
+
+def test_the_last_step_is_the_mean_of_the_batches_that_are_left(tiny: list[str], pull: list[str]) -> None:
+    """30 batches of 4 in steps of 4 leave two: they are the last of the 15 batches of 8."""
+    few = begin(tiny, *pull, "train.batch_size=4", "train.accumulate=4", "train.clip_norm=null")
+    many = begin(tiny, *pull, "train.batch_size=8", "train.clip_norm=null")
+    few.step, many.step = few.steps_per_epoch - 1, many.steps_per_epoch - 1
+    found, expected = few.train_step(next(few.steps())), many.train_step(next(many.steps()))
+    for name in ("total", "gradient_norm"):
+        assert float(found[name]) == pytest.approx(float(expected[name]), rel=1e-4), name

@@ -13,6 +13,7 @@ from vse.config import MiningConfig
 from vse.data.batches import BatchSampler
 from vse.errors import InputError
 from vse.evaluation.blocks import NaNScores, blocks_of_embeddings, blocks_of_matrix
+from vse.evaluation.encode import encode_corpus
 from vse.ragged import RaggedSets
 from vse.similarity import cosine, max_sim
 from vse.training.mining import hardest_captions, is_due, mine
@@ -134,3 +135,15 @@ def test_mining_trains_and_is_repeatable(cli: Callable[..., Outcome], tiny: list
     weights = {name: weights_of(tmp_path / name, "last.pt") for name in ("plain", "one", "two")}
     assert same_weights(weights["one"], weights["two"])
     assert not same_weights(weights["plain"], weights["one"])
+
+
+def test_a_run_mines_in_the_precision_of_its_evaluations(tiny: list[str]) -> None:
+    settings = [*tiny[1:], "train.mining={negatives: 20, start_epoch: 0}", "eval.precision=bf16"]
+    training = Training(read_config(tiny[0], settings))
+    next(training.batches())
+    tables = {}
+    for precision in ("bf16", "fp32"):
+        scores = blocks_of_embeddings(*encode_corpus(training.model, training.train_corpus, 256, precision))
+        tables[precision] = hardest_captions(scores, training.train_corpus.image_of_caption, 20)
+    assert training.sampler.confused is not None and np.array_equal(training.sampler.confused, tables["bf16"])
+    assert not np.array_equal(tables["fp32"], tables["bf16"])

@@ -105,7 +105,7 @@ STEPS = [([0, 1, 2], [0, 0, 1, 2]), ([3, 4, 1], [3, 4, 1]), ([5, 0, 6], [5, 0, 6
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("sets", ["vectors", "sets", "ragged"])
-@pytest.mark.parametrize("size", [4, 5, 100])
+@pytest.mark.parametrize("size", [2, 4, 5, 100])
 def test_every_loss_beside_the_queue_equals_brute_force(name: str, sets: str, size: int) -> None:
     """Images come back while they are queued, so there are positives between batch and queue in both directions."""
     torch.manual_seed(size)

@@ -12,7 +12,10 @@ from typing import Any
 import pytest
 import torch
 from helpers import Outcome, launch_training, read_jsonl, same_weights, weights_of, write_precomp
+from processes import in_processes
 
+from vse import distributed
+from vse.build import read_config
 from vse.checkpoints.native import load_checkpoint
 from vse.training import trainer
 
@@ -203,3 +206,15 @@ def test_a_run_folder_belongs_to_one_process(cli: Cli, tiny: list[str], tmp_path
     assert "another process is training in" in cli("train", *tiny).error
     process.kill()
     process.communicate()
+
+
+def test_another_number_of_processes_draws_other_numbers_in_each(tiny: list[str], tmp_path: Path) -> None:
+    """One process saved the state, two go on: the dropout of one is not that of the other."""
+    state = trainer.Training(read_config(tiny[0], tiny[1:])).state()
+
+    def check() -> None:
+        trainer.Training(read_config(tiny[0], tiny[1:])).restore(state, tmp_path / "last.pt")
+        drawn = distributed.collect(torch.rand(4).tolist())
+        assert not drawn or drawn[0] != drawn[1]
+
+    in_processes(2, tmp_path, check)

@@ -369,3 +369,25 @@ def test_the_second_stage_of_pvse_trains_the_cnn(cli: Cli, tmp_path: Path) -> No
     rates = [record["train"]["lr"] for record in read_jsonl(tmp_path / "two" / "metrics.jsonl") if "train" in record]
     assert rates[0] == 2e-4  # the schedule begins anew
     assert cli("eval", tmp_path / "two").code == 0
+
+
+def test_a_fresh_part_of_an_encoder_starts_from_its_published_weights(
+    cli: Cli, tiny: list[str], tiny_bert: Path, tmp_path: Path
+) -> None:
+    """And not at random, though the rest of the encoder comes from the checkpoint."""
+    config = small_config("vse_infty/f30k_region_bert.yaml", tiny)
+    config = [setting for setting in config if "word_dim" not in setting] + [f"model.text.encoder.model={tiny_bert}"]
+    assert cli("train", *config, "train.epochs=1", "optim.lr=0.01").code == 0
+    config += [f"run.dir={tmp_path / 'second'}", f"train.start_from={tmp_path / 'run'}"]
+    found = state_of(begin(config, "train.start_fresh=[text.encoder.bert]"))
+    anew, trained = state_of(begin(config, "train.start_from=null")), weights_of(tmp_path / "run", "best.pt")
+    assert same_weights(below(found, "text.encoder.bert."), below(anew, "text.encoder.bert."))
+    assert same_weights(beside(found, "text.encoder.bert."), beside(trained, "text.encoder.bert."))
+    assert not same_weights(below(found, "text.encoder.bert."), below(trained, "text.encoder.bert."))
+
+
+def test_rare_words_extend_no_vocabulary(first: Path, second: list[str], corpus_folder: Path) -> None:
+    add_words(corpus_folder, ["wolf", "zebra", "zebra"])
+    training = begin(second, "data.vocabulary.extend=true", "data.vocabulary.min_count=2")
+    assert isinstance(training.vocabulary, Vocabulary)
+    assert "zebra" in training.vocabulary.ids and "wolf" not in training.vocabulary.ids

@@ -139,3 +139,18 @@ def test_mlflow_that_fails_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "nonsense://host")
     with pytest.raises(InputError, match="run.tracker: mlflow: nonsense://host"):
         trackers.MLflow(tmp_path, {}, 0)
+
+
+def test_tensorboard_keeps_what_was_logged_before_a_run_went_on(tmp_path: Path) -> None:
+    """The step of the checkpoint is kept, and the one after it is logged anew."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for before, numbers in ((0, {1: 5.0, 2: 4.0, 3: 9.0}), (2, {3: 3.0})):
+        tracker = trackers.TensorBoard(tmp_path, {}, before)
+        for step, number in numbers.items():
+            tracker.log({"train/total": number}, step)
+        tracker.close()
+        time.sleep(0.01)
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("train/total")] == [(1, 5.0), (2, 4.0), (3, 3.0)]
