@@ -14,8 +14,8 @@ demo: setup
 	$(BIN)/python scripts/train.py configs/demo.yaml
 	$(BIN)/python scripts/eval.py runs/demo
 
-# The tests' models are too small for a second thread, so the tests run side by side: a process per core, one thread each
-# (tests/conftest.py). A file's tests stay together, as they share what is slow to set up.
+# The tests' models are too small for a second thread, so the tests run side by side, one thread each (tests/conftest.py). A
+# file's tests stay together, as they share what is slow to set up. Compiled files are kept, as many tests start a Python.
 test: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
