@@ -70,6 +70,7 @@ def test_the_result_is_kept_until_file_or_words_change(tmp_path: Path, cache: Pa
         (["dog 1 2", "cat 1 2"], "line 1 has a word and 2 numbers, expected 3"),
         (["2 4", "dog 1 2 3 4"], "line 2 has a word and 4 numbers, expected 3"),
         (["the 1 2 3", "a 1 2 3", "dog 1 x 3"], "line 3: expected a word and 3 numbers"),
+        (["the nan 2 3", "dog 1 2 3", "cat 1 inf 3"], "line 3: NaN or Inf in the vector of a word"),
     ],
 )
 def test_bad_files(tmp_path: Path, lines: list[str], message: str) -> None:

@@ -150,7 +150,6 @@ def test_tensorboard_keeps_what_was_logged_before_a_run_went_on(tmp_path: Path) 
         for step, number in numbers.items():
             tracker.log({"train/total": number}, step)
         tracker.close()
-        time.sleep(0.01)
     events = EventAccumulator(str(tmp_path))
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars("train/total")] == [(1, 5.0), (2, 4.0), (3, 3.0)]

@@ -80,6 +80,8 @@ def _read(path: Path, words: Sequence[str], dim: int, size: int) -> tuple[np.nda
                     vectors[place] = np.array(parts[-dim:], dtype=np.float32)
                 except ValueError:
                     raise InputError(f"{path}: line {number}: expected a word and {dim} numbers") from None
+                if not np.isfinite(vectors[place]).all():
+                    raise InputError(f"{path}: line {number}: NaN or Inf in the vector of a word")
                 found[place], exact[place] = True, same
     return vectors, found
 
