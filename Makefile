@@ -15,7 +15,8 @@ demo: setup
 	$(BIN)/python scripts/eval.py runs/demo
 
 # The tests' models are too small for a second thread, so the tests run side by side, one thread each (tests/conftest.py). A
-# file's tests stay together, as they share what is slow to set up. Compiled files are kept, as many tests start a Python.
+# file's tests stay together, as they share what is slow to set up. Python may keep compiled files, since many
+# tests start a Python of their own.
 test: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

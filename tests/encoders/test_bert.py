@@ -130,6 +130,8 @@ def test_other_text_models(kind: str, tmp_path: Path, tokens: tuple[Tensor, Tens
     assert bert(torch.full((1, longest), 7)).features.shape == (1, longest, 8)
     with pytest.raises(ValueError, match=f"tokens must be at most {longest} for this text model, got {longest + 1}"):
         bert(torch.full((1, longest + 1), 7))
+    pytest.importorskip("peft")
+    assert any("lora_" in name for name, p in encoder(folder, lora=2).named_parameters() if p.requires_grad)
 
 
 def test_a_tokenizer_may_have_as_many_tokens_as_the_model_knows(tiny_bert: Path) -> None:

@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -435,7 +435,8 @@ def add_lora(model: nn.Module, rank: int) -> None:
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     targets = [name for name in linear if name.rpartition(".")[2] in _LORA_PARTS]
     if not targets:
-        known, net = ", ".join(sorted(_LORA_PARTS)), cast(Any, model)
+        net: Any = model
+        known = ", ".join(sorted(_LORA_PARTS))
         raise ValueError(f"lora: {net.config.model_type} has no linear layers of these names: {known}")
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets), model)
 
